@@ -1,0 +1,68 @@
+# Each target does its own set-up in .venv. The first one compiles llama.cpp, for about 6 minutes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := torch==2.13.0
+LLAMA := $(shell sed -n 's/.*"llama-cpp-python==\([0-9.]*\)".*/\1/p' pyproject.toml)
+PACKAGES := core cli convert quantize runtime
+
+# Where the compiled llama-cpp-python wheel is kept. Safe to delete; then it is compiled anew.
+SAMPAN_WHEELS ?= build/wheels
+
+.PHONY: demo test test-all lint types bench docs clean
+
+demo: $(VENV)/sampan
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/lint $(VENV)/sampan
+	$(BIN)/python tests/link_types.py build/types
+	$(BIN)/mypy
+
+# CHECKPOINT=folder of a model, such as Qwen2.5-Coder-1.5B-Instruct in bfloat16
+bench: $(VENV)/test
+	$(BIN)/python benchmarks/convert.py $(CHECKPOINT)
+
+docs: $(VENV)/sampan
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) build
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sampan needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/llama: $(VENV)/bin/python pyproject.toml
+	@mkdir -p $(SAMPAN_WHEELS)
+	@ls $(SAMPAN_WHEELS)/llama_cpp_python-$(LLAMA)-*.whl >/dev/null 2>&1 || { \
+	  echo "Compiling llama.cpp (llama-cpp-python $(LLAMA) has no wheel on PyPI): about 6 minutes on 2 cores, once."; \
+	  $(PIP) wheel --quiet --no-deps --wheel-dir $(SAMPAN_WHEELS) "llama-cpp-python==$(LLAMA)" & pid=$$!; start=$$(date +%s); \
+	  while kill -0 $$pid 2>/dev/null; do sleep 1; now=$$(( $$(date +%s) - start )); \
+	    [ $$((now % 30)) -ne 0 ] || echo "  compiling, $$now s"; done; wait $$pid; }
+	$(PIP) install --quiet --find-links $(SAMPAN_WHEELS) "llama-cpp-python==$(LLAMA)"
+	@touch $@
+
+$(VENV)/sampan: $(VENV)/llama pyproject.toml
+	$(PIP) install --quiet --editable .
+	@touch $@
+
+# torch first: a CPU build where the index offers one under this exact version
+$(VENV)/test: $(VENV)/sampan pyproject.toml
+	$(PIP) install --quiet "$(TORCH)"
+	$(PIP) install --quiet --editable ".[test]"
+	@touch $@
+
+$(VENV)/lint: $(VENV)/bin/python pyproject.toml
+	$(PIP) install --quiet mypy ruff numpy click types-PyYAML types-tqdm
+	@touch $@
