@@ -1,0 +1,1 @@
+"""sampan carries big open models to small devices."""

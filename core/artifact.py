@@ -1,0 +1,180 @@
+"""Output that appears under its final name only when it is complete, and can be resumed after a kill.
+
+`model.gguf` is written as `model.gguf.part`, laid out at full size, with `model.gguf.journal` beside it:
+a first line that identifies the job, then lines that list finished work. The journal carries the lock,
+which the kernel drops with the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError, wrong
+from .units import human
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A file of an artifact: its final path, its first bytes, its whole size."""
+
+    path: Path
+    header: bytes
+    size: int
+
+    @property
+    def part(self) -> Path:
+        return self.path.with_name(self.path.name + ".part")
+
+
+@dataclass(slots=True)
+class Job:
+    """An open output: write with `os.pwrite(fds[n], …)`, report finished work with `record`.
+
+    `records` are the entries of an earlier, killed run of the same job; `restarted` says why an earlier
+    run was thrown away instead.
+    """
+
+    files: tuple[OutputFile, ...]
+    journal: Path
+    lock_fd: int
+    fds: list[int] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    restarted: str = ""
+
+    def record(self, entry: dict[str, Any]) -> None:
+        """Make the data durable, then the note that says so: the note never outlives the data."""
+        for fd in self.fds:
+            os.fdatasync(fd)
+        os.write(self.lock_fd, json.dumps(entry).encode() + b"\n")
+        os.fdatasync(self.lock_fd)
+
+    def commit(self) -> None:
+        """Give every file its final name; the journal goes last."""
+        for fd in self.fds:
+            os.fsync(fd)
+        for file in self.files:
+            file.part.replace(file.path)
+        _sync_folder(self.journal.parent)
+        self.journal.unlink()
+
+
+@contextlib.contextmanager
+def open_job(out: Path, files: tuple[OutputFile, ...], identity: dict[str, Any], *, overwrite: bool) -> Iterator[Job]:
+    """Lock, lay out (or resume) and finally close an output; nothing is committed here.
+
+    Raises InputError when the output exists, is being written by another run, or does not fit the disk.
+    """
+    for file in files:
+        if file.path.is_dir():
+            raise wrong(file.path, "a file name for the output", "a folder")
+        if file.path.exists() and not overwrite:
+            raise wrong(file.path, "a new file name", "an existing file", "use --overwrite to replace it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    journal = out.with_name(out.name + ".journal")
+    lock_fd = _lock(journal, out)
+    job = Job(files, journal, lock_fd)
+    try:
+        _recover(job, identity)
+        try:
+            for file in files:
+                job.fds.append(_lay_out(file, fresh=not job.records))
+        except InputError:
+            discard(out, files)
+            raise
+        if not job.records:
+            os.ftruncate(lock_fd, 0)
+            os.write(lock_fd, json.dumps(identity).encode() + b"\n")
+        yield job
+    finally:
+        for fd in (*job.fds, lock_fd):
+            os.close(fd)
+
+
+def discard(out: Path, files: Iterable[OutputFile]) -> None:
+    """Remove an unfinished output and its journal."""
+    for path in (*(f.part for f in files), out.with_name(out.name + ".journal")):
+        path.unlink(missing_ok=True)
+
+
+def _lock(journal: Path, out: Path) -> int:
+    while True:
+        fd = os.open(journal, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise InputError(f"{out}: another run is writing this output; wait for it or choose another name") from None
+        if journal.exists() and os.fstat(fd).st_ino == journal.stat().st_ino:
+            return fd
+        os.close(fd)  # the run before us finished and removed the journal between our two calls
+
+
+def _recover(job: Job, identity: dict[str, Any]) -> None:
+    """Read an earlier run's journal; another job's leaves are thrown away."""
+    lines = job.journal.read_bytes().split(b"\n")
+    if lines == [b""]:
+        return
+    try:
+        found = [json.loads(line) for line in lines[:-1]]  # what follows the last newline was cut by a kill
+    except ValueError:
+        found = []
+    parts = all(f.part.exists() and f.part.stat().st_size == f.size for f in job.files)
+    before = found[0] if found and isinstance(found[0], dict) else {}
+    other = [key for key in identity if before.get(key) != identity[key]]
+    if not before or (not other and not parts):
+        job.restarted = "an unfinished output was found, but it is damaged"
+    elif other:
+        job.restarted = f"an unfinished output was found, but with another {', '.join(other)}"
+    else:
+        job.records = found[1:]
+        os.ftruncate(job.lock_fd, sum(len(line) + 1 for line in lines[:-1]))
+    if not job.records:
+        for file in job.files:
+            file.part.unlink(missing_ok=True)
+
+
+def _lay_out(file: OutputFile, *, fresh: bool) -> int:
+    """Open a part file; a fresh one gets its header and all its room, so that a full disk shows at once."""
+    fd = os.open(file.part, os.O_RDWR | os.O_CREAT, 0o644)
+    if not fresh:
+        return fd
+    try:
+        free = shutil.disk_usage(file.part.parent).free
+        if free < file.size:
+            raise OSError(errno.ENOSPC, "")
+        os.posix_fallocate(fd, 0, file.size)
+        os.pwrite(fd, file.header, 0)
+    except OSError as e:
+        os.close(fd)
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = shutil.disk_usage(file.part.parent).free
+            raise wrong(file.path, f"{human(file.size)} of free disk", f"{human(free)}") from None
+        raise
+    return fd
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A small file, complete or not there."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    part.replace(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,152 @@
+"""A Hugging Face checkpoint, opened lazily: config, small files and tensor locations, no weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError, brief, wrong
+from .safetensors import ReadAt, TensorInfo, read_header
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_JSON = 200_000_000  # bytes; the largest tokenizer.json in the field is a tenth of it
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One safetensors file. `path` is None when only its header was fetched (`--plan` of a hub id).
+
+    `header_sha256` identifies the layout; `sha256` of the whole file is known beforehand only from a hub.
+    """
+
+    name: str
+    path: Path | None
+    size: int
+    header_sha256: str
+    sha256: str | None
+    tensors: Mapping[str, TensorInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """`folder` holds the small files (config, tokenizer, template); `shards` where every tensor lies."""
+
+    source: str
+    revision: str | None
+    folder: Path
+    config: Mapping[str, Any]
+    shards: tuple[Shard, ...]
+
+    def tensors(self) -> dict[str, tuple[int, TensorInfo]]:
+        """Every tensor by name, with the number of its shard."""
+        return {name: (i, info) for i, shard in enumerate(self.shards) for name, info in shard.tensors.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """How to reach one shard before it is opened."""
+
+    path: Path | None
+    size: int
+    read: ReadAt
+    sha256: str | None = None
+
+
+def open_folder(folder: Path, source: str = "", revision: str | None = None) -> Checkpoint:
+    """Open a checkpoint folder; reads config, index and headers only."""
+    folder = folder.resolve()
+
+    def locate(name: str) -> ShardFile:
+        path = folder / name
+        if not path.is_file():
+            raise wrong(folder / INDEX, f"the shard {name} beside it", "no such file")
+        return ShardFile(path, path.stat().st_size, file_reader(path))
+
+    if not (folder / INDEX).exists() and not (folder / SINGLE).exists():
+        pickle = next((p for p in PICKLES if (folder / p).exists()), None)
+        if pickle:
+            raise wrong(
+                folder / pickle, f"{SINGLE} or {INDEX}", "a pickle, which can run code and is never opened",
+                "convert it to safetensors where you trust it",
+            )  # fmt: skip
+        raise wrong(folder, f"{SINGLE} or {INDEX}", "neither", "is this a Hugging Face checkpoint?")
+    return assemble(folder, source or str(folder), revision, locate)
+
+
+def assemble(folder: Path, source: str, revision: str | None, locate: Callable[[str], ShardFile]) -> Checkpoint:
+    """Read config, index and shard headers; `locate` finds a shard by its name in the index."""
+    config = read_json(folder / "config.json")
+    weight_map = read_weight_map(folder / INDEX) if (folder / INDEX).exists() else None
+    names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
+    shards = tuple(_open_shard(name, locate(name), folder) for name in names)
+    found: dict[str, str] = {}
+    for shard in shards:
+        for tensor in shard.tensors:
+            if tensor in found:
+                raise wrong(f"{shard.name}: {brief(tensor)}", "each tensor in one shard", f"it in {found[tensor]} too")
+            found[tensor] = shard.name
+    if weight_map is not None and weight_map != found:
+        _explain_index(weight_map, found, folder / INDEX)
+    return Checkpoint(source, revision, folder, config, shards)
+
+
+def _open_shard(name: str, file: ShardFile, folder: Path) -> Shard:
+    where = str(file.path or name)
+    tensors = read_header(file.read, file.size, where)
+    length = int.from_bytes(file.read(0, 8), "little")
+    digest = hashlib.sha256(file.read(0, 8 + length)).hexdigest()
+    return Shard(name, file.path, file.size, digest, file.sha256, tensors)
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Tensor name → shard name; a shard name that is not a plain file name is refused."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise wrong(f"{index}: weight_map", "tensor names and their shards", brief(weight_map))
+    for tensor, shard in weight_map.items():
+        plain = isinstance(shard, str) and shard.endswith(".safetensors") and shard == Path(shard).name
+        if not plain or "\\" in shard or shard.startswith("."):
+            raise wrong(f"{index}: {brief(tensor)}", "the plain name of a .safetensors file", brief(shard))
+    return weight_map
+
+
+def _explain_index(expected: dict[str, str], found: dict[str, str], index: Path) -> None:
+    for tensor, shard in expected.items():
+        if found.get(tensor) != shard:
+            raise wrong(f"{index}: {brief(tensor)}", f"it in {shard}", found.get(tensor, "it in no shard"))
+    extra = next(t for t in found if t not in expected)
+    raise wrong(f"{found[extra]}: {brief(extra)}", f"only tensors listed in {index.name}", "one that is not")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a checkpoint, with a clear error for anything else."""
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise wrong(path, f"at most {MAX_JSON} bytes of JSON", f"{path.stat().st_size} bytes")
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise wrong(path, "a file", "none", "is this a Hugging Face checkpoint?") from None
+    except (ValueError, RecursionError) as e:
+        raise wrong(path, "JSON", brief(str(e))) from None
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read: {e.strerror}") from None
+    if not isinstance(value, dict):
+        raise wrong(path, "a JSON object", type(value).__name__)
+    return value
+
+
+def file_reader(path: Path) -> ReadAt:
+    """Positional reads of a file that is opened for each read: for headers, not for weights."""
+
+    def read(offset: int, length: int) -> bytes:
+        with path.open("rb") as f:
+            return os.pread(f.fileno(), length, offset)
+
+    return read

@@ -1,0 +1,20 @@
+"""The one exception a user sees: a single line that says where, what was expected and what was found."""
+
+from __future__ import annotations
+
+
+class InputError(Exception):
+    """Bad usage or bad input (exit code 2): the checkpoint, the file or the option, never a bug of ours."""
+
+
+def wrong(where: object, expected: object, found: object, hint: str = "") -> InputError:
+    """An `InputError` in the project's one form: `where: expected …, found …; hint`."""
+    line = f"{where}: expected {expected}, found {found}"
+    return InputError(f"{line}; {hint}" if hint else line)
+
+
+def brief(value: object, limit: int = 120) -> str:
+    """`value` as one printable line of at most `limit` characters, for error messages about hostile input."""
+    text = value if isinstance(value, str) else repr(value)
+    text = "".join(c if c.isprintable() else "�" for c in text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,201 @@
+"""Checkpoints from a hub: only the files that are needed, through huggingface_hub and in its cache.
+
+HF_HOME, HF_ENDPOINT, HF_TOKEN and the other variables of that library are honoured by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .checkpoint import (
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    ShardFile,
+    assemble,
+    file_reader,
+    open_folder,
+    read_weight_map,
+)
+from .errors import InputError, brief, wrong
+
+SMALL_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "README.md",
+)
+
+
+def is_hub_id(source: str) -> bool:
+    """`owner/name`, and not a folder here."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source)) and not Path(source).exists()
+
+
+def open_source(source: str, revision: str | None = None, *, headers_only: bool = False) -> Checkpoint:
+    """A folder or a hub id → Checkpoint. `headers_only` fetches no weights (range requests)."""
+    if Path(source).is_dir():
+        if revision is not None:
+            raise wrong("--revision", "a hub id as SOURCE", f"the folder {source}")
+        return open_folder(Path(source))
+    if not is_hub_id(source):
+        raise wrong(source, "a checkpoint folder or a hub id such as Qwen/Qwen3-0.6B", "neither")
+    return _open_hub(source, revision, headers_only)
+
+
+def _open_hub(repo: str, revision: str | None, headers_only: bool) -> Checkpoint:
+    import huggingface_hub as hub
+
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        hub.logging.set_verbosity_error()  # its warnings about retries and tokens would stand beside our one line
+    at = f"{repo}@{revision}" if revision else repo
+    with _explained(at):
+        timeout = hub.constants.HF_HUB_ETAG_TIMEOUT
+        info = hub.HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
+    sizes = {s.rfilename: s.size for s in info.siblings or []}
+    digests = {s.rfilename: s.lfs.sha256 for s in info.siblings or [] if s.lfs}
+    commit = info.sha
+
+    def fetch(name: str) -> Path:
+        with _explained(f"{at}: {name}"):
+            return Path(hub.hf_hub_download(repo, name, revision=commit))
+
+    if "config.json" not in sizes:
+        raise wrong(at, "a config.json", "none", "is this a model repository?")
+    folder = fetch("config.json").parent
+    if INDEX not in sizes and SINGLE not in sizes:
+        pickle = any(n.endswith((".bin", ".pt", ".pth")) for n in sizes)
+        raise wrong(at, f"{SINGLE} or {INDEX}", "only pickles, which are never opened" if pickle else "neither")
+    for name in SMALL_FILES:
+        if name in sizes:
+            fetch(name)
+    if INDEX in sizes:
+        shards = sorted(set(read_weight_map(fetch(INDEX)).values()))
+        missing = next((s for s in shards if s not in sizes), None)
+        if missing:
+            raise wrong(f"{at}: {INDEX}", f"the shard {missing} in the repository", "no such file")
+
+    def locate(name: str) -> ShardFile:
+        size, digest = sizes[name], digests.get(name)
+        url = hub.hf_hub_url(repo, name, revision=commit)
+        if headers_only:
+            if size is None:
+                raise wrong(f"{at}: {name}", "a size from the hub", "none")
+            return ShardFile(None, size, _range_reader(url, f"{at}: {name}"), digest)
+        if size and re.fullmatch("[0-9a-f]{64}", digest or "") and not (folder / name).exists():
+            with _explained(f"{at}: {name}"):
+                _download(url, folder.parents[1], digest, size)
+        path = fetch(name)
+        return ShardFile(path, path.stat().st_size, file_reader(path), digest)
+
+    return assemble(folder, repo, commit, locate)
+
+
+def _download(url: str, storage: Path, digest: str, size: int) -> None:
+    """Put a large file where huggingface_hub's cache keeps it, going on where an earlier run was cut off.
+
+    That library continues a file within one run only and then deletes it (its issue 4196), which can cost
+    gigabytes. Files that come through Xet are left to it.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    blob = storage / "blobs" / digest
+    part = blob.with_name(f"{digest}.incomplete")
+    lock = storage.parent / ".locks" / storage.name / f"{digest}.lock"
+    for folder in (blob.parent, lock.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():  # from another revision, or its link was deleted because it is damaged
+            with blob.open("rb") as f:
+                if hashlib.file_digest(f, "sha256").hexdigest() == digest:
+                    return
+            blob.unlink()
+        if get_hf_file_metadata(url).xet_file_data is not None and not constants.HF_HUB_DISABLE_XET:
+            return
+        with part.open("ab") as f:
+            if f.tell() > size:  # two runs wrote it at once, on a disk where locks do not hold
+                f.seek(0)
+                f.truncate()
+            http_get(url, f, resume_size=f.tell(), headers=build_hf_headers(), expected_size=size)
+        part.replace(blob)
+
+
+def _range_reader(url: str, where: str) -> Callable[[int, int], bytes]:
+    """Reads of a remote file; the first 256 KiB come in one request and usually hold the whole header."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    head = b""
+
+    def get(length: int) -> bytes:
+        headers = build_hf_headers() | {"Range": f"bytes=0-{length - 1}", "Accept-Encoding": "identity"}
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        with _explained(where), get_session().stream("GET", url, headers=headers, timeout=timeout) as answer:
+            hf_raise_for_status(answer)
+            if answer.status_code != 206:  # not read: it would be the whole file
+                raise wrong(where, "an answer to a range request (206)", answer.status_code)
+            return bytes(answer.read())
+
+    def read(offset: int, length: int) -> bytes:
+        nonlocal head
+        if offset + length > len(head):
+            head = get(max(offset + length, 1 << 18))
+        return head[offset : offset + length]
+
+    return read
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Turn what the hub library raises into one line that says what to do next; `where` names repository and file."""
+    from huggingface_hub import constants, errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise InputError(
+            f"{where}: this repository is gated: ask for access on its page, then set HF_TOKEN to a token "
+            "that has it, or run `hf auth login`"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise wrong(where, "an existing branch, tag or commit", "none of that name") from None
+    except errors.RepositoryNotFoundError:
+        raise InputError(
+            f"{where}: no such repository, or a private one without access: check the name; for a private "
+            "repository set HF_TOKEN or run `hf auth login`"
+        ) from None
+    except errors.RemoteEntryNotFoundError:
+        raise wrong(where, "the file that the repository lists", "none (404)") from None
+    except errors.HfHubHTTPError as e:
+        said = e.server_message or e.response.reason_phrase
+        hint = "; check HF_TOKEN or run `hf auth login`" if e.response.status_code == 401 else ""
+        raise InputError(f"{where}: the hub answered {e.response.status_code}: {_line(said)}{hint}") from None
+    except errors.OfflineModeIsEnabled:
+        raise InputError(f"{where}: HF_HUB_OFFLINE is set: unset it, or give a folder as SOURCE") from None
+    except (errors.HTTPError, errors.LocalEntryNotFoundError) as e:
+        raise InputError(
+            f"{where}: the connection to {constants.ENDPOINT} failed: {_line(e.__cause__ or e)}; run again to continue"
+        ) from None
+    except errors.HFValidationError as e:
+        raise InputError(f"{where}: not a hub id: {_line(e)}") from None
+    except (json.JSONDecodeError, KeyError):
+        raise wrong(
+            f"{where}: {constants.ENDPOINT}", "a hub's JSON", "something else", "is HF_ENDPOINT right?"
+        ) from None
+    except OSError as e:
+        raise InputError(f"{where}: the download failed: {_line(e)}") from None
+
+
+def _line(message: object) -> str:
+    """A message of another program as one line."""
+    return brief(" ".join(str(message).split()), 300)
