@@ -1,0 +1,17 @@
+"""Rules that several of llama.cpp's schemes share."""
+
+from __future__ import annotations
+
+from ..scheme import Rule
+
+KEEP = (Rule(r"_norm\.weight$|ffn_gate_inp", "f32"),)
+"""Norms and routers stay exact in every scheme."""
+
+EIGHT_EXPERTS = (Rule(r"attn_[kv]\.weight$", "q8_0", when="8 experts"),)
+WIDE_V = (Rule(r"attn_v\.weight$", "q5_k", when="wide"),)
+OUT_8_EXPERTS = (Rule(r"attn_output\.weight$", "q5_k", when="8 experts"),)
+
+
+def head(kind: str) -> tuple[Rule, ...]:
+    """The output head, and the embedding where it serves as head."""
+    return Rule(r"^output\.weight$", kind), Rule(r"^token_embd\.weight$", kind, when="tied")

@@ -1,0 +1,6 @@
+"""4 bits, one float16 scale per 32 values."""
+
+from ..scheme import Scheme
+from ._llama import EIGHT_EXPERTS, KEEP, head
+
+SCHEME = Scheme("q4_0", 2, (*KEEP, *head("q6_k"), *EIGHT_EXPERTS))
