@@ -1,0 +1,1 @@
+"""Checkpoint → artifact: model families, storage encodings, output formats."""

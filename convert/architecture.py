@@ -1,0 +1,161 @@
+"""What a model is, typed: the only thing that output formats know of a config.
+
+A family parses `config.json` into an Architecture once and refuses what it does not know; GGUF and ONNX
+read the Architecture and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["silu"]
+Gating = Literal["softmax", "sigmoid"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearScaling:
+    """Positions divided by `factor`."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class YarnScaling:
+    """YaRN (arXiv 2309.00071). `attention_factor` None means 0.1 · ln(factor) + 1."""
+
+    factor: float
+    original_context: int
+    attention_factor: float | None
+    beta_fast: float
+    beta_slow: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary embedding over the first `dims` of a head, in two halves (not interleaved)."""
+
+    theta: float
+    dims: int
+    scaling: LinearScaling | YarnScaling | None
+
+
+@dataclass(frozen=True, slots=True)
+class GQA:
+    """Grouped-query attention. `qk_norm` is an RMS norm of every head's q and k before the rotation."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool
+    qk_norm: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """Gated feed-forward: down(act(gate(x)) · up(x)), `width` wide."""
+
+    width: int
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
+class MoE:
+    """`used` of `experts` gated feed-forwards, each `width` wide, and `shared_width` of always-on ones.
+
+    `normalise`: the chosen weights are divided by their sum. `shared_gate`: the shared experts are
+    multiplied by a sigmoid gate of their own.
+    """
+
+    experts: int
+    used: int
+    width: int
+    activation: Activation
+    gating: Gating
+    normalise: bool
+    shared_width: int
+    shared_gate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One layer: norm, attention, residual, norm, feed-forward, residual."""
+
+    attention: GQA
+    ffn: Dense | MoE
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """`dense_width` is the config's width of dense layers, kept for formats that record it for MoE models too."""
+
+    family: str
+    hidden: int
+    vocab: int
+    context: int
+    norm_eps: float
+    tied: bool
+    rope: Rope
+    dense_width: int
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One canonical tensor: GGUF's name, row-major shape, layer (-1 outside the blocks).
+
+    `may_be_zero`: an all-zero tensor is no sign of damage (biases).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layer: int = -1
+    may_be_zero: bool = False
+
+
+def tensor_specs(arch: Architecture) -> list[TensorSpec]:
+    """Every tensor that the architecture consists of, in the order of computation."""
+    specs = [TensorSpec("token_embd.weight", (arch.vocab, arch.hidden))]
+    for i, block in enumerate(arch.blocks):
+        for name, shape in _attention(arch.hidden, block.attention) + _ffn(arch.hidden, block.ffn):
+            specs.append(TensorSpec(f"blk.{i}.{name}", shape, i, name.endswith(".bias")))
+    specs.append(TensorSpec("output_norm.weight", (arch.hidden,)))
+    if not arch.tied:
+        specs.append(TensorSpec("output.weight", (arch.vocab, arch.hidden)))
+    return specs
+
+
+_Shapes = list[tuple[str, tuple[int, ...]]]
+
+
+def _attention(hidden: int, a: GQA) -> _Shapes:
+    q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
+    shapes: _Shapes = [("attn_norm.weight", (hidden,))]
+    for part, width in (("q", q), ("k", kv), ("v", kv)):
+        shapes.append((f"attn_{part}.weight", (width, hidden)))
+        if a.qkv_bias:
+            shapes.append((f"attn_{part}.bias", (width,)))
+        if a.qk_norm and part != "v":
+            shapes.append((f"attn_{part}_norm.weight", (a.head_dim,)))
+    return [*shapes, ("attn_output.weight", (hidden, q))]
+
+
+def _ffn(hidden: int, f: Dense | MoE) -> _Shapes:
+    shapes: _Shapes = [("ffn_norm.weight", (hidden,))]
+    if isinstance(f, Dense):
+        return shapes + _gated("ffn_{}.weight", hidden, f.width)
+    shapes.append(("ffn_gate_inp.weight", (f.experts, hidden)))
+    shapes += [(n, (f.experts, *s)) for n, s in _gated("ffn_{}_exps.weight", hidden, f.width)]
+    if f.shared_width:
+        if f.shared_gate:
+            shapes.append(("ffn_gate_inp_shexp.weight", (1, hidden)))
+        shapes += _gated("ffn_{}_shexp.weight", hidden, f.shared_width)
+    return shapes
+
+
+def _gated(name: str, hidden: int, width: int) -> _Shapes:
+    return [
+        (name.format("gate"), (width, hidden)),
+        (name.format("up"), (width, hidden)),
+        (name.format("down"), (hidden, width)),
+    ]

@@ -1,0 +1,137 @@
+"""The whole conversion: checkpoint → architecture → plan → fill → artifact with its manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sampan.artifact import Job, discard, open_job, write_atomically
+from sampan.checkpoint import Checkpoint
+from sampan.errors import InputError, wrong
+from sampan.quantize import get_scheme
+from sampan.registry import load
+
+from .binding import Binding, bind, check_redundant_head
+from .family import read_architecture
+from .fill import Progress, fill
+from .plan import Format, Plan
+from .work import Work, cut
+
+DEFAULT_MEMORY = 256 * 10**6  # bytes of row buffers
+PROGRAM_MEMORY = 250 * 10**6  # bytes that the program and a large vocabulary take beside the buffers, measured
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A planned conversion, nothing written yet."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    binding: Binding
+    work: Work
+    out: Path
+    jobs: int
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(s.size for s in self.checkpoint.shards)
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes: the row buffers, the headers, the program."""
+        return self.work.buffers(self.jobs) + sum(len(f.header) for f in self.plan.files) + PROGRAM_MEMORY
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    out: Path,
+    to: str,
+    quant: str,
+    *,
+    jobs: int | None = None,
+    max_memory: int = DEFAULT_MEMORY,
+    split: int | None = None,
+) -> Conversion:
+    """Read the config and the headers, choose every type and lay every byte out."""
+    form: Format = load("sampan.convert.formats", to, "FORMAT", "--to")
+    scheme_name = form.portable.get(quant, quant)
+    scheme = get_scheme(scheme_name)
+    _refuse_output_in_source(checkpoint, out)
+    family, arch = read_architecture(checkpoint)
+    binding = bind(checkpoint, family, arch)
+    plan = form.plan(checkpoint, arch, binding, scheme_name, scheme, out, split)
+    jobs = jobs or os.cpu_count() or 1
+    work = cut(plan, len(checkpoint.shards), jobs, max_memory)
+    return Conversion(checkpoint, plan, binding, work, out, jobs)
+
+
+def _refuse_output_in_source(checkpoint: Checkpoint, out: Path) -> None:
+    target = out.resolve()
+    inputs = {p.resolve() for p in checkpoint.folder.iterdir()} | {checkpoint.folder.resolve()}
+    if target in inputs and (target.is_dir() or target.suffix != ".gguf"):
+        raise wrong("--output", "a file that is not part of the source", str(out))
+
+
+def convert(
+    c: Conversion, *, allow_zero: bool = False, overwrite: bool = False, progress: Progress = lambda n: None
+) -> Job:
+    """Write the artifact. A killed run leaves `.part` and `.journal` files, and the same call resumes it."""
+    with open_job(c.out, c.plan.files, _identity(c, allow_zero), overwrite=overwrite) as job:
+        try:
+            check_redundant_head(c.checkpoint, c.binding)
+            hashes = fill(c.work, c.checkpoint, job, c.jobs, allow_zero=allow_zero, progress=progress)
+            _check_unchanged(c.checkpoint)
+        except InputError:
+            discard(c.out, c.plan.files)
+            raise
+        job.commit()
+        write_atomically(manifest_path(c.out), json.dumps(_manifest(c, hashes), indent=1).encode() + b"\n")
+    return job
+
+
+def manifest_path(out: Path) -> Path:
+    """`model.gguf` → `model.gguf.manifest.json`."""
+    return out.with_name(out.name + ".manifest.json")
+
+
+def _identity(c: Conversion, allow_zero: bool) -> dict[str, Any]:
+    """What must be the same for an unfinished output to be continued."""
+    return {
+        "version": f"{version('sampan')}, llama-cpp-python {version('llama-cpp-python')}",
+        "source": _source_identity(c.checkpoint),
+        "options": {"plan": c.plan.digest(), "chunk": c.work.values, "allow_zero": allow_zero},
+    }
+
+
+def _source_identity(checkpoint: Checkpoint) -> list[list[Any]]:
+    identity = []
+    for shard in checkpoint.shards:
+        assert shard.path is not None  # noqa: S101 - only a plan is made without files
+        status = shard.path.stat()
+        identity.append([shard.name, status.st_size, status.st_mtime_ns, shard.header_sha256])
+    return identity
+
+
+def _check_unchanged(checkpoint: Checkpoint) -> None:
+    for shard in checkpoint.shards:
+        assert shard.path is not None  # noqa: S101 - only a plan is made without files
+        if shard.path.stat().st_size != shard.size:
+            raise wrong(shard.path, f"{shard.size} bytes", shard.path.stat().st_size, "it changed while it was read")
+
+
+def _manifest(c: Conversion, hashes: dict[str, str]) -> dict[str, Any]:
+    return {
+        "manifest_version": 1,
+        "sampan": version("sampan"),
+        "llama_cpp_python": version("llama-cpp-python"),
+        "source": {"id": c.checkpoint.source, "revision": c.checkpoint.revision, "sha256": hashes},
+        "family": c.plan.arch.family,
+        "scheme": c.plan.scheme,
+        "files": {f.path.name: f.size for f in c.plan.files},
+        "bits_per_weight": round(c.plan.bits_per_weight, 4),
+        "tensors": {t.bound.spec.name: t.type.name for t in c.plan.tensors},
+    }

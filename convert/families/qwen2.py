@@ -1,0 +1,31 @@
+"""Qwen2 and Qwen2.5, 0.5B to 72B: biased q, k and v; the small sizes tie the embedding."""
+
+from ..family import Family, Source
+
+_L = "model.layers.{i}."
+
+FAMILY = Family(
+    architectures=("Qwen2ForCausalLM",),
+    model_types=("qwen2",),
+    qkv_bias=True,
+    qk_norm=False,
+    head_dim=None,
+    sources={
+        "token_embd.weight": (Source("model.embed_tokens.weight"),),
+        "output_norm.weight": (Source("model.norm.weight"),),
+        "output.weight": (Source("lm_head.weight"),),
+        "blk.{i}.attn_norm.weight": (Source(_L + "input_layernorm.weight"),),
+        "blk.{i}.attn_q.weight": (Source(_L + "self_attn.q_proj.weight"),),
+        "blk.{i}.attn_q.bias": (Source(_L + "self_attn.q_proj.bias"),),
+        "blk.{i}.attn_k.weight": (Source(_L + "self_attn.k_proj.weight"),),
+        "blk.{i}.attn_k.bias": (Source(_L + "self_attn.k_proj.bias"),),
+        "blk.{i}.attn_v.weight": (Source(_L + "self_attn.v_proj.weight"),),
+        "blk.{i}.attn_v.bias": (Source(_L + "self_attn.v_proj.bias"),),
+        "blk.{i}.attn_output.weight": (Source(_L + "self_attn.o_proj.weight"),),
+        "blk.{i}.ffn_norm.weight": (Source(_L + "post_attention_layernorm.weight"),),
+        "blk.{i}.ffn_gate.weight": (Source(_L + "mlp.gate_proj.weight"),),
+        "blk.{i}.ffn_up.weight": (Source(_L + "mlp.up_proj.weight"),),
+        "blk.{i}.ffn_down.weight": (Source(_L + "mlp.down_proj.weight"),),
+    },
+    leftovers=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq"),
+)

@@ -1,0 +1,128 @@
+"""A model family as data: which configs it reads, how they become an Architecture, where its tensors lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sampan.checkpoint import Checkpoint
+from sampan.errors import brief, wrong
+from sampan.registry import load_all
+
+from .architecture import GQA, Architecture, Block, Dense, MoE
+from .config import Config, read_activation, read_rope, refuse_windows
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a canonical tensor comes from: a checkpoint tensor's name with `{i}` for the layer.
+
+    `{e}` in the name: one tensor per expert, stacked in order. `part` (n, of): the n-th of `of` equal
+    row groups of a tensor (of each expert's slice where it has three dimensions).
+    """
+
+    name: str
+    part: tuple[int, int] = (0, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """How an MoE config is read where its keys are missing (the defaults of its transformers class)."""
+
+    normalise: bool
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """`architectures` are the names in config.json. `sources`: canonical tensor → possible layouts, tried in order.
+
+    `leftovers`: tensors (regular expressions) that checkpoints carry and nobody needs.
+    """
+
+    architectures: tuple[str, ...]
+    model_types: tuple[str, ...]
+    qkv_bias: bool
+    qk_norm: bool
+    head_dim: int | None  # of configs that do not say: None means hidden size / heads
+    experts: Experts | None = None
+    tied_default: bool = False
+    sources: Mapping[str, tuple[Source, ...]]
+    leftovers: tuple[str, ...] = ()
+
+
+def find_family(checkpoint: Checkpoint) -> tuple[str, Family]:
+    """The family that claims the config's architecture and model_type, with its name."""
+    where = checkpoint.folder / "config.json"
+    names = checkpoint.config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    families: dict[str, Family] = load_all("sampan.convert.families", "FAMILY")
+    for key, family in families.items():
+        if name in family.architectures:
+            kind = checkpoint.config.get("model_type")
+            if kind not in family.model_types:
+                raise wrong(f"{where}: model_type", f"{' or '.join(family.model_types)} with {name}", brief(kind))
+            return key, family
+    known = sorted(a for f in families.values() for a in f.architectures)
+    raise wrong(f"{where}: architectures", f"one of {', '.join(known)}", brief(name))
+
+
+def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:
+    """Parse the config once; what would change the model and is not implemented is refused by name."""
+    key, family = find_family(checkpoint)
+    config = Config(checkpoint.config, str(checkpoint.folder / "config.json"))
+    config.is_default("quantization_config")
+    config.is_default("is_causal", True)
+    hidden = config.natural("hidden_size")
+    layers = config.natural("num_hidden_layers", limit=10_000)
+    context = config.natural("max_position_embeddings")
+    attention = _read_attention(config, family, hidden)
+    refuse_windows(config, layers, context)
+    ffn = _read_ffn(config, family, layers)
+    return family, Architecture(
+        family=key,
+        hidden=hidden,
+        vocab=config.natural("vocab_size"),
+        context=context,
+        norm_eps=config.number("rms_norm_eps"),
+        tied=config.flag("tie_word_embeddings", family.tied_default),
+        rope=read_rope(config, attention.head_dim, context),
+        dense_width=config.natural("intermediate_size"),
+        blocks=tuple(Block(attention, f) for f in ffn),
+    )
+
+
+def _read_attention(config: Config, family: Family, hidden: int) -> GQA:
+    heads = config.natural("num_attention_heads", limit=65_536)
+    kv_heads = config.natural("num_key_value_heads", limit=65_536)
+    if heads % kv_heads:
+        raise wrong(config.at("num_key_value_heads"), f"a divisor of {heads} heads", kv_heads)
+    config.is_default("attention_bias", False)
+    if family.head_dim is None and hidden % heads:
+        raise wrong(config.at("num_attention_heads"), f"a divisor of hidden_size {hidden}", heads)
+    head_dim = config.natural("head_dim", default=family.head_dim or hidden // heads)
+    qkv_bias = config.flag("qkv_bias", True) if family.qkv_bias else False
+    return GQA(heads, kv_heads, head_dim, qkv_bias, family.qk_norm)
+
+
+def _read_ffn(config: Config, family: Family, layers: int) -> list[Dense | MoE]:
+    activation = read_activation(config)
+    dense = Dense(config.natural("intermediate_size"), activation)
+    if family.experts is None:
+        return [dense] * layers
+    count = config.natural("num_experts", "num_local_experts", limit=65_536)
+    moe = MoE(
+        experts=count,
+        used=config.natural("num_experts_per_tok", limit=count),
+        width=config.natural("moe_intermediate_size"),
+        activation=activation,
+        gating="softmax",
+        normalise=config.flag("norm_topk_prob", family.experts.normalise),
+        shared_width=config.natural("shared_expert_intermediate_size") if family.experts.shared else 0,
+        shared_gate=family.experts.shared,
+    )
+    step = config.natural("decoder_sparse_step", default=1)
+    only_dense = config.get("mlp_only_layers") or []
+    if not isinstance(only_dense, list) or not all(type(i) is int and 0 <= i < layers for i in only_dense):
+        raise wrong(config.at("mlp_only_layers"), f"a list of layers below {layers}", brief(only_dense))
+    return [moe if i not in only_dense and (i + 1) % step == 0 else dense for i in range(layers)]

@@ -1,0 +1,234 @@
+"""Fill a planned output: one pass over each shard in file order, rows decoded and encoded by threads.
+
+A reader goes through a shard from its first byte to its last, hashes everything it passes and hands rows
+to workers through a pool of buffers; workers decode, check, encode and write them to their place. Memory
+is the pool and two buffers a worker, whatever the model's size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampan.artifact import Job
+from sampan.checkpoint import Checkpoint, Shard
+from sampan.errors import InputError, wrong
+from sampan.quantize.ggml import encode_rows
+
+from .binding import Piece
+from .work import Item, Work, pool_size
+
+RECORD_SECONDS = 2.0  # between two journal entries
+
+Progress = Callable[[int], None]
+"""Called with the number of source bytes passed since the last call, from the reader's thread."""
+Buffer = NDArray[np.uint8]
+
+
+class _State:
+    """What the threads share: finished items, which units hold a value other than zero, the first error."""
+
+    def __init__(self, work: Work, job: Job) -> None:
+        self.lock = threading.Lock()
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+        self.done: set[int] = set()
+        self.alive = bytearray(len(work.units))
+        self.hashes: dict[int, str] = {}
+        self.news: dict[str, list[object]] = {"done": [], "alive": [], "sha256": []}
+        for entry in job.records:
+            self.done.update(entry["done"])
+            self.hashes.update(entry["sha256"])
+            for unit in entry["alive"]:
+                self.alive[unit] = 1
+
+    def fail(self, error: BaseException) -> None:
+        with self.lock:
+            self.error = self.error or error
+        self.stop.set()
+
+    def finish(self, item: Item, alive: bool) -> None:
+        with self.lock:
+            self.news["done"].append(item.number)
+            if alive and not self.alive[item.unit]:
+                self.alive[item.unit] = 1
+                self.news["alive"].append(item.unit)
+
+    def hashed(self, shard: int, digest: str) -> None:
+        with self.lock:
+            self.hashes[shard] = digest
+            self.news["sha256"].append((shard, digest))
+
+    def record(self, job: Job) -> None:
+        """Write what happened since the last call into the journal."""
+        with self.lock:
+            news, self.news = self.news, {key: [] for key in self.news}
+        if any(news.values()):
+            job.record(news)
+
+
+def fill(
+    work: Work,
+    checkpoint: Checkpoint,
+    job: Job,
+    jobs: int,
+    *,
+    allow_zero: bool = False,
+    progress: Progress = lambda n: None,
+) -> dict[str, str]:
+    """Fill every tensor with `jobs` workers; returns the SHA-256 of each shard by name.
+
+    Raises InputError for NaN, Inf, an all-zero matrix, a value that its type cannot hold, a changed shard.
+    """
+    state = _State(work, job)
+    pool: queue.Queue[Buffer] = queue.Queue()
+    for _ in range(pool_size(jobs)):
+        pool.put(np.empty(work.raw_bytes, np.uint8))
+    tasks: queue.Queue[tuple[Item, Buffer] | None] = queue.Queue()
+
+    def read() -> None:
+        for n, shard in enumerate(checkpoint.shards):
+            items = [i for i in work.by_shard[n] if i.number not in state.done]
+            if items or n not in state.hashes:
+                state.hashed(n, _read_shard(shard, items, pool, tasks, state, progress))
+            else:
+                progress(shard.size)
+
+    def convert() -> None:
+        rows, out = np.empty(work.values, np.float32), np.empty(work.out_bytes, np.uint8)
+        while (task := tasks.get()) is not None:
+            item, raw = task
+            if not state.stop.is_set():
+                state.finish(item, _convert(item, raw, rows, out, checkpoint, job))
+            pool.put(raw)
+
+    def guarded(run: Callable[[], None]) -> None:
+        try:
+            run()
+        except BaseException as e:
+            state.fail(e)
+
+    with ThreadPoolExecutor(jobs + 1) as threads:
+        for _ in range(jobs):
+            threads.submit(guarded, convert)
+        reader = threads.submit(guarded, read)
+        try:
+            last = time.monotonic()
+            while not reader.done() and not state.stop.wait(0.02):
+                if time.monotonic() - last >= RECORD_SECONDS:
+                    state.record(job)
+                    last = time.monotonic()
+        except BaseException as e:
+            state.fail(e)
+        finally:
+            for _ in range(jobs):
+                tasks.put(None)
+    if state.error is not None:
+        raise state.error
+    if not allow_zero:
+        _check_alive(work, state.alive, checkpoint)
+    state.record(job)
+    return {shard.name: state.hashes[n] for n, shard in enumerate(checkpoint.shards)}
+
+
+class _StoppedError(Exception):
+    """Another thread failed: leave quietly."""
+
+
+def _read_shard(
+    shard: Shard,
+    items: list[Item],
+    pool: queue.Queue[Buffer],
+    tasks: queue.Queue[tuple[Item, Buffer] | None],
+    state: _State,
+    progress: Progress,
+) -> str:
+    """Pass over a whole shard: hash every byte, hand the items' bytes to the workers; returns the SHA-256."""
+    assert shard.path is not None  # noqa: S101 - only a plan is made without files
+    digest = hashlib.sha256()
+    position = 0
+    with shard.path.open("rb") as f:
+
+        def take(end: int) -> Buffer:
+            """The next bytes, up to `end` or a buffer full, in a buffer of the pool."""
+            nonlocal position
+            buffer = _get(pool, state)
+            view = memoryview(buffer.data)[: end - position]
+            got = os.preadv(f.fileno(), [view], position)
+            if got != len(view):
+                found = f"{position + got} bytes"
+                raise wrong(shard.path, f"{shard.size} bytes", found, "the file changed while it was read")
+            digest.update(view)
+            position += got
+            progress(got)
+            return buffer
+
+        for item in items:
+            while position < item.offset:
+                pool.put(take(item.offset))
+            tasks.put((item, take(item.offset + item.nbytes)))
+        while position < shard.size:
+            pool.put(take(shard.size))
+    if shard.sha256 is not None and digest.hexdigest() != shard.sha256:
+        raise wrong(
+            shard.path,
+            f"SHA-256 {shard.sha256} as the hub lists",
+            digest.hexdigest(),
+            "delete the file and run again",
+        )
+    return digest.hexdigest()
+
+
+def _get(pool: queue.Queue[Buffer], state: _State) -> Buffer:
+    while not state.stop.is_set():
+        try:
+            return pool.get(timeout=0.1)
+        except queue.Empty:
+            continue
+    raise _StoppedError
+
+
+def _convert(item: Item, raw: Buffer, rows: NDArray[np.float32], out: Buffer, checkpoint: Checkpoint, job: Job) -> bool:
+    """Decode, check, encode and write one item; returns whether any value is other than zero."""
+    piece, tensor = item.piece, item.tensor
+    columns = tensor.bound.columns
+    values = rows[: item.rows * columns].reshape(item.rows, columns)
+    piece.encoding.decode(piece.info.dtype, raw[: item.nbytes], values)
+    low, high = float(values.min()), float(values.max())  # NaN wins both
+    if not (np.isfinite(low) and np.isfinite(high)):
+        row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        bad = values[row][~np.isfinite(values[row])][0]
+        raise wrong(_where(piece, checkpoint), "finite values", f"{bad} in row {item.first_row + row}")
+    encoded = out[: item.rows * tensor.type.row_bytes(columns)]
+    try:
+        encode_rows(tensor.type, values, encoded)
+    except InputError as e:
+        raise InputError(f"{_where(piece, checkpoint)}: {e}; choose another --quant") from None
+    view = encoded.data
+    position = item.out
+    while view:
+        written = os.pwrite(job.fds[tensor.file], view, position)
+        view, position = view[written:], position + written
+    return low != 0 or high != 0
+
+
+def _check_alive(work: Work, alive: bytearray, checkpoint: Checkpoint) -> None:
+    for flag, (tensor, piece) in zip(alive, work.units, strict=True):
+        if not flag and not tensor.bound.spec.may_be_zero:
+            rows = f"rows {piece.start} to {piece.start + piece.rows - 1} of " if len(piece.info.shape) == 3 else ""
+            raise wrong(
+                _where(piece, checkpoint), "values", f"nothing but zeros in {rows}it",
+                "--allow-zero converts it all the same",
+            )  # fmt: skip
+
+
+def _where(piece: Piece, checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.shards[piece.shard].name}: {piece.info.name}"

@@ -1,0 +1,259 @@
+"""GGUF for llama.cpp: metadata and layout. Keys through the gguf package, so their names are the engine's own."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from sampan import gguf as container
+from sampan.artifact import OutputFile
+from sampan.checkpoint import Checkpoint, read_json
+from sampan.errors import brief, wrong
+from sampan.quantize import NumberType, Scheme, TensorFacts, choose_type
+
+from ..architecture import Architecture, LinearScaling, MoE, YarnScaling
+from ..binding import HEAD, Binding, Bound
+from ..plan import Format, Plan, PlannedTensor
+from ..tokenizer import Tokenizer, read_tokenizer
+
+# our family → llama.cpp's general.architecture
+ARCHITECTURES = {"qwen2": "qwen2", "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_moe": "qwen3moe"}
+# what llama.cpp's graph of an MoE architecture always does with the chosen experts' weights
+NORMALISES = {"qwen2moe": False, "qwen3moe": True}
+WIDE = ("qwen2", 80)  # LLM_TYPE_70B in llama.cpp's src/models/qwen2.cpp
+YARN_BETAS = (32.0, 1.0)  # what llama.cpp's graphs of these architectures take, whatever a file says
+
+
+def plan(
+    checkpoint: Checkpoint,
+    arch: Architecture,
+    binding: Binding,
+    scheme_name: str,
+    scheme: Scheme,
+    out: Path,
+    split: int | None,
+) -> Plan:
+    """Types, offsets and headers. `split`: the largest number of data bytes in one file, or None for one file."""
+    _check_engine(checkpoint, arch)
+    typed = [(b, choose_type(scheme, _facts(arch, b))) for b in binding.tensors]
+    groups = _split(typed, split)
+    tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
+    metadata = _metadata(checkpoint, arch, tokenizer, scheme, binding)
+    files, tensors = [], []
+    for n, group in enumerate(groups):
+        keys = dict(metadata) if n == 0 else {}
+        path = out
+        if len(groups) > 1:
+            keys |= _split_keys(n, len(groups), len(typed))
+            path = out.with_name(f"{out.stem}-{n + 1:05d}-of-{len(groups):05d}.gguf")
+        offsets, size = _layout(group)
+        infos = [container.Tensor(b.spec.name, b.spec.shape, t.id, o) for (b, t), o in zip(group, offsets, strict=True)]
+        header = container.encode(keys, infos)
+        files.append(OutputFile(path, header, len(header) + size))
+        tensors += [PlannedTensor(b, t, n, len(header) + o) for (b, t), o in zip(group, offsets, strict=True)]
+    return Plan(scheme_name, arch, tuple(files), tuple(tensors))
+
+
+_Typed = list[tuple[Bound, NumberType]]
+
+
+def _nbytes(bound: Bound, kind: NumberType) -> int:
+    return bound.rows * kind.row_bytes(bound.columns)
+
+
+def _split(typed: _Typed, limit: int | None) -> list[_Typed]:
+    """Tensors in order, a new file where the next one would pass the limit (a tensor is never cut)."""
+    groups: list[_Typed] = [[]]
+    size = 0
+    for bound, kind in typed:
+        n = _nbytes(bound, kind)
+        if limit is not None and groups[-1] and size + n > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append((bound, kind))
+        size += n
+    return groups
+
+
+def _layout(group: _Typed) -> tuple[list[int], int]:
+    offsets, end = [], 0
+    for bound, kind in group:
+        offsets.append(end)
+        end += container.padded(_nbytes(bound, kind))
+    return offsets, end
+
+
+def _facts(arch: Architecture, bound: Bound) -> TensorFacts:
+    ffn, attention = arch.blocks[0].ffn, arch.blocks[0].attention
+    return TensorFacts(
+        name=bound.spec.name,
+        # llama.cpp counts dimensions without trailing ones: a [1, n] matrix is a vector
+        dims=1 if bound.rows == 1 else len(bound.spec.shape),
+        columns=bound.columns,
+        layer=bound.spec.layer,
+        layers=len(arch.blocks),
+        gqa=attention.heads // attention.kv_heads,
+        experts=ffn.experts if isinstance(ffn, MoE) else 0,
+        tied=arch.tied,
+        wide=(ARCHITECTURES[arch.family], len(arch.blocks)) == WIDE,
+    )
+
+
+def _check_engine(checkpoint: Checkpoint, arch: Architecture) -> None:
+    """Refuse what the Architecture can say and llama.cpp's graph for it would compute otherwise."""
+    config = checkpoint.folder / "config.json"
+    engine = ARCHITECTURES.get(arch.family)
+    if engine is None:
+        raise wrong("--to gguf", f"a family among {', '.join(ARCHITECTURES)}", arch.family)
+    attention = arch.blocks[0].attention
+    if not attention.qk_norm and attention.head_dim * attention.heads != arch.hidden:
+        raise wrong(
+            f"{config}: head_dim", f"{arch.hidden // attention.heads}, which llama.cpp derives for {engine}",
+            attention.head_dim,
+        )  # fmt: skip
+    scaling = arch.rope.scaling
+    if isinstance(scaling, YarnScaling) and (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
+        raise wrong(
+            f"{config}: beta_fast and beta_slow", f"32 and 1, as llama.cpp's {engine} computes",
+            f"{scaling.beta_fast:g} and {scaling.beta_slow:g}",
+        )  # fmt: skip
+    if engine in NORMALISES:
+        if any(not isinstance(b.ffn, MoE) for b in arch.blocks):
+            raise wrong(
+                f"{config}: mlp_only_layers, decoder_sparse_step",
+                f"experts in every layer, as llama.cpp's {engine} has",
+                "dense layers",
+            )  # fmt: skip
+        ffn = arch.blocks[0].ffn
+        assert isinstance(ffn, MoE)  # noqa: S101 - just checked
+        if ffn.normalise != NORMALISES[engine]:
+            raise wrong(
+                f"{config}: norm_topk_prob", f"{str(NORMALISES[engine]).lower()}, as llama.cpp's {engine} computes",
+                str(ffn.normalise).lower(),
+            )  # fmt: skip
+        if engine == "qwen2moe" and arch.tied:
+            raise wrong(f"{config}: tie_word_embeddings", f"false, since llama.cpp's {engine} needs {HEAD}", "true")
+
+
+def _metadata(
+    checkpoint: Checkpoint, arch: Architecture, tokenizer: Tokenizer, scheme: Scheme, binding: Binding
+) -> dict[str, container.Value]:
+    import gguf
+
+    w = gguf.GGUFWriter(None, ARCHITECTURES[arch.family])
+    w.add_type(gguf.GGUFType.MODEL)
+    _describe(w, checkpoint, binding)
+    attention, ffn = arch.blocks[0].attention, arch.blocks[0].ffn
+    w.add_block_count(len(arch.blocks))
+    w.add_context_length(arch.context)
+    w.add_embedding_length(arch.hidden)
+    w.add_feed_forward_length(arch.dense_width)
+    w.add_head_count(attention.heads)
+    w.add_head_count_kv(attention.kv_heads)
+    _rope(w, arch)
+    w.add_layer_norm_rms_eps(arch.norm_eps)
+    if isinstance(ffn, MoE):
+        w.add_expert_count(ffn.experts)
+        w.add_expert_used_count(ffn.used)
+        w.add_expert_feed_forward_length(ffn.width)
+        if ffn.shared_width:
+            w.add_expert_shared_feed_forward_length(ffn.shared_width)
+    if attention.qk_norm:  # elsewhere llama.cpp derives it, see _check_engine
+        w.add_key_length(attention.head_dim)
+        w.add_value_length(attention.head_dim)
+    w.add_file_type(scheme.file_type)
+    w.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _tokenizer(w, tokenizer)
+    return {key: _value(value) for key, value in w.kv_data[0].items()}
+
+
+def _describe(w: Any, checkpoint: Checkpoint, binding: Binding) -> None:
+    """Name, authors, licence, languages, size class and sampling defaults, as the gguf package derives them."""
+    import gguf
+    import yaml
+
+    specs = [b.spec for b in binding.tensors]
+    total = sum(math.prod(s.shape) for s in specs)
+    stacked = [s for s in specs if len(s.shape) == 3]
+    expert = sum(math.prod(s.shape[1:]) for s in stacked)
+    experts = stacked[0].shape[0] if stacked else 0
+    shared = total - sum(math.prod(s.shape) for s in stacked)
+    try:
+        card = gguf.Metadata.load_model_card(checkpoint.folder)
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise wrong(checkpoint.folder / "README.md", "a readable model card", brief(str(e))) from None
+    name = Path(checkpoint.source)
+    m = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, dict(checkpoint.config), name, total)
+    path = checkpoint.folder / "generation_config.json"
+    generation = read_json(path) if path.exists() else {}
+    for field, key in (
+        ("sampling_top_k", "top_k"),
+        ("sampling_top_p", "top_p"),
+        ("sampling_min_p", "min_p"),
+        ("sampling_temp", "temperature"),
+        ("sampling_penalty_repeat", "repetition_penalty"),
+    ):
+        value = generation.get(key)
+        if value is not None:
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise wrong(f"{path}: {key}", "a number", brief(value))
+            setattr(m, field, value)
+    if checkpoint.revision is not None:  # from a hub
+        m.name = checkpoint.source
+    m.name = m.name or name.name
+    m.size_label = m.size_label or gguf.size_label(total, shared, expert, experts)
+    m.set_gguf_meta_model(w)
+
+
+def _rope(w: Any, arch: Architecture) -> None:
+    import gguf
+
+    scaling = arch.rope.scaling
+    w.add_rope_freq_base(arch.rope.theta)
+    if isinstance(scaling, LinearScaling):
+        w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        w.add_rope_scaling_factor(scaling.factor)
+    elif isinstance(scaling, YarnScaling):
+        w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        w.add_rope_scaling_factor(scaling.factor)
+        w.add_rope_scaling_orig_ctx_len(scaling.original_context)
+        if scaling.attention_factor is not None:
+            # llama.cpp multiplies this by the paper's own factor; yarn_attn_factor it reads and overrides
+            w.add_rope_scaling_attn_factors(scaling.attention_factor / (1 + 0.1 * math.log(scaling.factor)))
+
+
+def _tokenizer(w: Any, t: Tokenizer) -> None:
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre(t.pre)
+    w.add_token_list(t.tokens)
+    w.add_token_types(t.types)
+    w.add_token_merges(t.merges)
+    for role, token in t.special.items():
+        getattr(w, f"add_{role}_token_id")(token)
+    for role, flag in t.add.items():
+        getattr(w, f"add_add_{role}_token")(flag)
+    if t.chat_template is not None:
+        w.add_chat_template(t.chat_template)
+
+
+def _split_keys(number: int, count: int, tensors: int) -> dict[str, container.Value]:
+    return {
+        "split.no": container.Value(container.Kind.UINT16, number),
+        "split.count": container.Value(container.Kind.UINT16, count),
+        "split.tensors.count": container.Value(container.Kind.INT32, tensors),
+    }
+
+
+def _value(value: Any) -> container.Value:
+    """The gguf package's value → ours; it leaves an array's item type to be found from the first item."""
+    import gguf
+
+    kind = container.Kind(int(value.type))
+    if kind != container.Kind.ARRAY:
+        return container.Value(kind, value.value)
+    item = value.sub_type if value.sub_type is not None else gguf.GGUFValueType.get_type(value.value[0])
+    return container.Value(kind, value.value, container.Kind(int(item)))
+
+
+FORMAT = Format(portable={"int4": "q4_k_m", "int8": "q8_0"}, plan=plan)

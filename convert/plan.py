@@ -1,0 +1,67 @@
+"""A plan knows every output byte before any weight is read: types, shapes, offsets, and where rows come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sampan.artifact import OutputFile
+from sampan.checkpoint import Checkpoint
+from sampan.quantize import NumberType, Scheme
+
+from .architecture import Architecture
+from .binding import Binding, Bound
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One output tensor: `file` is its number in the plan, `offset` counts from the start of that file."""
+
+    bound: Bound
+    type: NumberType
+    file: int
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.bound.rows * self.type.row_bytes(self.bound.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`scheme` is the exact name, also where the user asked for the portable int4 or int8."""
+
+    scheme: str
+    arch: Architecture
+    files: tuple[OutputFile, ...]
+    tensors: tuple[PlannedTensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(f.size for f in self.files)
+
+    @property
+    def bits_per_weight(self) -> float:
+        values = sum(t.bound.rows * t.bound.columns for t in self.tensors)
+        return 8 * sum(t.nbytes for t in self.tensors) / values
+
+    def digest(self) -> str:
+        """SHA-256 over everything that decides the output besides the weights' values."""
+        h = hashlib.sha256()
+        for f in self.files:
+            h.update(f"{f.path.name} {f.size} {hashlib.sha256(f.header).hexdigest()}\n".encode())
+        for t in self.tensors:
+            h.update(f"{t.bound.spec.name} {t.type.name} {t.file} {t.offset}\n".encode())
+            for p in t.bound.pieces:
+                h.update(f"  {p.shard} {p.info.name} {p.info.dtype} {p.start} {p.rows} {p.at}\n".encode())
+        return h.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """An output format: `plan` lays the files out, `portable` maps int4 and int8 to its best schemes."""
+
+    portable: Mapping[str, str]
+    plan: Callable[[Checkpoint, Architecture, Binding, str, Scheme, Path, int | None], Plan]

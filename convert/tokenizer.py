@@ -1,0 +1,181 @@
+"""The tokenizer of a checkpoint, read from tokenizer.json and refused where it cannot be reproduced.
+
+The pre-tokenizer is recognised by its regular expression, not by hashing the ids of a test string, so
+a fine-tune with added tokens is read like its base.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sampan.checkpoint import read_json
+from sampan.errors import InputError, brief, wrong
+
+# llama.cpp's name for a pre-tokenizer (src/llama-vocab.cpp), by the split regex of tokenizer.json
+PRE_TOKENIZERS = {
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
+}
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """Byte-level BPE. `tokens` and `types` by id, `merges` in order of rank, each `left right`.
+
+    `special` maps roles such as eos to ids, `add` says whether bos or eos is put around a text.
+    `chat_template` is the template, or named templates, or None.
+    """
+
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+    special: dict[str, int]
+    add: dict[str, bool]
+    chat_template: str | list[dict[str, str]] | None
+
+
+def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
+    """Read tokenizer.json and tokenizer_config.json of a checkpoint whose embedding has `vocab` rows."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise wrong(folder, "tokenizer.json", "none", "save the tokenizer with transformers' fast tokenizer first")
+    parsed = read_json(path)
+    model = _section(parsed, "model", path)
+    if model.get("type") != "BPE":
+        raise wrong(f"{path}: model.type", "BPE", brief(model.get("type")))
+    for key, harmless in (("byte_fallback", False), ("dropout", None), ("ignore_merges", False),
+                          ("continuing_subword_prefix", ""), ("end_of_word_suffix", "")):  # fmt: skip
+        if model.get(key) not in (harmless, None):
+            raise wrong(f"{path}: model.{key}", repr(harmless), brief(model[key]))
+    pre = _pre_tokenizer(parsed, path)
+    added = _added(parsed, path)
+    tokens, types = _vocabulary(model, added, vocab, path)
+    special, add, template = _special(folder, added, vocab)
+    return Tokenizer(pre, tokens, types, _merges(model, path), special, add, template)
+
+
+def _section(parsed: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    value = parsed.get(key)
+    if not isinstance(value, dict):
+        raise wrong(f"{path}: {key}", "an object", brief(value))
+    return value
+
+
+def _pre_tokenizer(parsed: dict[str, Any], path: Path) -> str:
+    normalizer = parsed.get("normalizer")
+    if normalizer is not None and normalizer != {"type": "NFC"}:
+        raise wrong(f"{path}: normalizer", "NFC or none", brief(normalizer))
+    decoder = parsed.get("decoder")
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        raise wrong(f"{path}: decoder", "ByteLevel", brief(decoder))
+    where, whole = f"{path}: pre_tokenizer", parsed.get("pre_tokenizer")
+    steps = whole.get("pretokenizers") if isinstance(whole, dict) else None
+    if not isinstance(steps, list) or [s.get("type") for s in steps if isinstance(s, dict)] != [
+        "Split",
+        "ByteLevel",
+    ]:
+        raise wrong(where, "Split, then ByteLevel", brief(whole))
+    split, byte_level = steps
+    if byte_level.get("add_prefix_space") is not False or byte_level.get("use_regex") is not False:
+        raise wrong(where, "ByteLevel without prefix space and regex", brief(byte_level))
+    if split.get("behavior") != "Isolated" or split.get("invert") is True:
+        raise wrong(where, "Split with behavior Isolated, not inverted", brief(split))
+    pattern = split.get("pattern")
+    regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+    if regex not in PRE_TOKENIZERS:
+        raise wrong(where, f"the split regex of {', '.join(PRE_TOKENIZERS.values())}", brief(regex, 300))
+    return PRE_TOKENIZERS[regex]
+
+
+def _added(parsed: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:
+    added: dict[int, dict[str, Any]] = {}
+    for entry in parsed.get("added_tokens") or []:
+        valid = isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("content"), str)
+        if not valid or not entry["content"] or entry["id"] in added:
+            raise wrong(f"{path}: added_tokens", "an id of its own and a content", brief(entry))
+        at = f"{path}: added token {brief(entry['content'])}"
+        for key in ("lstrip", "rstrip", "single_word"):
+            if entry.get(key):
+                raise wrong(at, f"{key} false, as llama.cpp cannot do it", "true")
+        if unicodedata.normalize("NFC", entry["content"]) != entry["content"]:
+            raise wrong(at, "text in NFC", "other text")
+        added[entry["id"]] = entry
+    return added
+
+
+def _vocabulary(
+    model: dict[str, Any], added: dict[int, dict[str, Any]], vocab: int, path: Path
+) -> tuple[list[str], list[int]]:
+    learnt = _section(model, "vocab", path)
+    tokens: list[str | None] = [None] * vocab
+    types = [NORMAL] * vocab
+    for token, i in learnt.items():
+        if type(i) is not int or not 0 <= i < vocab:
+            raise wrong(f"{path}: {brief(token)}", f"an id below vocab_size {vocab}", brief(i))
+        if tokens[i] is not None:
+            raise wrong(f"{path}: {brief(token)}", "an id of its own", f"{i}, as {brief(tokens[i])}")
+        tokens[i] = token
+    for i, entry in added.items():
+        content = entry["content"]
+        if not 0 <= i < vocab:
+            raise wrong(f"{path}: added token {brief(content)}", f"an id below vocab_size {vocab}", i)
+        if tokens[i] not in (None, content):
+            raise wrong(f"{path}: added token {brief(content)}", "an id of its own", f"{i}, as {brief(tokens[i])}")
+        tokens[i] = content
+        types[i] = CONTROL if entry.get("special") or _looks_special(content) else USER_DEFINED
+    for i, known in enumerate(tokens):
+        if known is None:
+            types[i] = UNUSED
+    return [f"[PAD{i}]" if t is None else t for i, t in enumerate(tokens)], types
+
+
+def _looks_special(token: str) -> bool:
+    """As llama.cpp's converter: Qwen marks `<|fim_prefix|>` and its like as ordinary added tokens."""
+    return token.startswith("<|") and token.endswith("|>")
+
+
+def _merges(model: dict[str, Any], path: Path) -> list[str]:
+    merges = model.get("merges")
+    if not isinstance(merges, list) or not merges:
+        raise wrong(f"{path}: model.merges", "a list of merges", brief(merges))
+    result = []
+    for merge in merges:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
+            raise wrong(f"{path}: model.merges", "two tokens for each merge", brief(merge))
+        if " " in parts[0] or " " in parts[1]:
+            raise wrong(f"{path}: model.merges", "byte-level tokens, which hold no space", brief(merge))
+        result.append(f"{parts[0]} {parts[1]}")
+    return result
+
+
+def _special(
+    folder: Path, added: dict[int, dict[str, Any]], vocab: int
+) -> tuple[dict[str, int], dict[str, bool], str | list[dict[str, str]] | None]:
+    """Special ids, add flags and template, by the gguf package's reader, then checked."""
+    from gguf import SpecialVocab
+
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        if (folder / name).exists():
+            read_json(folder / name)
+    try:
+        read = SpecialVocab(folder, load_merges=False)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
+        raise InputError(f"{folder / 'tokenizer_config.json'}: unreadable: {brief(str(e))}") from None
+    special = dict(read.special_token_ids)
+    for role, i in special.items():
+        if i >= vocab:
+            raise wrong(f"{folder}: {role} token", f"an id below vocab_size {vocab}", i)
+    if "eos" not in special:
+        raise wrong(folder / "tokenizer_config.json", "an eos_token among the added tokens", "none")
+    template = read.chat_template
+    if (folder / "chat_template.jinja").exists():  # transformers prefers this file to the key
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if template is not None and not isinstance(template, str):
+        template = [dict(t) for t in template]
+    return special, dict(read.add_special_token), template

@@ -1,0 +1,104 @@
+"""Cut a plan into work items whose buffers stay within a memory bound, in the order of the source files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sampan.errors import wrong
+
+from .binding import Piece
+from .plan import Plan, PlannedTensor
+
+CHUNK_VALUES = 1 << 20  # values in one work item: 4 MB as float32, which stays in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Some rows of one piece: `offset` in the shard, `out` in the output file."""
+
+    number: int
+    tensor: PlannedTensor
+    piece: Piece
+    unit: int  # the piece's number: its rows must not all be zero together
+    first_row: int  # within the stored tensor
+    offset: int
+    nbytes: int
+    rows: int
+    out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All items by shard, in file order; `values`, `raw_bytes` and `out_bytes` are those of the largest item."""
+
+    by_shard: tuple[tuple[Item, ...], ...]
+    units: tuple[tuple[PlannedTensor, Piece], ...]
+    values: int
+    raw_bytes: int
+    out_bytes: int
+
+    def buffers(self, jobs: int) -> int:
+        """Bytes of all row buffers with `jobs` workers."""
+        return jobs * (4 * self.values + self.out_bytes) + pool_size(jobs) * self.raw_bytes
+
+
+def pool_size(jobs: int) -> int:
+    """Raw buffers: one in each worker's hands, two on the way."""
+    return jobs + 2
+
+
+def cut(plan: Plan, shards: int, jobs: int, max_memory: int) -> Work:
+    """Cut the plan into items whose buffers stay within `max_memory` bytes (a row is never cut)."""
+    chunk, one_row = CHUNK_VALUES, max(t.bound.columns for t in plan.tensors)
+    work = _cut(plan, shards, chunk)
+    while work.buffers(jobs) > max_memory and chunk > one_row:
+        chunk //= 2
+        work = _cut(plan, shards, chunk)
+    if work.buffers(jobs) > max_memory:
+        raise wrong(
+            "--max-memory",
+            f"at least {work.buffers(jobs)} bytes for {jobs} jobs",
+            max_memory,
+            "or fewer --jobs",
+        )
+    return work
+
+
+def _cut(plan: Plan, shards: int, chunk: int) -> Work:
+    by_shard: list[list[Item]] = [[] for _ in range(shards)]
+    units: list[tuple[PlannedTensor, Piece]] = []
+    number = values = raw = out = 0
+    for tensor in plan.tensors:
+        columns = tensor.bound.columns
+        step = max(1, chunk // columns)
+        row_out = tensor.type.row_bytes(columns)
+        for piece in tensor.bound.pieces:
+            row_in = piece.info.nbytes // _stored_rows(piece, columns)
+            for start in range(0, piece.rows, step):
+                rows = min(step, piece.rows - start)
+                offset = piece.info.offset + (piece.start + start) * row_in
+                at = tensor.offset + (piece.at + start) * row_out
+                by_shard[piece.shard].append(
+                    Item(
+                        number,
+                        tensor,
+                        piece,
+                        len(units),
+                        piece.start + start,
+                        offset,
+                        rows * row_in,
+                        rows,
+                        at,
+                    )
+                )
+                number += 1
+                values, raw = max(values, rows * columns), max(raw, rows * row_in)
+                out = max(out, rows * row_out)
+            units.append((tensor, piece))
+    ordered = tuple(tuple(sorted(items, key=lambda i: i.offset)) for items in by_shard)
+    return Work(ordered, tuple(units), values, raw, out)
+
+
+def _stored_rows(piece: Piece, columns: int) -> int:
+    return max(1, math.prod(piece.info.shape) // columns)
