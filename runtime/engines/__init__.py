@@ -1,0 +1,1 @@
+"""One file per engine, each exporting `claims(path)` and `open(path, options)`."""

@@ -1,0 +1,182 @@
+"""llama.cpp through llama-cpp-python's C bindings, for GGUF files."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampan.errors import InputError, wrong
+
+if TYPE_CHECKING:
+    from ..session import EngineOptions
+
+BATCH = 512  # tokens evaluated at once in a prefill
+DEFAULT_CONTEXT = 4096
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's numbers
+LOG_ERROR = 4  # enum ggml_log_level
+# Pre-tokenizers whose tokenizer.json normalises to NFC first, which llama.cpp leaves to its caller.
+NFC = {"qwen2"}
+
+_errors: list[str] = []
+_log_callback: Any = None  # kept alive: llama.cpp calls it for the life of the process
+
+
+def claims(path: Path) -> bool:
+    """A file that starts as GGUF."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as f:
+        return f.read(4) == b"GGUF"
+
+
+def open(path: Path, options: EngineOptions) -> LlamaEngine:
+    """Load a GGUF file (of a split one, its first part)."""
+    return LlamaEngine(path, options)
+
+
+def _library() -> Any:
+    """The bindings, with llama.cpp's log kept instead of printed."""
+    global _log_callback
+    try:
+        from llama_cpp import llama_cpp as lib
+    except ImportError as e:
+        raise InputError(f"llama_cpp: cannot be imported ({e}); pip install llama-cpp-python==0.3.36") from None
+    if _log_callback is None:
+
+        @lib.llama_log_callback  # type: ignore[untyped-decorator]
+        def keep(level: int, text: bytes, _: Any) -> None:
+            if level == LOG_ERROR:
+                _errors.append(text.decode(errors="replace").strip())
+
+        lib.llama_log_set(keep, ctypes.c_void_p(0))
+        _log_callback = keep
+        lib.llama_backend_init()
+    return lib
+
+
+class LlamaEngine:
+    """One llama.cpp model and context; implements `Engine`."""
+
+    def __init__(self, path: Path, options: EngineOptions) -> None:
+        self._lib = lib = _library()
+        self._model: Any = None
+        self._ctx: Any = None
+        self._batch: Any = None
+        _errors.clear()
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
+        if not self._model:
+            raise InputError(f"{path}: llama.cpp cannot load it: {'; '.join(_errors) or 'no reason given'}")
+        trained = lib.llama_model_n_ctx_train(self._model)
+        self.context = options.context or min(trained, DEFAULT_CONTEXT)
+        self._ctx = lib.llama_init_from_model(self._model, self._context_params(options))
+        if not self._ctx:
+            reason = "; ".join(_errors) or "no reason given"
+            self.close()
+            raise InputError(f"{path}: llama.cpp cannot make a context of {self.context} tokens: {reason}")
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self.vocab: int = lib.llama_vocab_n_tokens(self._vocab)
+        self._nfc = self._meta("tokenizer.ggml.pre") in NFC
+        self._batch = lib.llama_batch_init(BATCH, 0, 1)
+        self._position = 0
+
+    def _context_params(self, options: EngineOptions) -> Any:
+        p = self._lib.llama_context_default_params()
+        p.n_ctx, p.n_batch, p.n_ubatch = self.context, BATCH, BATCH
+        p.n_threads = p.n_threads_batch = options.threads or len(os.sched_getaffinity(0))
+        if options.kv not in KV_TYPES:
+            raise wrong("kv", f"one of {', '.join(KV_TYPES)}", options.kv)
+        p.type_k = p.type_v = KV_TYPES[options.kv]
+        p.flash_attn_type = -1 if options.flash_attention is None else int(options.flash_attention)
+        return p
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        raw = (unicodedata.normalize("NFC", text) if self._nfc else text).encode()
+        room = len(raw) + 2  # a token is a byte or more; BOS and EOS
+        ids = (ctypes.c_int32 * room)()
+        n = self._lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, True, special)
+        if n < 0:
+            raise InputError(f"prompt: llama.cpp needs {-n} tokens for {len(raw)} bytes of text")
+        return list(ids[:n])
+
+    def piece(self, token: int) -> bytes:
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            n = self._lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+            if n >= 0:
+                return buffer.raw[:n]
+            room = -n
+
+    def is_end(self, token: int) -> bool:
+        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+
+    def keep(self, n: int) -> None:
+        memory = self._lib.llama_get_memory(self._ctx)
+        if not self._lib.llama_memory_seq_rm(memory, 0, n, -1):
+            raise AssertionError(f"llama.cpp cannot cut its cache at {n}")
+        self._position = n
+
+    def evaluate(self, tokens: Sequence[int], *, all_logits: bool) -> NDArray[np.float32]:
+        rows = []
+        for start in range(0, len(tokens), BATCH):
+            part = tokens[start : start + BATCH]
+            last = start + len(part) == len(tokens)
+            self._decode(part, all_logits, last)
+            if all_logits:
+                rows.append(self._read(self._lib.llama_get_logits(self._ctx), len(part)))
+            elif last:
+                rows.append(self._read(self._lib.llama_get_logits_ith(self._ctx, len(part) - 1), 1))
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+    def _decode(self, tokens: Sequence[int], all_logits: bool, last: bool) -> None:
+        b = self._batch
+        b.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            b.token[i], b.pos[i], b.n_seq_id[i], b.seq_id[i][0] = token, self._position + i, 1, 0
+            b.logits[i] = all_logits or (last and i == len(tokens) - 1)
+        _errors.clear()
+        if (code := self._lib.llama_decode(self._ctx, b)) != 0:
+            raise InputError(f"llama.cpp cannot evaluate (code {code}): {'; '.join(_errors) or 'no reason given'}")
+        self._position += len(tokens)
+
+    def _read(self, pointer: Any, n: int) -> NDArray[np.float32]:
+        """A copy of n rows of logits, out of the engine's own buffer."""
+        return np.ctypeslib.as_array(pointer, shape=(n * self.vocab,)).reshape(n, self.vocab).copy()
+
+    def metadata(self) -> Mapping[str, str]:
+        lib, values = self._lib, {}
+        for i in range(lib.llama_model_meta_count(self._model)):
+            buffer = ctypes.create_string_buffer(256)
+            lib.llama_model_meta_key_by_index(self._model, i, buffer, 256)
+            key = buffer.value.decode(errors="replace")
+            values[key] = self._meta(key) or ""
+        for role in ("bos", "eos"):
+            token = getattr(lib, f"llama_vocab_{role}")(self._vocab)
+            if token >= 0:
+                values[f"tokenizer.{role}_token"] = lib.llama_vocab_get_text(self._vocab, token).decode()
+        return values
+
+    def _meta(self, key: str) -> str | None:
+        room = 4096
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            n = self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, room)
+            if n < room:
+                return buffer.value.decode(errors="replace") if n >= 0 else None
+            room = n + 1
+
+    def close(self) -> None:
+        if self._batch is not None:
+            self._lib.llama_batch_free(self._batch)
+        if self._ctx:
+            self._lib.llama_free(self._ctx)
+        if self._model:
+            self._lib.llama_model_free(self._model)
+        self._ctx = self._model = self._batch = None

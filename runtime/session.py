@@ -1,0 +1,194 @@
+"""A Session: tokenise, score, generate and chat with an artifact, the same for every engine."""
+
+from __future__ import annotations
+
+import codecs
+import importlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampan import registry
+from sampan.errors import wrong
+
+from .chat import render
+from .sampling import Sampling, sample
+
+KV = Literal["f32", "f16", "q8_0"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """`context` in tokens (None: the model's own, at most 4096); `kv` is the cache's number type."""
+
+    context: int | None = None
+    threads: int | None = None
+    kv: KV = "f16"
+    flash_attention: bool | None = None  # None: the engine decides
+
+
+class Engine(Protocol):
+    """What an engine offers. It keeps a cache of the tokens evaluated so far."""
+
+    vocab: int
+    context: int
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Token ids; with `special`, `<|im_end|>` and its like become their own tokens."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; control tokens stand for none."""
+
+    def is_end(self, token: int) -> bool:
+        """Whether generation ends with this token."""
+
+    def keep(self, n: int) -> None:
+        """Forget all but the first `n` cached tokens."""
+
+    def evaluate(self, tokens: Sequence[int], *, all_logits: bool) -> NDArray[np.float32]:
+        """Append tokens to the cache; logits float32 [n or 1, vocab] of all or of the last position."""
+
+    def metadata(self) -> Mapping[str, str]:
+        """The artifact's metadata, values as text."""
+
+    def close(self) -> None: ...
+
+
+class Session:
+    """An open artifact. Not thread-safe; close it, or use it in a `with` block."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._cached: list[int] = []
+        self.metadata = engine.metadata()
+
+    @property
+    def vocab(self) -> int:
+        """Number of logits for a position."""
+        return self._engine.vocab
+
+    @property
+    def context(self) -> int:
+        """Most tokens that fit, prompt and answer together."""
+        return self._engine.context
+
+    @property
+    def chat_template(self) -> str | None:
+        """The jinja template that the artifact carries."""
+        return self.metadata.get("tokenizer.chat_template")
+
+    @property
+    def sampling(self) -> Sampling:
+        """The sampling defaults that the artifact carries; greedy where it carries none."""
+        return Sampling.from_metadata(self.metadata)
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a text. With `special`, control tokens written out in the text are recognised."""
+        return self._engine.tokenize(text, special=special)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens; bytes that are no UTF-8 become replacement characters."""
+        return b"".join(map(self._engine.piece, tokens)).decode(errors="replace")
+
+    def logits(self, tokens: Sequence[int], *, batch: int = 64) -> NDArray[np.float32]:
+        """Logits of every position, float32 [len(tokens), vocab], evaluated in batches from an empty cache."""
+        return np.concatenate(list(self.logit_slices(tokens, batch=batch)))
+
+    def logit_slices(self, tokens: Sequence[int], *, batch: int = 64) -> Iterator[NDArray[np.float32]]:
+        """As `logits`, in slices of at most `batch` positions; a slice is valid until the next one."""
+        self._check(tokens)
+        self._rewind([])
+        for start in range(0, len(tokens), batch):
+            part = list(tokens[start : start + batch])
+            self._cached += part
+            yield self._engine.evaluate(part, all_logits=True)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 512,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Stream the answer to a prompt as pieces of text, until the model ends it or `max_tokens`.
+
+        A text is tokenised with its control tokens; a prefix that is still cached is not evaluated again.
+        """
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        self._check(tokens)
+        sampling = sampling or self.sampling
+        rng = np.random.default_rng(seed)
+        text = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        shared = self._rewind(tokens[:-1])
+        fresh = tokens[shared:]
+        for _ in range(min(max_tokens, self.context - len(tokens))):
+            logits = self._engine.evaluate(fresh, all_logits=False)[0]
+            self._cached += fresh
+            token = sample(logits, self._cached, sampling, rng)
+            if self._engine.is_end(token):
+                break
+            fresh = [token]
+            if piece := text.decode(self._engine.piece(token)):
+                yield piece
+        if rest := text.decode(b"", final=True):
+            yield rest
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
+        """The prompt text for a conversation, by the artifact's own template, up to the assistant's turn."""
+        if self.chat_template is None:
+            raise wrong("tokenizer.chat_template", "a chat template in the artifact", "none", "use a plain prompt")
+        return render(self.chat_template, messages, tools, self._special_texts())
+
+    def _special_texts(self) -> dict[str, str]:
+        return {k: self.metadata.get(f"tokenizer.{k}", "") for k in ("bos_token", "eos_token")}
+
+    def _rewind(self, tokens: Sequence[int]) -> int:
+        """Keep the cached tokens that `tokens` starts with; returns how many."""
+        shared = 0
+        while shared < min(len(tokens), len(self._cached)) and tokens[shared] == self._cached[shared]:
+            shared += 1
+        self._engine.keep(shared)
+        del self._cached[shared:]
+        return shared
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if not tokens:
+            raise wrong("prompt", "at least one token", "none")
+        if len(tokens) > self.context:
+            raise wrong("prompt", f"at most {self.context} tokens of context", len(tokens), "open with more context")
+        bad = next((t for t in tokens if not 0 <= t < self.vocab), None)
+        if bad is not None:
+            raise wrong("prompt", f"token ids below {self.vocab}", bad)
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def open(path: str | os.PathLike[str], options: EngineOptions | None = None) -> Session:
+    """Open an artifact with the engine that claims it.
+
+    Raises InputError when no engine does, or when the engine refuses the file.
+    """
+    target = Path(path)
+    if not target.exists():
+        raise wrong(target, "an artifact", "no such file")
+    for name in registry.names("sampan.runtime.engines"):
+        engine = importlib.import_module(f"sampan.runtime.engines.{name}")
+        if engine.claims(target):
+            return Session(engine.open(target, options or EngineOptions()))
+    raise wrong(target, "a GGUF file", "something else", "convert it with `sampan convert` first")
