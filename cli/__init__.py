@@ -1,0 +1,72 @@
+"""The command line. A command is a file here; its name is what the user types."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import click
+
+from sampan.errors import InputError
+from sampan.registry import load, names
+
+EXIT_BAD_INPUT, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 3, 130
+
+
+class _Commands(click.Group):
+    """Commands are found on disk and imported when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return names(__name__)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in names(__name__):
+            return None
+        command: click.Command = load(__name__, cmd_name, "command", "command")
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+@click.version_option(package_name="sampan")
+def cli(debug: bool) -> None:
+    """Carry big open models to small devices.
+
+    Convert a Qwen checkpoint to GGUF at 4 or 8 bits, in one pass and bounded memory, and run it.
+
+    \b
+    Example:
+      sampan convert Qwen/Qwen3-0.6B --to gguf --quant int4 -o qwen.gguf
+      sampan run qwen.gguf "Why is the sky blue?"
+    """
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 2 bad usage or input, 3 a bug of ours, 130 interrupted."""
+    debug = "--debug" in sys.argv
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as e:
+        click.echo(e.format_message())
+        sys.exit(EXIT_BAD_INPUT)
+    except click.ClickException as e:
+        _fail(e.format_message().replace("\n", " "), EXIT_BAD_INPUT)
+    except InputError as e:
+        if debug:
+            traceback.print_exc()
+        _fail(str(e), EXIT_BAD_INPUT)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; run the same command again to continue", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left: nothing to say, nobody to say it to
+        sys.exit(EXIT_BAD_INPUT)
+    except Exception as e:
+        if debug:
+            traceback.print_exc()
+        hint = "" if debug else "; run with `sampan --debug …` and report what it prints"
+        _fail(f"internal error: {type(e).__name__}: {e}{hint}", EXIT_INTERNAL)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    sys.exit(code)

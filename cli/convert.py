@@ -1,0 +1,122 @@
+"""sampan convert: a checkpoint becomes an artifact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from sampan.convert.conversion import Conversion
+
+
+@click.command("convert", short_help="Convert a checkpoint to GGUF at 4 or 8 bits.")
+@click.argument("source")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file to write.")
+@click.option("--to", default="gguf", show_default=True, help="Output format.")
+@click.option("--quant", default="int4", show_default=True, help="Scheme: int4, int8, or an exact name such as q4_k_m.")
+@click.option(
+    "--plan", "plan_only", is_flag=True, help="Print what would be written; read headers only, write nothing."
+)
+@click.option("--jobs", type=click.IntRange(1, 1024), help="Worker threads.  [default: one for each core]")
+@click.option("--max-memory", default="256M", show_default=True, help="Bound of the row buffers.")
+@click.option("--split-size", help="Start a new file where one would pass this size, such as 2G.")
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--allow-zero", is_flag=True, help="Convert matrices that hold nothing but zeros (for research).")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
+def command(
+    source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
+    split_size: str | None, revision: str | None, allow_zero: bool, overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
+
+    Nothing stands under the final name until it is complete; a killed run continues where it stopped when
+    the same command is given again.
+
+    \b
+    Examples:
+      sampan convert Qwen/Qwen3-0.6B --to gguf --quant int4 -o qwen.gguf
+      sampan convert ./Qwen2.5-7B-Instruct --quant q8_0 --plan
+      sampan convert ./Qwen3-30B-A3B --quant q4_k_m --split-size 4G -o qwen.gguf
+    """
+    from sampan.convert.conversion import convert, prepare
+    from sampan.errors import wrong
+    from sampan.hub import open_source
+    from sampan.units import human, parse_size
+
+    from ._progress import Progress
+
+    if output is None:
+        if not plan_only:
+            raise wrong("--output", "the file to write", "none", "add -o model.gguf")
+        output = Path(f"{Path(source).name}.{to}")
+    memory = parse_size(max_memory, "--max-memory")
+    split = parse_size(split_size, "--split-size") if split_size else None
+    checkpoint = open_source(source, revision, headers_only=plan_only)
+    conversion = prepare(checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split)
+    if plan_only:
+        click.echo(json.dumps(_plan_data(conversion), indent=1) if as_json else _plan_text(conversion))
+        return
+    with Progress(conversion.source_bytes, "converting") as progress:
+        job = convert(conversion, allow_zero=allow_zero, overwrite=overwrite, progress=progress)
+        seconds = progress.seconds
+    if job.restarted:
+        click.echo(f"started again: {job.restarted}", err=True)
+    if job.records:
+        click.echo("continued an unfinished output", err=True)
+    if conversion.binding.redundant_head is not None:
+        name = conversion.binding.redundant_head.name
+        click.echo(f"{name} is a copy of the tied embedding: written once", err=True)
+    plan = conversion.plan
+    files = [str(f.path) for f in plan.files]
+    if as_json:
+        data = {"files": files, "bytes": plan.nbytes, "seconds": round(seconds, 3), "scheme": plan.scheme}
+        click.echo(json.dumps(data | {"bits_per_weight": round(plan.bits_per_weight, 4)}))
+    else:
+        name = files[0] if len(files) == 1 else f"{files[0]} … ({len(files)} files)"
+        click.echo(
+            f"{name}: {plan.scheme}, {human(plan.nbytes)}, {plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s"
+        )
+
+
+def _plan_data(c: Conversion) -> dict[str, Any]:
+    plan = c.plan
+    return {
+        "source": c.checkpoint.source,
+        "revision": c.checkpoint.revision,
+        "family": plan.arch.family,
+        "scheme": plan.scheme,
+        "bytes": plan.nbytes,
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "row_buffers": c.work.buffers(c.jobs),
+        "peak_memory": c.peak_memory,
+        "disk": plan.nbytes,
+        "files": [{"path": str(f.path), "bytes": f.size} for f in plan.files],
+        "tensors": [
+            {"name": t.bound.spec.name, "shape": list(t.bound.spec.shape), "type": t.type.name, "bytes": t.nbytes,
+             "file": t.file, "offset": t.offset}
+            for t in plan.tensors
+        ],
+    }  # fmt: skip
+
+
+def _plan_text(c: Conversion) -> str:
+    from sampan.units import human
+
+    from ._table import table
+
+    plan = c.plan
+    rows: list[list[object]] = [["tensor", "shape", "type", "bytes", "bits"]]
+    for t in plan.tensors:
+        shape = " × ".join(map(str, t.bound.spec.shape))
+        rows.append([t.bound.spec.name, shape, t.type.name, t.nbytes, f"{t.type.bits:.2f}"])
+    totals = [
+        ["output", f"{plan.nbytes} bytes ({human(plan.nbytes)}) in {len(plan.files)} file(s)"],
+        ["bits per weight", f"{plan.bits_per_weight:.3f} ({plan.scheme})"],
+        ["peak memory", f"about {human(c.peak_memory)}, of it {human(c.work.buffers(c.jobs))} row buffers"],
+        ["disk", f"{human(plan.nbytes)} for the output, nothing beside it"],
+    ]
+    return f"{table(rows, right='bde')}\n\n{table(totals)}"
