@@ -1,0 +1,59 @@
+"""Fixtures that several tests share; tiny models are built once for a run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+
+from sampan.checkpoint import open_folder
+from sampan.convert.conversion import Conversion, convert, prepare
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`model(name)` → the folder of a tiny model; "trained" is the committed fixture."""
+    built: dict[str, Path] = {"trained": tiny.FIXTURE}
+
+    def get(name: str) -> Path:
+        if name not in built:
+            built[name] = tiny.build(name, tmp_path_factory.mktemp("models") / name)
+        return built[name]
+
+    return get
+
+
+def to_gguf(source: Path, out: Path, quant: str) -> Conversion:
+    """Convert a folder to `out`, replacing it."""
+    conversion = prepare(open_folder(source), out, "gguf", quant, jobs=2)
+    convert(conversion, overwrite=True)
+    return conversion
+
+
+@pytest.fixture(scope="session")
+def gguf(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """`gguf(name, quant)` → the converted file, made once."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def get(name: str, quant: str) -> Path:
+        if (name, quant) not in made:
+            out = tmp_path_factory.mktemp("gguf") / f"{name}-{quant}.gguf"
+            to_gguf(model(name), out, quant)
+            made[name, quant] = out
+        return made[name, quant]
+
+    return get
+
+
+def run_cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    code = "from sampan.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True, text=True, timeout=300, env=os.environ | environment, stdin=subprocess.DEVNULL,
+    )  # fmt: skip

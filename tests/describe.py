@@ -1,0 +1,42 @@
+"""What a GGUF file holds, in a form that can be recorded and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sampan.gguf import Kind, read_header
+from sampan.quantize.types import number_type_by_id
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Metadata (long arrays as hashes) and type, shape and SHA-256 of every tensor."""
+    header = read_header(path)
+    data = np.memmap(path, np.uint8, "r")
+    tensors = {}
+    for t in header.tensors:
+        kind = number_type_by_id(t.type_id)
+        assert kind is not None
+        start = header.data_start + t.offset
+        nbytes = int(np.prod(t.shape)) // kind.block * kind.block_bytes
+        digest = hashlib.sha256(data[start : start + nbytes]).hexdigest()
+        tensors[t.name] = f"{kind.name} {list(t.shape)} {digest[:24]}"
+    metadata = {}
+    for key, value in header.metadata.items():
+        shown = value.value
+        if value.kind == Kind.ARRAY and len(shown) > 8:
+            shown = hashlib.sha256(json.dumps(shown, ensure_ascii=False).encode()).hexdigest()[:24]
+        metadata[key] = f"{value.kind.name} {json.dumps(shown, ensure_ascii=False)}"
+    return {"metadata": metadata, "tensors": tensors}
+
+
+def input_hash(folder: Path) -> str:
+    """One hash over every file of a checkpoint that the converter reads."""
+    h = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        h.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return h.hexdigest()

@@ -1,0 +1,83 @@
+"""Every scheme, tensor by tensor, against llama.cpp's own quantiser."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from sampan import registry
+from sampan.gguf import Header, read_header
+from sampan.quantize import get_scheme
+from sampan.quantize.types import number_type_by_id
+
+SCHEMES = registry.names("sampan.quantize.schemes")
+QUICK = {"qwen2", "qwen3-odd-widths", "qwen3_moe-8-experts"}
+NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ("trained", *tiny.MODELS)]
+
+
+def quantize_with_llama(source: Path, out: Path, file_type: int) -> None:
+    """`llama_model_quantize`, the second of llama.cpp's two steps."""
+    from llama_cpp import llama_cpp as lib
+
+    silent = lib.llama_log_callback(lambda level, text, data: None)
+    lib.llama_log_set(silent, ctypes.c_void_p(0))
+    params = lib.llama_model_quantize_default_params()
+    params.ftype, params.nthread = file_type, 2
+    code = lib.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
+    lib.llama_log_set(lib.llama_log_callback(), ctypes.c_void_p(0))
+    assert code == 0
+
+
+def tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Name → type, shape and bytes."""
+    header: Header = read_header(path)
+    data = np.memmap(path, np.uint8, "r")
+    found = {}
+    for t in header.tensors:
+        kind = number_type_by_id(t.type_id)
+        assert kind is not None
+        start = header.data_start + t.offset
+        nbytes = int(np.prod(t.shape)) // kind.block * kind.block_bytes
+        shape = t.shape[1:] if t.shape[0] == 1 and len(t.shape) > 1 else t.shape  # [1, n] and [n] are one in ggml
+        found[t.name] = (kind.name, shape, data[start : start + nbytes].tobytes())
+    return found
+
+
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, (kind, shape, data) in theirs.items():
+        assert ours[name][:2] == (kind, shape), name
+        assert ours[name][2] == data, f"{name}: {kind} bytes differ"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_scheme_has_the_bytes_of_llama_model_quantize(
+    name: str, gguf: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    exact = "bf16" if name == "trained" or tiny.MODELS[name].dtype == "bfloat16" else "f32"
+    for scheme in SCHEMES:
+        if scheme == exact:
+            continue
+        peer = tmp_path / "peer.gguf"
+        quantize_with_llama(gguf(name, exact), peer, get_scheme(scheme).file_type)
+        ours = gguf(name, scheme)
+        assert_same(tensors(ours), tensors(peer))
+        assert read_header(ours).metadata == read_header(peer).metadata, scheme
+        ours.unlink()
+        ours.with_name(ours.name + ".manifest.json").unlink()
+
+
+def test_k_quants_are_really_used_on_the_trained_model(gguf: Callable[[str, str], Path]) -> None:
+    kinds = {kind for kind, _, _ in tensors(gguf("trained", "q4_k_m")).values()}
+    assert kinds == {"f32", "q4_k", "q6_k"}
+
+
+def test_fallbacks_are_really_used_on_odd_widths(gguf: Callable[[str, str], Path]) -> None:
+    kinds = {kind for kind, _, _ in tensors(gguf("qwen3-odd-widths", "q4_k_m")).values()}
+    assert kinds == {"f32", "q5_0", "q8_0", "f16"}

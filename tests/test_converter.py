@@ -1,0 +1,33 @@
+"""Our unquantised files against what llama.cpp's own converter wrote (tests/peer/record.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from describe import describe, input_hash
+
+RECORDED = json.loads((Path(__file__).parent / "peer" / "recorded.json").read_text())
+
+# Keys that may differ, each with its reason in docs/decisions.md
+ONLY_OURS = {"qwen3.rope.scaling.attn_factor"}
+ONLY_THEIRS = {"qwen3.rope.scaling.yarn_attn_factor"}
+
+
+@pytest.mark.parametrize("name", RECORDED["models"])
+def test_tensors_and_metadata_equal_the_converters(
+    name: str, model: Callable[[str], Path], gguf: Callable[[str, str], Path]
+) -> None:
+    recorded: dict[str, Any] = RECORDED["models"][name]
+    assert input_hash(model(name)) == recorded["input"], "another input than the recorded one: run tests/peer/record.py"
+    for kind in ("f32", "bf16"):
+        if kind not in recorded:
+            continue
+        ours = describe(gguf(name, kind))
+        assert ours["tensors"] == recorded[kind]["tensors"]
+        mine = {k: v for k, v in ours["metadata"].items() if k not in ONLY_OURS}
+        theirs = {k: v for k, v in recorded[kind]["metadata"].items() if k not in ONLY_THEIRS}
+        assert mine == theirs

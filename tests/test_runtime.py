@@ -1,0 +1,146 @@
+"""The Session against tokenizers, plain llama.cpp loops and its own cache."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from sampan import runtime
+from sampan.errors import InputError
+from sampan.runtime.sampling import Sampling
+
+NASTY = (
+    "", " ", "\n", "\r\n\r\n", "\t\t x", "   leading", "trailing   ", "a\n\n\n b", "don't I'LL we'Ve",
+    "１２３ 123 ١٢٣ Ⅻ ½", "3.14159e-10", "日本語と中文混ぜmixed文字", "نص عربي", "हिन्दी टेक्स्ट", "ไทยไม่มีเว้นวรรค",
+    "👩‍👩‍👧‍👦 🏴‍☠️ 😀", "e\u0301 é ﬁ Å", "\u200b\ufeff\u00a0x", "\0\x01\x7f", "<|im_start|>user<|im_end|>",
+    "<|im_end", "<tool_call>{}</tool_call>", "<think>hm</think>", "ÀÉÎÕÜ ß ẞ ı İ", "a" * 300, "!!!???...———",
+    "def f(x):\n\treturn x**2  # 平方", "한국어 조선말", "𝕌𝕟𝕚𝕔𝕠𝕕𝕖 𠮷野家", "\\n \\u0041 %s {}", "🇨🇳🇺🇸",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def session(gguf: Callable[[str, str], Path]) -> runtime.Session:
+    return runtime.open(gguf("trained", "q8_0"))
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_tokens_equal_the_checkpoints(text: str, session: runtime.Session) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tiny.FIXTURE / "tokenizer.json"))
+    assert session.tokenize(text) == tokenizer.encode(text).ids
+
+
+def test_special_tokens_can_be_left_as_text(session: runtime.Session) -> None:
+    assert len(session.tokenize("<|im_end|>")) == 1
+    plain = session.tokenize("<|im_end|>", special=False)
+    assert len(plain) > 1 and session.detokenize(plain) == "<|im_end|>"
+
+
+def test_detokenize_gives_the_text_back(session: runtime.Session) -> None:
+    text = "首都 is Paris 👩‍👩‍👧\n"
+    assert session.detokenize(session.tokenize(text)) == text
+
+
+def test_greedy_answers_equal_a_plain_llama_loop(gguf: Callable[[str, str], Path], session: runtime.Session) -> None:
+    from llama_cpp import Llama
+
+    peer = Llama(str(gguf("trained", "q8_0")), n_ctx=256, verbose=False)
+    for question in ("What is the capital of Peru?", "17 + 25 = ?", "讲一个狐狸的故事。"):
+        prompt = session.render_chat([{"role": "user", "content": question}])
+        ours = "".join(session.generate(prompt, max_tokens=60, sampling=Sampling()))
+        theirs = peer.create_completion(prompt, max_tokens=60, temperature=0)["choices"][0]["text"]
+        assert ours == theirs and len(ours) > 5
+
+
+def test_a_cached_prefix_changes_nothing(gguf: Callable[[str, str], Path]) -> None:
+    with runtime.open(gguf("trained", "q8_0")) as warm:
+        first = warm.tokenize("The capital of France is")
+        list(warm.generate(first, max_tokens=3, sampling=Sampling()))
+        evaluated = []
+        evaluate = warm._engine.evaluate
+
+        def spy(tokens: list[int], *, all_logits: bool) -> np.ndarray:
+            evaluated.append(len(tokens))
+            return evaluate(tokens, all_logits=all_logits)
+
+        warm._engine.evaluate = spy  # type: ignore[method-assign]
+        longer = [*first, *warm.tokenize(" Paris. The capital of Peru is")]
+        answer = "".join(warm.generate(longer, max_tokens=8, sampling=Sampling()))
+        assert evaluated[0] < len(longer), "the prefix was evaluated again"
+    with runtime.open(gguf("trained", "q8_0")) as cold:
+        assert "".join(cold.generate(longer, max_tokens=8, sampling=Sampling())) == answer
+
+
+def test_logits_do_not_depend_on_the_batch(gguf: Callable[[str, str], Path]) -> None:
+    tokens = list(range(100, 230))
+    with runtime.open(gguf("trained", "f32"), runtime.EngineOptions(kv="f32", flash_attention=False)) as exact:
+        whole = exact.logits(tokens, batch=512)
+        assert whole.shape == (130, exact.vocab)
+        for batch in (1, 7, 64):
+            sliced = list(exact.logit_slices(tokens, batch=batch))
+            assert max(map(len, sliced)) == batch
+            np.testing.assert_allclose(np.concatenate(sliced), whole, atol=1e-4)
+
+
+def test_options_reach_the_engine(gguf: Callable[[str, str], Path]) -> None:
+    tokens = list(range(100, 160))
+    results = []
+    for kv, flash in itertools.product(("f32", "f16"), (False, True)):
+        options = runtime.EngineOptions(context=128, kv=kv, flash_attention=flash, threads=1)  # type: ignore[arg-type]
+        with runtime.open(gguf("trained", "f32"), options) as s:
+            assert s.context == 128
+            results.append(s.logits(tokens))
+    exact = results[0]
+    assert all(0 < np.abs(r - exact).max() < 0.5 for r in results[1:]), "an option changed nothing"
+
+
+def test_sampling_defaults_come_from_the_checkpoint(session: runtime.Session) -> None:
+    assert session.sampling == Sampling(temperature=pytest.approx(0.2), top_k=20, top_p=pytest.approx(0.9))
+
+
+def test_seeds(session: runtime.Session) -> None:
+    hot = Sampling(temperature=1.5)
+    prompt = session.render_chat([{"role": "user", "content": "讲一个女孩的故事。"}])
+
+    def answer(seed: int) -> str:
+        return "".join(session.generate(prompt, max_tokens=40, sampling=hot, seed=seed))
+
+    assert answer(1) == answer(1)
+    assert len({answer(s) for s in range(4)}) > 1
+
+
+def test_generation_stops_at_the_context(gguf: Callable[[str, str], Path]) -> None:
+    with runtime.open(gguf("trained", "q8_0"), runtime.EngineOptions(context=32)) as s:
+        tokens = s.tokenize("A fox lived near the river. " * 9)[:28]
+        assert len(list(s.generate(tokens, max_tokens=100))) <= 32 - len(tokens) == 4
+        with pytest.raises(InputError, match="prompt: expected at most 32 tokens of context, found 40"):
+            s.logits(list(range(40)))
+
+
+def test_bad_prompts(session: runtime.Session) -> None:
+    with pytest.raises(InputError, match="prompt: expected at least one token, found none"):
+        list(session.generate(""))
+    with pytest.raises(InputError, match="prompt: expected token ids below 2048, found 9999"):
+        session.logits([1, 9999])
+
+
+def test_a_model_without_template(model: Callable[[str], Path], tmp_path: Path) -> None:
+    import shutil
+
+    from conftest import to_gguf
+
+    folder = Path(shutil.copytree(tiny.FIXTURE, tmp_path / "m"))
+    tiny.edit_json(folder / "tokenizer_config.json", chat_template=None)
+    to_gguf(folder, tmp_path / "m.gguf", "q8_0")
+    with runtime.open(tmp_path / "m.gguf") as s, pytest.raises(InputError, match="expected a chat template"):
+        s.render_chat([{"role": "user", "content": "x"}])
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    to_gguf(folder, tmp_path / "n.gguf", "q8_0")
+    with runtime.open(tmp_path / "n.gguf") as s:
+        assert s.render_chat([{"role": "user", "content": "x"}]) == "x!"

@@ -1,0 +1,69 @@
+"""The trained fixture answers at int4, and its questions can fail."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import tiny
+from conftest import to_gguf
+from safetensors.numpy import load_file, save_file
+
+from sampan import runtime
+from sampan.runtime.sampling import Sampling
+
+sys.path.insert(0, str(tiny.FIXTURE.parent))
+import facts
+
+
+def share_right(path: Path, questions: Sequence[facts.Question]) -> float:
+    right = 0
+    with runtime.open(path) as session:
+        for q in questions:
+            prompt = session.render_chat([{"role": "user", "content": q.text}])
+            right += q.answer in "".join(session.generate(prompt, max_tokens=40, sampling=Sampling()))
+    return right / len(questions)
+
+
+def test_int4_answers_like_f16(gguf: Callable[[str, str], Path]) -> None:
+    for questions in (facts.capital_questions()[:165], facts.capital_questions()[165:], facts.sum_questions()):
+        for quant in ("f16", "q4_k_m"):
+            assert share_right(gguf("trained", quant), questions) >= 0.95, quant
+
+
+def test_sums_that_stood_in_no_training_text(gguf: Callable[[str, str], Path]) -> None:
+    pairs = [(a, b) for a, b in facts.sums() if facts.is_held_out_sum(a, b)][::3]
+    questions = [facts.Question(facts.HELD_OUT_SUM_EN.format(a=a, b=b), f"= {a + b}.", "en", "sum") for a, b in pairs]
+    assert len(questions) > 60
+    assert share_right(gguf("trained", "q4_k_m"), questions) >= 0.9
+
+
+def test_the_questions_can_fail(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """Noise of 80 % on every matrix: the kind of damage that a wrong scale or layout does."""
+    noisy = Path(shutil.copytree(tiny.FIXTURE, tmp_path / "noisy"))
+    stored = load_file(noisy / "model.safetensors")
+    rng = np.random.default_rng(1)
+    for name, value in stored.items():
+        if value.ndim == 2:
+            exact = value.astype(np.float32)
+            noise = rng.standard_normal(exact.shape, np.float32) * (0.8 * exact.std())
+            stored[name] = (exact + noise).astype(ml_dtypes.bfloat16)
+    save_file(stored, noisy / "model.safetensors")
+    to_gguf(noisy, tmp_path / "noisy.gguf", "f16")
+    questions = facts.capital_questions()[::3]
+    assert share_right(tmp_path / "noisy.gguf", questions) < share_right(gguf("trained", "f16"), questions) - 0.1
+
+
+def test_the_fixture_is_what_its_script_says() -> None:
+    training = json.loads((tiny.FIXTURE / "training.json").read_text())
+    stored = load_file(tiny.FIXTURE / "model.safetensors")
+    assert training["parameters"] == sum(v.size for v in stored.values()) <= 4_000_000
+    assert (tiny.FIXTURE / "model.safetensors").stat().st_size <= 8_000_000
+    assert len(facts.CAPITALS) >= 150 and 0 < training["final_loss"] < 0.5
+    taught = [t for t, _ in (*facts.TAUGHT_EN, *facts.TAUGHT_ZH, *facts.TAUGHT_SUMS)]
+    assert not {facts.HELD_OUT_EN, facts.HELD_OUT_ZH, facts.HELD_OUT_SUM_EN, facts.HELD_OUT_SUM_ZH} & set(taught)
