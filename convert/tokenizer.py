@@ -143,15 +143,15 @@ def _merges(model: dict[str, Any], path: Path) -> list[str]:
     merges = model.get("merges")
     if not isinstance(merges, list) or not merges:
         raise wrong(f"{path}: model.merges", "a list of merges", brief(merges))
-    result = []
-    for merge in merges:
-        parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
-            raise wrong(f"{path}: model.merges", "two tokens for each merge", brief(merge))
-        if " " in parts[0] or " " in parts[1]:
-            raise wrong(f"{path}: model.merges", "byte-level tokens, which hold no space", brief(merge))
-        result.append(f"{parts[0]} {parts[1]}")
-    return result
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]  # transformers writes either
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
+            raise wrong(f"{path}: model.merges", "two tokens for each merge", brief(pair))
+    joined = [f"{left} {right}" for left, right in pairs]
+    odd = next((m for m in joined if m.count(" ") != 1 or m[0] == " " or m[-1] == " "), None)
+    if odd is not None:
+        raise wrong(f"{path}: model.merges", "two byte-level tokens, which hold no space", brief(odd))
+    return joined
 
 
 def _special(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BATCH = 512  # tokens evaluated at once in a prefill
 DEFAULT_CONTEXT = 4096
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's numbers
+VOCABULARY = {f"tokenizer.ggml.{k}" for k in ("tokens", "token_type", "merges", "scores")}  # megabytes as text
 LOG_ERROR = 4  # enum ggml_log_level
 # Pre-tokenizers whose tokenizer.json normalises to NFC first, which llama.cpp leaves to its caller.
 NFC = {"qwen2"}
@@ -156,7 +157,8 @@ class LlamaEngine:
             buffer = ctypes.create_string_buffer(256)
             lib.llama_model_meta_key_by_index(self._model, i, buffer, 256)
             key = buffer.value.decode(errors="replace")
-            values[key] = self._meta(key) or ""
+            if key not in VOCABULARY:
+                values[key] = self._meta(key) or ""
         for role in ("bos", "eos"):
             token = getattr(lib, f"llama_vocab_{role}")(self._vocab)
             if token >= 0:

@@ -238,8 +238,14 @@ TOKENIZERS: dict[str, tuple[object, str]] = {
     "unigram": (model(type="Unigram"), "model.type: expected BPE, found Unigram"),
     "byte-fallback": (model(byte_fallback=True), "model.byte_fallback: expected False, found True"),
     "no-merges": (model(merges=None), "model.merges: expected a list of merges, found None"),
-    "merge-of-three": (model(merges=["a b c"]), "model.merges: expected two tokens for each merge, found a b c"),
-    "merge-with-space": (model(merges=[["a ", "b"]]), "expected byte-level tokens, which hold no space"),
+    "merge-of-three": (
+        model(merges=["a b c"]),
+        "two tokens for each merge, found ['a', 'b', 'c']",
+    ),
+    "merge-with-space": (
+        model(merges=[["a ", "b"]]),
+        "two byte-level tokens, which hold no space, found a  b",
+    ),
     "id-twice": (model(vocab={"a": 0, "b": 0}), "b: expected an id of its own, found 0, as a"),
     "id-beyond-vocabulary": (model(vocab={"a": 0, "b": 9999}), "b: expected an id below vocab_size 8, found 9999"),
     "negative-id": (model(vocab={"a": -1}), "a: expected an id below vocab_size 8, found -1"),
