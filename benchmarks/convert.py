@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Conversion against llama.cpp's two steps: wall time, peak memory, disk. Alternating runs, median of three.
 
+    pip install sentencepiece    # the converter asks for it
     python benchmarks/convert.py CHECKPOINT [--llama TREE] [--work FOLDER] [--runs 3] [--schemes q4_0,q8_0,q4_k_m]
 
 CHECKPOINT is a bfloat16 checkpoint folder. The two steps are convert_hf_to_gguf.py (to bf16) and
