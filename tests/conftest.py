@@ -14,6 +14,8 @@ import tiny
 from sampan.checkpoint import open_folder
 from sampan.convert.conversion import Conversion, convert, prepare
 
+pytest_plugins = ["hub_shell"]
+
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:

@@ -22,11 +22,12 @@ from sampan.convert.conversion import convert, prepare
 
 # Converts slowly enough to be killed on the way: every item waits.
 SLOW = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits it ignored
 from sampan.convert import fill
 real = fill._convert
 def slow(*args):
-    time.sleep(0.05)
+    time.sleep(0.2)
     return real(*args)
 fill._convert, fill.RECORD_SECONDS = slow, 0.1
 from sampan.cli import main
