@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := torch==2.13.0
 LLAMA := $(shell sed -n 's/.*"llama-cpp-python==\([0-9.]*\)".*/\1/p' pyproject.toml)
-PACKAGES := core cli convert quantize runtime
 
 # Where the compiled llama-cpp-python wheel is kept. Safe to delete; then it is compiled anew.
 SAMPAN_WHEELS ?= build/wheels

@@ -13,16 +13,19 @@ PLAIN_SECONDS = 10.0  # between two plain lines
 
 
 class Progress:
-    """Call it with the number of bytes done since the last call."""
+    """Call it with the amount done since the last call; `unit` is B for bytes, or a noun."""
 
-    def __init__(self, total: int, what: str) -> None:
-        self.total, self.what, self.done = total, what, 0
+    def __init__(self, total: int, what: str, unit: str = "B") -> None:
+        self.total, self.what, self.unit, self.done = total, what, unit, 0
         self.start = self.last = time.monotonic()
         self.bar: Any = None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False, mininterval=0.2)
+            self.bar = tqdm(
+                total=total, desc=what, unit=unit if unit == "B" else f" {unit}", unit_scale=unit == "B",
+                leave=False, mininterval=0.2,
+            )  # fmt: skip
 
     def __call__(self, n: int) -> None:
         self.done += n
@@ -32,11 +35,11 @@ class Progress:
             self.last = now
             rate = self.done / (now - self.start)
             left = (self.total - self.done) / rate
-            share = f"{100 * self.done // self.total} %, {human(self.done)} of {human(self.total)}"
-            print(
-                f"{self.what}: {share}, {human(rate)}/s, {left:.0f} s left",
-                file=sys.stderr,
-            )
+            share = f"{100 * self.done // self.total} %, {self._amount(self.done)} of {self._amount(self.total)}"
+            print(f"{self.what}: {share}, {self._amount(rate)}/s, {left:.0f} s left", file=sys.stderr)
+
+    def _amount(self, n: float) -> str:
+        return human(n) if self.unit == "B" else f"{n:.0f} {self.unit}s"
 
     @property
     def seconds(self) -> float:

@@ -104,9 +104,8 @@ def _plan_data(c: Conversion) -> dict[str, Any]:
 
 
 def _plan_text(c: Conversion) -> str:
+    from sampan.table import table
     from sampan.units import human
-
-    from ._table import table
 
     plan = c.plan
     rows: list[list[object]] = [["tensor", "shape", "type", "bytes", "bits"]]

@@ -29,7 +29,7 @@ def command(path: str, tensors: bool, revision: str | None, as_json: bool) -> No
       sampan inspect qwen.gguf
       sampan inspect ./Qwen3-0.6B --tensors
     """
-    from ._table import table
+    from sampan.table import table
 
     if Path(path).is_file():
         data = _gguf(Path(path))

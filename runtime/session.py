@@ -20,6 +20,8 @@ from sampan.errors import wrong
 from .chat import render
 from .sampling import Sampling, sample
 
+SLICE = 64  # positions whose logits are handed out together
+LOGITS_AT_ONCE = 128  # positions whose logits an engine holds: 78 MB at 152k words
 KV = Literal["f32", "f16", "q8_0"]
 
 
@@ -31,6 +33,7 @@ class EngineOptions:
     threads: int | None = None
     kv: KV = "f16"
     flash_attention: bool | None = None  # None: the engine decides
+    vocabulary_only: bool = False  # tokenise only: no weights are loaded
 
 
 class Engine(Protocol):
@@ -38,6 +41,7 @@ class Engine(Protocol):
 
     vocab: int
     context: int
+    batch: int  # most tokens of one `evaluate`
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Token ids; with `special`, `<|im_end|>` and its like become their own tokens."""
@@ -51,8 +55,11 @@ class Engine(Protocol):
     def keep(self, n: int) -> None:
         """Forget all but the first `n` cached tokens."""
 
-    def evaluate(self, tokens: Sequence[int], *, all_logits: bool) -> NDArray[np.float32]:
-        """Append tokens to the cache; logits float32 [n or 1, vocab] of all or of the last position."""
+    def evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
+        """Append at most `batch` tokens to the cache; logits [wanted, vocab] of the last `wanted` ones.
+
+        The array is the engine's own memory, valid until the next call.
+        """
 
     def metadata(self) -> Mapping[str, str]:
         """The artifact's metadata, values as text."""
@@ -96,18 +103,29 @@ class Session:
         """The text of some tokens; bytes that are no UTF-8 become replacement characters."""
         return b"".join(map(self._engine.piece, tokens)).decode(errors="replace")
 
-    def logits(self, tokens: Sequence[int], *, batch: int = 64) -> NDArray[np.float32]:
-        """Logits of every position, float32 [len(tokens), vocab], evaluated in batches from an empty cache."""
-        return np.concatenate(list(self.logit_slices(tokens, batch=batch)))
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of every position, float32 [len(tokens), vocab], from an empty cache."""
+        return np.concatenate([part.copy() for part in self.logit_slices(tokens)])
 
-    def logit_slices(self, tokens: Sequence[int], *, batch: int = 64) -> Iterator[NDArray[np.float32]]:
-        """As `logits`, in slices of at most `batch` positions; a slice is valid until the next one."""
+    def logit_slices(self, tokens: Sequence[int], *, first: int = 0) -> Iterator[NDArray[np.float32]]:
+        """Logits of the positions from `first`, float32 [at most 64, vocab] each, from an empty cache.
+
+        A slice is the engine's own memory, valid until the next one is asked for.
+        """
         self._check(tokens)
         self._rewind([])
-        for start in range(0, len(tokens), batch):
-            part = list(tokens[start : start + batch])
-            self._cached += part
-            yield self._engine.evaluate(part, all_logits=True)
+        start = 0
+        while start < len(tokens):
+            end = min(len(tokens), start + self._engine.batch, max(start, first) + LOGITS_AT_ONCE)
+            wanted = max(0, end - max(start, first))
+            logits = self._evaluate(tokens[start:end], wanted)
+            for at in range(0, wanted, SLICE):
+                yield logits[at : at + SLICE]
+            start = end
+
+    def _evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
+        self._cached += tokens
+        return self._engine.evaluate(tokens, wanted)
 
     def generate(
         self,
@@ -129,8 +147,8 @@ class Session:
         shared = self._rewind(tokens[:-1])
         fresh = tokens[shared:]
         for _ in range(min(max_tokens, self.context - len(tokens))):
-            logits = self._engine.evaluate(fresh, all_logits=False)[0]
-            self._cached += fresh
+            for start in range(0, len(fresh), self._engine.batch):
+                logits = self._evaluate(fresh[start : start + self._engine.batch], 1)[0]
             token = sample(logits, self._cached, sampling, rng)
             if self._engine.is_end(token):
                 break

@@ -22,9 +22,21 @@ ALLOWED = {
     "quantize": {"core"},
     "runtime": {"core"},
     "convert": {"core", "quantize"},
-    "cli": {"core", "quantize", "convert", "runtime"},
+    "validate": {"core", "quantize", "convert", "runtime"},
+    "cli": {"core", "quantize", "convert", "runtime", "validate"},
 }
-HEAVY = {"torch", "transformers", "llama_cpp", "onnxruntime", "huggingface_hub", "gguf", "jinja2", "tqdm", "yaml"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "llama_cpp",
+    "onnxruntime",
+    "huggingface_hub",
+    "gguf",
+    "jinja2",
+    "tqdm",
+    "yaml",
+    "tokenizers",
+}
 
 
 def test_the_package_list_is_what_is_on_disk() -> None:

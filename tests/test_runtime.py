@@ -65,9 +65,9 @@ def test_a_cached_prefix_changes_nothing(gguf: Callable[[str, str], Path]) -> No
         evaluated = []
         evaluate = warm._engine.evaluate
 
-        def spy(tokens: list[int], *, all_logits: bool) -> np.ndarray:
+        def spy(tokens: list[int], wanted: int) -> np.ndarray:
             evaluated.append(len(tokens))
-            return evaluate(tokens, all_logits=all_logits)
+            return evaluate(tokens, wanted)
 
         warm._engine.evaluate = spy  # type: ignore[method-assign]
         longer = [*first, *warm.tokenize(" Paris. The capital of Peru is")]
@@ -77,15 +77,17 @@ def test_a_cached_prefix_changes_nothing(gguf: Callable[[str, str], Path]) -> No
         assert "".join(cold.generate(longer, max_tokens=8, sampling=Sampling())) == answer
 
 
-def test_logits_do_not_depend_on_the_batch(gguf: Callable[[str, str], Path]) -> None:
-    tokens = list(range(100, 230))
-    with runtime.open(gguf("trained", "f32"), runtime.EngineOptions(kv="f32", flash_attention=False)) as exact:
-        whole = exact.logits(tokens, batch=512)
-        assert whole.shape == (130, exact.vocab)
-        for batch in (1, 7, 64):
-            sliced = list(exact.logit_slices(tokens, batch=batch))
-            assert max(map(len, sliced)) == batch
-            np.testing.assert_allclose(np.concatenate(sliced), whole, atol=1e-4)
+def test_slices_hold_the_logits_of_the_last_positions(gguf: Callable[[str, str], Path]) -> None:
+    tokens = [*range(100, 800), *range(100, 500)]
+    options = runtime.EngineOptions(kv="f32", flash_attention=False, context=1200)
+    with runtime.open(gguf("trained", "f32"), options) as exact:
+        whole = exact.logits(tokens)
+        assert whole.shape == (1100, exact.vocab)
+        np.testing.assert_allclose(exact.logits(tokens[:1]), whole[:1], atol=1e-4)
+        for first in (0, 1, 127, 600, 1099):
+            sliced = [part.copy() for part in exact.logit_slices(tokens, first=first)]
+            assert max(map(len, sliced)) <= 64
+            np.testing.assert_allclose(np.concatenate(sliced), whole[first:], atol=1e-4)
 
 
 def test_options_reach_the_engine(gguf: Callable[[str, str], Path]) -> None:

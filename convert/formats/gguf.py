@@ -10,10 +10,11 @@ from sampan import gguf as container
 from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint, read_json
 from sampan.errors import brief, wrong
-from sampan.quantize import NumberType, Scheme, TensorFacts, choose_type
+from sampan.quantize import NumberType, Scheme, TensorFacts, choose_type, get_scheme
 
 from ..architecture import Architecture, LinearScaling, MoE, YarnScaling
-from ..binding import HEAD, Binding, Bound
+from ..binding import HEAD, Binding, Bound, bind
+from ..family import read_architecture
 from ..plan import Format, Plan, PlannedTensor
 from ..tokenizer import Tokenizer, read_tokenizer
 
@@ -134,6 +135,13 @@ def _check_engine(checkpoint: Checkpoint, arch: Architecture) -> None:
             )  # fmt: skip
         if engine == "qwen2moe" and arch.tied:
             raise wrong(f"{config}: tie_word_embeddings", f"false, since llama.cpp's {engine} needs {HEAD}", "true")
+
+
+def expected_metadata(checkpoint: Checkpoint) -> dict[str, container.Value]:
+    """The keys that a file of this checkpoint must hold, `general.file_type` for f32."""
+    family, arch = read_architecture(checkpoint)
+    tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
+    return _metadata(checkpoint, arch, tokenizer, get_scheme("f32"), bind(checkpoint, family, arch))
 
 
 def _metadata(

@@ -65,22 +65,27 @@ def _library() -> Any:
 class LlamaEngine:
     """One llama.cpp model and context; implements `Engine`."""
 
+    batch = BATCH
+
     def __init__(self, path: Path, options: EngineOptions) -> None:
         self._lib = lib = _library()
         self._model: Any = None
         self._ctx: Any = None
         self._batch: Any = None
         _errors.clear()
-        self._model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
+        params = lib.llama_model_default_params()
+        params.vocab_only = options.vocabulary_only
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise InputError(f"{path}: llama.cpp cannot load it: {'; '.join(_errors) or 'no reason given'}")
         trained = lib.llama_model_n_ctx_train(self._model)
         self.context = options.context or min(trained, DEFAULT_CONTEXT)
-        self._ctx = lib.llama_init_from_model(self._model, self._context_params(options))
-        if not self._ctx:
-            reason = "; ".join(_errors) or "no reason given"
-            self.close()
-            raise InputError(f"{path}: llama.cpp cannot make a context of {self.context} tokens: {reason}")
+        if not options.vocabulary_only:
+            self._ctx = lib.llama_init_from_model(self._model, self._context_params(options))
+            if not self._ctx:
+                reason = "; ".join(_errors) or "no reason given"
+                self.close()
+                raise InputError(f"{path}: llama.cpp cannot make a context of {self.context} tokens: {reason}")
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         self._nfc = self._meta("tokenizer.ggml.pre") in NFC
@@ -124,32 +129,20 @@ class LlamaEngine:
             raise AssertionError(f"llama.cpp cannot cut its cache at {n}")
         self._position = n
 
-    def evaluate(self, tokens: Sequence[int], *, all_logits: bool) -> NDArray[np.float32]:
-        rows = []
-        for start in range(0, len(tokens), BATCH):
-            part = tokens[start : start + BATCH]
-            last = start + len(part) == len(tokens)
-            self._decode(part, all_logits, last)
-            if all_logits:
-                rows.append(self._read(self._lib.llama_get_logits(self._ctx), len(part)))
-            elif last:
-                rows.append(self._read(self._lib.llama_get_logits_ith(self._ctx, len(part) - 1), 1))
-        return rows[0] if len(rows) == 1 else np.concatenate(rows)
-
-    def _decode(self, tokens: Sequence[int], all_logits: bool, last: bool) -> None:
+    def evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
         b = self._batch
         b.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             b.token[i], b.pos[i], b.n_seq_id[i], b.seq_id[i][0] = token, self._position + i, 1, 0
-            b.logits[i] = all_logits or (last and i == len(tokens) - 1)
+            b.logits[i] = i >= len(tokens) - wanted
         _errors.clear()
         if (code := self._lib.llama_decode(self._ctx, b)) != 0:
             raise InputError(f"llama.cpp cannot evaluate (code {code}): {'; '.join(_errors) or 'no reason given'}")
         self._position += len(tokens)
-
-    def _read(self, pointer: Any, n: int) -> NDArray[np.float32]:
-        """A copy of n rows of logits, out of the engine's own buffer."""
-        return np.ctypeslib.as_array(pointer, shape=(n * self.vocab,)).reshape(n, self.vocab).copy()
+        if not wanted:
+            return np.empty((0, self.vocab), np.float32)
+        pointer = self._lib.llama_get_logits(self._ctx)
+        return np.ctypeslib.as_array(pointer, shape=(wanted * self.vocab,)).reshape(wanted, self.vocab)
 
     def metadata(self) -> Mapping[str, str]:
         lib, values = self._lib, {}

@@ -1,0 +1,1 @@
+"""Drift: is an artifact still the same model as its reference? Numbers, their intervals and a verdict."""

@@ -1,0 +1,184 @@
+"""Every tensor of an artifact against the checkpoint, in one pass over both, without running them.
+
+A number that is too large by itself says little: the error of a 4-bit row depends on its values. So rows that
+stand out, and some that do not, are encoded again from the checkpoint in the artifact's own type; what is more
+than twice as far from the source as that is an outlier.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampan.checkpoint import Checkpoint
+from sampan.convert.binding import EMBEDDING, HEAD, Bound, Piece, bind
+from sampan.convert.family import read_architecture
+from sampan.quantize.ggml import decode_rows, encode_rows
+
+from .gguf_file import GGUF, STEP, Stored, read_rows
+
+SPREAD = 8  # rows of every tensor that are encoded again
+STAND_OUT = 3.0  # times the median row error: a row to look at
+OUTLIER = 2.0  # times the error that encoding the row again gives
+NOISE = 1e-6  # relative error that is nobody's fault
+LISTED = 5  # rows named in a finding
+
+
+@dataclass(frozen=True, slots=True)
+class TensorError:
+    """`relative` is RMSE(artifact − source) / RMS(source), `largest` the greatest difference."""
+
+    name: str
+    type: str
+    nbytes: int
+    relative: float
+    largest: float
+
+
+@dataclass(slots=True)
+class Audit:
+    """`findings` is empty when all is well; each names a tensor and what is wrong with it."""
+
+    tensors: list[TensorError] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    nbytes: int = 0  # read, from both sides
+
+
+def audit(
+    checkpoint: Checkpoint, artifact: GGUF, progress: Callable[[int], None] = lambda n: None, jobs: int | None = None
+) -> Audit:
+    """Compare every tensor; memory is a few blocks of 4 MB for each job."""
+    family, arch = read_architecture(checkpoint)
+    bound = {b.spec.name: b for b in bind(checkpoint, family, arch).tensors}
+    result = Audit()
+    stored = dict(artifact.tensors)
+    pairs: list[tuple[Bound, Stored]] = []
+    for name, b in bound.items():
+        if (t := stored.pop(name, None)) is None:
+            result.findings.append(f"{name}: missing in the artifact")
+        elif _shape(t.shape) != _shape(b.spec.shape):
+            result.findings.append(f"{name}: expected shape {list(b.spec.shape)}, found {list(t.shape)}")
+        else:
+            pairs.append((b, t))
+    if arch.tied and HEAD in stored:  # some converters write a tied head twice
+        pairs.append((bound[EMBEDDING], stored.pop(HEAD)))
+    result.findings += [f"{name}: an orphan, the checkpoint has no such tensor" for name in stored]
+    jobs = jobs or os.cpu_count() or 1
+    with ExitStack() as files:
+        fds = {s.path: files.enter_context(s.path.open("rb")).fileno() for s in checkpoint.shards if s.path}
+        fds |= {p: files.enter_context(p.open("rb")).fileno() for p in {t.path for _, t in pairs}}
+        lock = threading.Lock()
+
+        def one(pair: tuple[Bound, Stored]) -> tuple[TensorError, list[str], int]:
+            def passed(n: int) -> None:
+                with lock:
+                    progress(n)
+
+            return _Pair(*pair, checkpoint, fds).compare(passed)
+
+        with ThreadPoolExecutor(jobs) as threads:
+            for error, findings, nbytes in threads.map(one, pairs):
+                result.tensors.append(error)
+                result.findings += findings
+                result.nbytes += nbytes
+    return result
+
+
+def audit_bytes(checkpoint: Checkpoint, artifact: GGUF) -> int:
+    """About how many bytes an audit reads."""
+    return sum(s.size for s in checkpoint.shards) + artifact.nbytes
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without leading ones, which GGUF files may leave out."""
+    return shape[next((i for i, n in enumerate(shape) if n != 1), len(shape) - 1) :]
+
+
+class _Pair:
+    """One tensor on both sides."""
+
+    def __init__(self, bound: Bound, stored: Stored, checkpoint: Checkpoint, fds: dict[Path, int]) -> None:
+        self.bound, self.stored, self.checkpoint, self.fds = bound, stored, checkpoint, fds
+        self.columns, self.rows = bound.columns, bound.rows
+        self.nbytes = 0
+
+    def source(self, piece: Piece, start: int, rows: int) -> NDArray[np.float32]:
+        """Rows of a piece, float32 [rows, columns]."""
+        row = piece.info.nbytes // (int(np.prod(piece.info.shape)) // self.columns)
+        path = self.checkpoint.shards[piece.shard].path
+        assert path is not None  # noqa: S101 - only a plan is made without files
+        raw = os.pread(self.fds[path], rows * row, piece.info.offset + (piece.start + start) * row)
+        self.nbytes += len(raw)
+        out = np.empty((rows, self.columns), np.float32)
+        piece.encoding.decode(piece.info.dtype, np.frombuffer(raw, np.uint8), out)
+        return out
+
+    def target(self, start: int, rows: int) -> NDArray[np.float32]:
+        self.nbytes += rows * self.stored.type.row_bytes(self.columns)
+        return read_rows(self.stored, self.fds[self.stored.path], start, rows)
+
+    def compare(self, progress: Callable[[int], None]) -> tuple[TensorError, list[str], int]:
+        """Error of the tensor, findings, bytes read."""
+        errors, norms = np.empty(self.rows), np.empty(self.rows)
+        largest = 0.0
+        dead: list[str] = []
+        for piece in self.bound.pieces:
+            step = max(1, STEP // self.columns)
+            for start in range(0, piece.rows, step):
+                rows, before = min(step, piece.rows - start), self.nbytes
+                x = self.source(piece, start, rows)
+                y = self.target(piece.at + start, rows)
+                at = slice(piece.at + start, piece.at + start + rows)
+                norms[at] = np.einsum("ij,ij->i", x, x)
+                x -= y
+                errors[at] = np.einsum("ij,ij->i", x, x)
+                largest = max(largest, float(np.abs(x, out=x).max()))
+                progress(self.nbytes - before)
+            part = slice(piece.at, piece.at + piece.rows)
+            # a zero artifact is as far from its source as the source is from zero
+            if norms[part].sum() > 0 and np.allclose(errors[part], norms[part], rtol=1e-6) and self._zero(piece):
+                dead.append(f"{self.stored.name}: nothing but zeros in rows {part.start} to {part.stop - 1}")
+        total = float(norms.sum())
+        relative = float(np.sqrt(errors.sum() / total)) if total else float(np.sqrt(errors.sum()))
+        error = TensorError(self.stored.name, self.stored.type.name, self.stored.nbytes, relative, largest)
+        if not np.isfinite(errors).all():
+            row = int(np.flatnonzero(~np.isfinite(errors))[0])
+            return error, [f"{self.stored.name}: NaN or Inf in row {row}"], self.nbytes
+        return error, dead or self._outliers(errors, norms, relative), self.nbytes
+
+    def _zero(self, piece: Piece) -> bool:
+        return not self.target(piece.at, 1).any()
+
+    def _outliers(self, errors: NDArray[np.float64], norms: NDArray[np.float64], relative: float) -> list[str]:
+        ratios = np.sqrt(errors / np.maximum(norms, np.finfo(np.float64).tiny))
+        spread = set(np.linspace(0, self.rows - 1, min(SPREAD, self.rows)).astype(int).tolist())
+        high = np.flatnonzero(ratios > STAND_OUT * np.median(ratios) + NOISE)
+        high = high[np.argsort(-ratios[high])][:64]
+        bad = sorted(r for r in spread | set(high.tolist()) if self._too_far(r, float(errors[r]), float(norms[r])))
+        if not bad:
+            return []
+        name, kind = self.stored.name, self.stored.type.name
+        if spread <= set(bad):
+            return [f"{name}: far from the checkpoint: relative error {relative:.3g}, more than {kind} explains"]
+        rows = ", ".join(map(str, bad[:LISTED])) + (" …" if len(bad) > LISTED else "")
+        worst = max(float(ratios[r]) for r in bad)
+        return [f"{name}: row {rows}: relative error up to {worst:.3g}, more than {kind} explains"]
+
+    def _too_far(self, row: int, error: float, norm: float) -> bool:
+        """Whether a row is further from its source than its own type makes it."""
+        piece = next(p for p in self.bound.pieces if p.at <= row < p.at + p.rows)
+        x = self.source(piece, row - piece.at, 1)
+        encoded = np.empty(self.stored.type.row_bytes(self.columns), np.uint8)
+        encode_rows(self.stored.type, x, encoded)
+        again = np.empty_like(x)
+        decode_rows(self.stored.type, encoded, again)
+        own = float(((x - again).astype(np.float64) ** 2).sum())
+        return error > OUTLIER**2 * own + NOISE**2 * max(norm, np.finfo(np.float64).tiny)

@@ -1,0 +1,96 @@
+"""Where the drift comes from: put groups of tensors back to the reference's, one group at a time, and measure.
+
+Groups are the kinds of tensors and the layers. Each of the two partitions the model, so the shares of each
+would add up to one if drifts were additive; the sum that is found says how far to trust them.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sampan.errors import wrong
+
+from .drift import Side, measure
+from .gguf_file import GGUF, Stored, compose
+from .reference import Bars
+from .windows import Domain
+
+LAYER = re.compile(r"blk\.(\d+)\.(.*)")
+
+
+def groups(names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """Partition ("kinds", "layers") → group → tensor names."""
+    kinds: dict[str, list[str]] = {}
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        match = LAYER.fullmatch(name)
+        kinds.setdefault(match[2] if match else name, []).append(name)
+        layers.setdefault(f"layer {match[1]}" if match else name, []).append(name)
+    return {"kinds": kinds, "layers": layers}
+
+
+def blame(
+    exact: GGUF, candidate: GGUF, side: Side, domains: Sequence[Domain], threads: int | None, bars: Bars
+) -> dict[str, Any]:
+    """Shares of the candidate's drift by kind and by layer, largest first, on some windows of every domain."""
+    changed = [n for n, t in candidate.tensors.items() if t.type.name not in ("f32", "bf16", "f16")]
+    if not changed:
+        raise wrong("--blame", "a candidate with quantised tensors", "none")
+    partitions = groups(changed)
+    runs = sum(map(len, partitions.values())) + 1
+    base = Side("candidate", candidate.path, threads=threads).exact()
+    with (
+        tempfile.TemporaryDirectory(dir=candidate.path.parent, prefix=".sampan-") as folder,
+        bars(runs, "blame", "run") as progress,
+    ):
+        total = _kld(side, base, domains)
+        progress(1)
+        result: dict[str, Any] = {"kld": total, "windows": sum(len(d.windows) for d in domains)}
+        for partition, members in partitions.items():
+            rows: list[dict[str, Any]] = []
+            for group, names in members.items():
+                path = _swap(exact, candidate, set(names), Path(folder) / "swapped.gguf")
+                drop = total - _kld(side, replace(base, path=path), domains)
+                nbytes = sum(candidate.tensors[n].nbytes for n in names)
+                rows.append({"group": group, "share": drop / total if total else 0.0, "bytes": nbytes})
+                progress(1)
+            rows.sort(key=lambda r: -r["share"])
+            result[partition] = rows
+            result[f"{partition}_sum"] = float(sum(r["share"] for r in rows))
+    result["keep"] = _keep(result["kinds"])
+    return result
+
+
+def _keep(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Kinds that hold more of the drift than of the bytes, most drift per byte first, until half the drift."""
+    whole = sum(r["bytes"] for r in rows)
+    dense = sorted((r for r in rows if r["share"] > r["bytes"] / whole), key=lambda r: -r["share"] / r["bytes"])
+    chosen: list[str] = []
+    covered = 0.0
+    for row in dense:
+        if covered >= 0.5:
+            break
+        chosen.append(row["group"])
+        covered += row["share"]
+    return chosen
+
+
+def _swap(exact: GGUF, candidate: GGUF, names: set[str], out: Path) -> Path:
+    """The candidate with some tensors taken from the reference."""
+    tensors: list[Stored] = [
+        exact.tensors[n if n in exact.tensors else "token_embd.weight"] if n in names else t
+        for n, t in candidate.tensors.items()
+    ]
+    renamed = [replace(t, name=n) for n, t in zip(candidate.tensors, tensors, strict=True)]
+    return compose(out, candidate.metadata, renamed, lambda t: False)
+
+
+def _kld(reference: Side, candidate: Side, domains: Sequence[Domain]) -> float:
+    return float(np.mean([s.kld.mean() for s in measure(reference, candidate, domains).scores.values()]))

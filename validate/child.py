@@ -1,0 +1,111 @@
+"""Work that runs engines, in a process of its own: an engine that aborts takes only this process with it.
+
+The task comes as one JSON object on standard input, answers go as JSON lines to standard output: scores and
+ids, never logits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampan.errors import InputError
+from sampan.runtime import EngineOptions, open
+
+from .metrics._scores import score
+
+Say = Callable[[dict[str, Any]], None]
+
+
+class Model(Protocol):
+    """What is compared: a Session, or transformers."""
+
+    @property
+    def vocab(self) -> int: ...
+
+    def logit_slices(self, tokens: Sequence[int], *, first: int = 0) -> Iterator[NDArray[np.float32]]: ...
+
+    def close(self) -> None: ...
+
+
+def _open(side: dict[str, Any], context: int, say: Say) -> Model:
+    say({"stage": f"opening {side['path']}", "of": side["role"]})
+    if side["engine"] == "torch":
+        from .torch_reference import TorchModel
+
+        return TorchModel(Path(side["path"]), side["threads"])
+    options = EngineOptions(
+        context=context, threads=side["threads"], kv=side["kv"], flash_attention=side["flash_attention"]
+    )
+    return open(side["path"], options)
+
+
+def score_windows(task: dict[str, Any], say: Say) -> None:
+    """Both models over every window: one message of columns for each window, in order."""
+    context = max(len(w) for d in task["domains"] for w in d["windows"])
+    reference = _open(task["reference"], context, say)
+    candidate = _open(task["candidate"], context, say)
+    if reference.vocab != candidate.vocab:
+        raise InputError(
+            f"{task['candidate']['path']}: expected a vocabulary of {reference.vocab}, as the reference has, "
+            f"found {candidate.vocab}"
+        )
+    say({"stage": "scoring", "of": "candidate"})
+    forward = 0.0
+    for domain in task["domains"]:
+        for tokens in domain["windows"]:
+            columns, spent = _score_window(reference, candidate, tokens, domain["scored"])
+            forward += spent
+            say({"scores": columns.T.tolist(), "domain": domain["name"], "forward_seconds": forward})
+
+
+def _score_window(
+    reference: Model, candidate: Model, tokens: list[int], scored: int
+) -> tuple[NDArray[np.float64], float]:
+    """Columns [scored, 4] and the seconds that the models' own forward passes took."""
+    first = len(tokens) - 1 - scored
+    following = np.array(tokens[first + 1 :])
+    inputs = tokens[:-1]
+    parts, at, spent = [], 0, 0.0
+    a, b = reference.logit_slices(inputs, first=first), candidate.logit_slices(inputs, first=first)
+    while at < scored:
+        start = time.perf_counter()
+        left, right = next(a), next(b)
+        spent += time.perf_counter() - start
+        parts.append(score(left, right, following[at : at + len(left)]))
+        at += len(left)
+    return np.concatenate(parts), spent
+
+
+def tokenize(task: dict[str, Any], say: Say) -> None:
+    """Ids of texts by an artifact's own engine: `texts` is a list of [text, special]."""
+    say({"stage": f"opening {task['path']}", "of": "candidate"})
+    with open(task["path"], EngineOptions(vocabulary_only=True)) as session:
+        say({"ids": [session.tokenize(text, special=special) for text, special in task["texts"]]})
+
+
+TASKS = {"score": score_windows, "tokenize": tokenize}
+
+
+def main() -> None:
+    """Read a task, do it. Whatever a library prints goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    task = json.load(sys.stdin)
+
+    def say(message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=answers, flush=True)
+
+    try:
+        TASKS[task["task"]](task, say)
+        say({"done": True})
+    except InputError as e:
+        say({"refused": str(e)})

@@ -1,0 +1,155 @@
+"""Do the artifact's metadata, tokenizer and chat template say what the checkpoint says?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sampan.checkpoint import Checkpoint
+from sampan.convert.formats.gguf import expected_metadata
+from sampan.convert.tokenizer import Tokenizer, read_tokenizer
+from sampan.errors import InputError, brief
+from sampan.runtime.chat import render
+
+from .gguf_file import GGUF
+from .isolated import EngineDiedError, messages
+from .windows import built_in, conversations
+
+# What describes a file or its making, not the model; and what llama.cpp derives where it is missing.
+DESCRIPTIVE = ("general.", "split.", "quantize.", "tokenizer.chat_template")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """`findings` is empty when the check holds; `checked` says what was looked at."""
+
+    name: str
+    checked: str
+    findings: tuple[str, ...]
+
+
+def special_texts(t: Tokenizer) -> dict[str, str]:
+    """The texts that a template may ask for."""
+    return {f"{role}_token": t.tokens[t.special[role]] if role in t.special else "" for role in ("bos", "eos")}
+
+
+def default_template(template: str | list[dict[str, str]] | None) -> str | None:
+    """The template that a conversation is rendered with where a checkpoint names several."""
+    if isinstance(template, list):
+        return next((t["template"] for t in template if t["name"] == "default"), None)
+    return template
+
+
+def conversation_text(template: str, conversation: Mapping[str, Any], special: Mapping[str, str]) -> str:
+    """A whole conversation, its last answer included."""
+    return render(template, conversation["messages"], conversation.get("tools"), special, add_generation_prompt=False)
+
+
+class CheckpointTokenizer:
+    """tokenizer.json as the tokenizers package reads it: what every id is held against."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        from tokenizers import Tokenizer as Reader
+
+        path = checkpoint.folder / "tokenizer.json"
+        try:
+            self._reader = Reader.from_file(str(path))
+        except Exception as e:  # the package raises plain Exception
+            raise InputError(f"{path}: the tokenizers package cannot read it: {brief(str(e))}") from None
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of a text; without `special`, control tokens in it are plain text."""
+        self._reader.encode_special_tokens = not special
+        ids: list[int] = self._reader.encode(text).ids
+        return ids
+
+
+def check_metadata(checkpoint: Checkpoint, artifact: GGUF) -> Check:
+    """Every key that decides what is computed, against what the converter would write."""
+    expected = {k: v.value for k, v in expected_metadata(checkpoint).items()}
+    wanted = {k: v for k, v in expected.items() if not k.startswith(DESCRIPTIVE) or k == "general.architecture"}
+    findings = []
+    for key, value in wanted.items():
+        found = artifact.value(key)
+        if found is None and key.startswith("tokenizer.ggml.add_"):
+            continue
+        if isinstance(value, list) and isinstance(found, list):
+            if value != found:
+                at = next((i for i, (a, b) in enumerate(zip(value, found, strict=False)) if a != b), None)
+                what = f"{len(found)} values" if at is None else f"{brief(found[at])} at {at}"
+                should = f"{len(value)} values" if at is None else brief(value[at])
+                findings.append(f"{key}: expected {should}, found {what}")
+        elif not _same(value, found):
+            findings.append(f"{key}: expected {brief(value)}, found {brief(found)}")
+    return Check("metadata", f"{len(wanted)} keys", tuple(findings))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, (int, float)):
+        return abs(a - b) <= 1e-6 * abs(a)
+    return bool(a == b)
+
+
+def check_tokenizer(checkpoint: Checkpoint, artifact: GGUF, texts: Sequence[str]) -> list[Check]:
+    """Ids of the artifact's engine against the checkpoint's, for texts and for conversations in its own template."""
+    ours = CheckpointTokenizer(checkpoint)
+    nasty: list[str] = json.loads(built_in("nasty.json"))
+    control = ["<|im_end|> <|endoftext|> a<|im_start|>b"]
+    plain = [(t, True) for t in (*texts, *nasty)] + [(t, False) for t in control]
+    expected = [ours.encode(t, special=s) for t, s in plain]
+
+    vocab = len(artifact.value("tokenizer.ggml.tokens", ()))
+    tokenizer = read_tokenizer(checkpoint.folder, vocab)
+    template = default_template(tokenizer.chat_template)
+    theirs = default_template(_named(artifact))
+    special = special_texts(tokenizer)
+    rendered: list[tuple[str, str | None]] = []
+    if template is not None:
+        for conversation in conversations():
+            text = conversation_text(template, conversation, special)
+            rendered.append((text, _try(theirs, conversation, special)))
+    chat = [(b, True) for _, b in rendered if b is not None]
+    try:
+        ids = next(m["ids"] for m in messages(_task(artifact, plain + chat)) if "ids" in m)
+    except EngineDiedError as e:
+        return [Check("tokenizer", "nothing", (str(e),))]
+    found, chat_ids = ids[: len(plain)], iter(ids[len(plain) :])
+    findings = [
+        f"{brief(t, 40)!r}: {_differ(a, b)}" for (t, _), a, b in zip(plain, expected, found, strict=True) if a != b
+    ]
+    checks = [Check("tokenizer", f"{len(plain)} texts, {sum(map(len, expected))} tokens", tuple(findings))]
+    if template is None:
+        return checks
+    problems = []
+    for n, (text, other) in enumerate(rendered, 1):
+        wanted = ours.encode(text)
+        got = None if other is None else next(chat_ids)
+        if got != wanted:
+            reason = "the artifact has no template that renders it" if got is None else _differ(wanted, got)
+            problems.append(f"conversation {n}: {reason}")
+    tools = sum("tools" in c for c in conversations())
+    what = f"{len(rendered)} conversations, {tools} with tools"
+    return [*checks, Check("chat template", what, tuple(problems))]
+
+
+def _task(artifact: GGUF, texts: Sequence[tuple[str, bool]]) -> dict[str, Any]:
+    return {"task": "tokenize", "path": str(artifact.path), "texts": texts}
+
+
+def _named(artifact: GGUF) -> str | None:
+    value = artifact.value("tokenizer.chat_template")
+    return value if isinstance(value, str) else None
+
+
+def _try(template: str | None, conversation: Mapping[str, Any], special: Mapping[str, str]) -> str | None:
+    try:
+        return None if template is None else conversation_text(template, conversation, special)
+    except InputError:
+        return None
+
+
+def _differ(a: Sequence[int], b: Sequence[int]) -> str:
+    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return f"token {at}: expected {a[at : at + 3]} of {len(a)}, found {list(b[at : at + 3])} of {len(b)}"

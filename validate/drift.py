@@ -1,0 +1,75 @@
+"""Run reference and candidate side by side over the windows, and gather their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .isolated import messages
+from .metrics._scores import Scores
+from .windows import Domain
+
+Progress = Callable[[int], None]
+"""Called with the number of positions scored since the last call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A model to run: an artifact for an engine, or a checkpoint folder for transformers ("torch")."""
+
+    role: Literal["reference", "candidate"]
+    path: Path
+    engine: Literal["engine", "torch"] = "engine"
+    kv: str = "f16"
+    flash_attention: bool | None = None
+    threads: int | None = None
+
+    def exact(self) -> Side:
+        """The same with what the engine computes most exactly: float32 cache, no flash attention."""
+        return replace(self, kv="f32", flash_attention=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Scores by domain, [chunks, positions], and the seconds of the forward passes and of the whole loop."""
+
+    scores: dict[str, Scores]
+    forward_seconds: float
+
+
+def measure(reference: Side, candidate: Side, domains: Sequence[Domain], progress: Progress = lambda n: None) -> Drift:
+    """Scores of every window; memory is two models and one slice of logits of each.
+
+    Raises InputError for a model that cannot be opened and EngineDiedError for one that kills its process.
+    """
+    task: dict[str, Any] = {
+        "task": "score",
+        "reference": _plain(reference),
+        "candidate": _plain(candidate),
+        "domains": [{"name": d.name, "windows": d.windows, "scored": d.scored} for d in domains],
+    }
+    columns: dict[str, list[Any]] = {d.name: [] for d in domains}
+    forward = 0.0
+    for message in messages(task):
+        if "scores" in message:
+            columns[message["domain"]].append(message["scores"])
+            forward = message["forward_seconds"]
+            progress(len(message["scores"][0]))
+    chunk = {d.name: d.chunk for d in domains}
+    scores = {
+        name: Scores(*(np.concatenate(c).reshape(-1, chunk[name]) for c in zip(*(map(_floats, rows)), strict=True)))
+        for name, rows in columns.items()
+    }
+    return Drift(scores, forward)
+
+
+def _floats(rows: list[list[float]]) -> list[np.ndarray[Any, Any]]:
+    return [np.array(row, np.float64) for row in rows]
+
+
+def _plain(side: Side) -> dict[str, Any]:
+    return asdict(side) | {"path": str(side.path)}

@@ -1,0 +1,253 @@
+"""The whole validation: texts, checks, scores, verdicts; the report is plain data for text, JSON and HTML."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sampan.errors import InputError, wrong
+
+from . import audit as tensors
+from . import summary, verdict, windows
+from .conformance import (
+    Check,
+    CheckpointTokenizer,
+    check_metadata,
+    check_tokenizer,
+    conversation_text,
+    default_template,
+    special_texts,
+)
+from .drift import Drift, Side, measure
+from .gguf_file import GGUF, dequantise, open_gguf
+from .isolated import EngineDiedError, messages
+from .metrics._scores import Scores
+from .reference import Bars, Reference, find_reference, fits
+from .windows import Domain
+
+FLOOR_WINDOWS = 2  # of each domain, for a reference's own floor
+PARTS = {"total": "as deployed", "weights": "of the weights", "engine": "of the engine"}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line offers; see its help."""
+
+    texts: tuple[Path, ...] = ()
+    windows: int = windows.WINDOWS
+    long: bool = False
+    kv: str = "f16"
+    weights_only: bool = False
+    parts: bool = False
+    torch: bool = False
+    threads: int | None = None
+    revision: str | None = None
+    limits: tuple[verdict.Limit, ...] = ()
+    blame: bool = False
+
+
+def validate(reference: str, candidates: Sequence[Path], options: Options, bars: Bars) -> dict[str, Any]:
+    """Compare one or two candidates with a reference; the report as plain data.
+
+    Raises InputError for bad input. A candidate that kills its engine gets a failed verdict.
+    """
+    artifacts = [open_gguf(c) for c in candidates]
+    grow = max(_f32_bytes(a) if options.weights_only or options.parts else a.nbytes for a in artifacts)
+    ref = find_reference(reference, options.revision, grow, bars)
+    exact = open_gguf(ref.artifact)
+    for artifact in artifacts:
+        _check_comparable(exact, artifact)
+    texts = _texts(ref, exact, options)
+    domains = [windows.cut(name, ids, options.windows) for name, ids in _ids(ref, texts).items()]
+    names = [d.name for d in domains]
+    verdict.expand(list(options.limits), names)
+    report: dict[str, Any] = {
+        "metrics_version": summary.METRICS_VERSION,
+        "reference": {"source": reference, "artifact": str(ref.artifact), "types": sorted(exact.types)},
+        "domains": {d.name: {"windows": len(d.windows), "scored": d.scored * len(d.windows)} for d in domains},
+        "options": {"windows": options.windows, "long": options.long, "kv": options.kv},
+        "candidates": [],
+    }
+    side = _reference_side(ref, options)
+    report["reference"] |= {"engine": side.engine, "floor": _floor(ref, exact, side, domains, bars)}
+    scores = []
+    for artifact in artifacts:
+        entry, drift = _candidate(ref, side, artifact, texts, domains, options, bars)
+        report["candidates"].append(entry)
+        scores.append(drift)
+    if len(scores) == 2 and scores[0] and scores[1]:
+        report["comparison"] = summary.compare(scores[0], scores[1])
+    if options.blame:
+        from .blame import blame
+
+        report["blame"] = blame(exact, artifacts[0], side, _sample(domains, 4), options.threads, bars)
+    report["verdict"] = _worst([c["verdict"] for c in report["candidates"]])
+    return report
+
+
+def _f32_bytes(artifact: GGUF) -> int:
+    return sum(4 * math.prod(t.shape) for t in artifact.tensors.values())
+
+
+def _check_comparable(exact: GGUF, candidate: GGUF) -> None:
+    """Refuse another architecture or a vocabulary of another size: no numbers would mean anything."""
+    for what, key in (("architecture", "general.architecture"), ("vocabulary", "tokenizer.ggml.tokens")):
+        a, b = exact.value(key), candidate.value(key)
+        if isinstance(a, list):
+            a, b = f"{len(a)} tokens", f"{len(b)} tokens" if isinstance(b, list) else "none"
+        if a != b:
+            raise wrong(f"{candidate.path}: {what}", f"{a}, as the reference has", b)
+
+
+def _texts(ref: Reference, exact: GGUF, options: Options) -> dict[str, str]:
+    if options.texts:
+        return windows.user_texts(options.texts)
+    if ref.checkpoint is not None:
+        from sampan.convert.tokenizer import read_tokenizer
+
+        tokenizer = read_tokenizer(ref.checkpoint.folder, len(exact.value("tokenizer.ggml.tokens")))
+        template, special = default_template(tokenizer.chat_template), special_texts(tokenizer)
+    else:
+        tokens = exact.value("tokenizer.ggml.tokens")
+        template = exact.value("tokenizer.chat_template")
+        ids = {role: exact.value(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos")}
+        special = {f"{role}_token": "" if i is None else tokens[i] for role, i in ids.items()}
+    if template is None:
+        return windows.domain_texts(None, options.long)
+    return windows.domain_texts(lambda c: conversation_text(template, c, special), options.long)
+
+
+def _ids(ref: Reference, texts: dict[str, str]) -> dict[str, list[int]]:
+    """Token ids by the reference's own tokenizer."""
+    if ref.checkpoint is not None:
+        tokenizer = CheckpointTokenizer(ref.checkpoint)
+        return {name: tokenizer.encode(text) for name, text in texts.items()}
+    task = {"task": "tokenize", "path": str(ref.artifact), "texts": [(t, True) for t in texts.values()]}
+    try:
+        ids = next(m["ids"] for m in messages(task) if "ids" in m)
+    except EngineDiedError as e:
+        raise InputError(f"{ref.artifact}: {e}") from None
+    return dict(zip(texts, ids, strict=True))
+
+
+def _reference_side(ref: Reference, options: Options) -> Side:
+    side = Side("reference", ref.artifact, threads=options.threads).exact()
+    if not options.torch:
+        return side
+    if ref.checkpoint is None:
+        raise wrong("--reference torch", "a checkpoint as REFERENCE", "an artifact")
+    return replace(side, path=ref.checkpoint.folder, engine="torch")
+
+
+def _sample(domains: Sequence[Domain], n: int) -> list[Domain]:
+    return [replace(d, windows=d.windows[:n]) for d in domains if len(d.windows) > 1] or list(domains)
+
+
+def _floor(ref: Reference, exact: GGUF, side: Side, domains: Sequence[Domain], bars: Bars) -> Any:
+    """KLD of the reference from its own weights in float32, which is what no candidate can be told from."""
+    if side.engine == "torch" or exact.types <= {"f32"}:
+        return 0.0
+    if not fits(_f32_bytes(exact) + exact.nbytes):
+        return "not measured: does not fit"
+    with tempfile.TemporaryDirectory(dir=ref.artifact.parent) as folder:
+        whole = replace(side, path=dequantise(exact, Path(folder) / "f32.gguf"))
+        drift = _measure(whole, replace(side, role="candidate"), _sample(domains, FLOOR_WINDOWS), "floor", bars)
+    return float(np.mean([s.kld.mean() for s in drift.scores.values()]))
+
+
+def _measure(a: Side, b: Side, domains: Sequence[Domain], what: str, bars: Bars) -> Drift:
+    with bars(sum(d.scored * len(d.windows) for d in domains), what, "token") as progress:
+        try:
+            return measure(a, b, domains, progress)
+        except EngineDiedError as e:
+            if e.role == "reference":
+                raise InputError(f"{a.path}: the reference cannot be run: {e}") from None
+            raise
+
+
+def _candidate(
+    ref: Reference, side: Side, artifact: GGUF, texts: dict[str, str], domains: Sequence[Domain], options: Options,
+    bars: Bars,
+) -> tuple[dict[str, Any], dict[str, Scores] | None]:  # fmt: skip
+    """A candidate's part of the report, and its scores unless its engine died."""
+    entry: dict[str, Any] = {
+        "path": str(artifact.path),
+        "bytes": artifact.nbytes,
+        "bits_per_weight": artifact.bits_per_weight,
+        "types": sorted(artifact.types),
+    }
+    checks = _checks(ref, artifact, texts, entry, bars)
+    entry["checks"] = [asdict(c) for c in checks]
+    limits = list(options.limits) or verdict.default_limits(artifact.bits_per_weight)
+    decisions = [verdict.Decision("failed", f"{c.name}: {c.findings[0]}{_more(c)}") for c in checks if c.findings]
+    scores = None
+    try:
+        drifts = _drifts(side, artifact, domains, options, bars)
+        entry["drift"] = {name: summary.summarise(d.scores) for name, d in drifts.items()}
+        main = next(iter(drifts))
+        scores = drifts[main].scores
+        entry |= {"positions": _along(scores, domains), "histogram": summary.histogram(scores)}
+        numbers, titles = entry["drift"][main], summary.metrics()
+        decisions += [
+            verdict.decide(limit, numbers[limit.domain], titles[limit.metric].title)
+            for limit in verdict.expand(limits, [d.name for d in domains])
+        ]
+    except EngineDiedError as e:
+        decisions.append(verdict.Decision("failed", str(e)))
+    entry["decisions"] = [asdict(d) for d in decisions]
+    entry["verdict"] = _worst([d.outcome for d in decisions])
+    return entry, scores
+
+
+def _more(check: Check) -> str:
+    return f" (and {len(check.findings) - 1} more)" if len(check.findings) > 1 else ""
+
+
+def _checks(ref: Reference, artifact: GGUF, texts: dict[str, str], entry: dict[str, Any], bars: Bars) -> list[Check]:
+    if ref.checkpoint is None:
+        return []
+    with bars(tensors.audit_bytes(ref.checkpoint, artifact), "auditing the tensors", "B") as progress:
+        found = tensors.audit(ref.checkpoint, artifact, progress)
+    entry["tensors"] = [asdict(t) for t in found.tensors]
+    return [
+        Check("tensors", f"{len(found.tensors)} tensors", tuple(found.findings)),
+        check_metadata(ref.checkpoint, artifact),
+        *check_tokenizer(ref.checkpoint, artifact, list(texts.values())),
+    ]
+
+
+def _drifts(side: Side, artifact: GGUF, domains: Sequence[Domain], options: Options, bars: Bars) -> dict[str, Drift]:
+    """The drift that the verdict is about, first, and its parts where asked for."""
+    deployed = Side("candidate", artifact.path, kv=options.kv, threads=options.threads)
+    name = artifact.path.name
+    found: dict[str, Drift] = {}
+    if not options.weights_only:
+        found["total"] = _measure(side, deployed, domains, name, bars)
+    if options.weights_only or options.parts:
+        with tempfile.TemporaryDirectory(dir=artifact.path.parent, prefix=".sampan-") as folder:
+            with bars(1, f"dequantising {name}", "file") as done:
+                plain = replace(deployed, path=dequantise(artifact, Path(folder) / "f32.gguf")).exact()
+                done(1)
+            found["weights"] = _measure(side, plain, domains, f"{name}, weights", bars)
+            if options.parts:
+                found["engine"] = _measure(replace(plain, role="reference"), deployed, domains, f"{name}, engine", bars)
+    return found
+
+
+def _along(scores: dict[str, Scores], domains: Sequence[Domain]) -> dict[str, list[float]]:
+    """Mean KLD along the position inside a window, in 16 steps."""
+    out = {}
+    for d in domains:
+        kld = scores[d.name].kld.reshape(len(d.windows), d.scored)
+        out[d.name] = [float(part.mean()) for part in np.array_split(kld, 16, axis=1)]
+    return out
+
+
+def _worst(outcomes: Sequence[str]) -> str:
+    return next((o for o in ("failed", "undecided") if o in outcomes), "passed")
