@@ -34,6 +34,7 @@ class EngineOptions:
     kv: KV = "f16"
     flash_attention: bool | None = None  # None: the engine decides
     vocabulary_only: bool = False  # tokenise only: no weights are loaded
+    record_experts: bool = False  # for `Session.take_experts`; slower
 
 
 class Engine(Protocol):
@@ -60,6 +61,9 @@ class Engine(Protocol):
 
         The array is the engine's own memory, valid until the next call.
         """
+
+    def take_experts(self) -> dict[int, NDArray[np.int32]]:
+        """As `Session.take_experts`."""
 
     def metadata(self) -> Mapping[str, str]:
         """The artifact's metadata, values as text."""
@@ -122,6 +126,14 @@ class Session:
             for at in range(0, wanted, SLICE):
                 yield logits[at : at + SLICE]
             start = end
+
+    def take_experts(self) -> dict[int, NDArray[np.int32]]:
+        """Layer → chosen experts of the tokens evaluated since the last call, sorted ids, int32 [tokens, used].
+
+        Empty for dense models and without `record_experts`. In the last layer an engine may leave out tokens
+        whose logits were not wanted.
+        """
+        return self._engine.take_experts()
 
     def _evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
         self._cached += tokens

@@ -33,17 +33,23 @@ class Model(Protocol):
 
     def logit_slices(self, tokens: Sequence[int], *, first: int = 0) -> Iterator[NDArray[np.float32]]: ...
 
+    def take_experts(self) -> dict[int, NDArray[np.int32]]: ...
+
     def close(self) -> None: ...
 
 
-def _open(side: dict[str, Any], context: int, say: Say) -> Model:
+def _open(side: dict[str, Any], context: int, experts: bool, say: Say) -> Model:
     say({"stage": f"opening {side['path']}", "of": side["role"]})
     if side["engine"] == "torch":
         from .torch_reference import TorchModel
 
         return TorchModel(Path(side["path"]), side["threads"])
     options = EngineOptions(
-        context=context, threads=side["threads"], kv=side["kv"], flash_attention=side["flash_attention"]
+        context=context,
+        threads=side["threads"],
+        kv=side["kv"],
+        flash_attention=side["flash_attention"],
+        record_experts=experts,
     )
     return open(side["path"], options)
 
@@ -51,8 +57,8 @@ def _open(side: dict[str, Any], context: int, say: Say) -> Model:
 def score_windows(task: dict[str, Any], say: Say) -> None:
     """Both models over every window: one message of columns for each window, in order."""
     context = max(len(w) for d in task["domains"] for w in d["windows"])
-    reference = _open(task["reference"], context, say)
-    candidate = _open(task["candidate"], context, say)
+    reference = _open(task["reference"], context, task["experts"], say)
+    candidate = _open(task["candidate"], context, task["experts"], say)
     if reference.vocab != candidate.vocab:
         raise InputError(
             f"{task['candidate']['path']}: expected a vocabulary of {reference.vocab}, as the reference has, "
@@ -64,7 +70,10 @@ def score_windows(task: dict[str, Any], say: Say) -> None:
         for tokens in domain["windows"]:
             columns, spent = _score_window(reference, candidate, tokens, domain["scored"])
             forward += spent
-            say({"scores": columns.T.tolist(), "domain": domain["name"], "forward_seconds": forward})
+            message = {"scores": columns.T.tolist(), "domain": domain["name"], "forward_seconds": forward}
+            if task["experts"]:
+                message["experts"] = _other_experts(reference, candidate, domain["scored"])
+            say(message)
 
 
 def _score_window(
@@ -83,6 +92,13 @@ def _score_window(
         parts.append(score(left, right, following[at : at + len(left)]))
         at += len(left)
     return np.concatenate(parts), spent
+
+
+def _other_experts(reference: Model, candidate: Model, scored: int) -> list[float]:
+    """Share of the scored positions with another choice of experts in any layer, and of (position, layer) pairs."""
+    a, b = reference.take_experts(), candidate.take_experts()
+    differs = np.array([(a[i][-scored:] != b[i][-scored:]).any(axis=1) for i in sorted(a)])
+    return [float(differs.any(axis=0).mean()), float(differs.mean())]
 
 
 def tokenize(task: dict[str, Any], say: Say) -> None:

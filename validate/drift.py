@@ -35,14 +35,26 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Scores by domain, [chunks, positions], and the seconds of the forward passes and of the whole loop."""
+    """Scores by domain, [chunks, positions], and the seconds of the models' own forward passes.
+
+    `experts`, where recorded: share of positions with another choice of experts in any layer, and share of
+    (position, layer) pairs.
+    """
 
     scores: dict[str, Scores]
     forward_seconds: float
+    experts: tuple[float, float] | None
 
 
-def measure(reference: Side, candidate: Side, domains: Sequence[Domain], progress: Progress = lambda n: None) -> Drift:
-    """Scores of every window; memory is two models and one slice of logits of each.
+def measure(
+    reference: Side,
+    candidate: Side,
+    domains: Sequence[Domain],
+    progress: Progress = lambda n: None,
+    *,
+    experts: bool = False,
+) -> Drift:
+    """Scores of every window; memory is two models and the logits of 128 positions of each.
 
     Raises InputError for a model that cannot be opened and EngineDiedError for one that kills its process.
     """
@@ -50,21 +62,25 @@ def measure(reference: Side, candidate: Side, domains: Sequence[Domain], progres
         "task": "score",
         "reference": _plain(reference),
         "candidate": _plain(candidate),
+        "experts": experts and reference.engine == "engine",
         "domains": [{"name": d.name, "windows": d.windows, "scored": d.scored} for d in domains],
     }
     columns: dict[str, list[Any]] = {d.name: [] for d in domains}
     forward = 0.0
+    choices: list[list[float]] = []
     for message in messages(task):
         if "scores" in message:
             columns[message["domain"]].append(message["scores"])
             forward = message["forward_seconds"]
+            choices += [message["experts"]] if "experts" in message else []
             progress(len(message["scores"][0]))
     chunk = {d.name: d.chunk for d in domains}
     scores = {
         name: Scores(*(np.concatenate(c).reshape(-1, chunk[name]) for c in zip(*(map(_floats, rows)), strict=True)))
         for name, rows in columns.items()
     }
-    return Drift(scores, forward)
+    anywhere, everywhere = np.mean(choices, axis=0) if choices else (0.0, 0.0)
+    return Drift(scores, forward, (float(anywhere), float(everywhere)) if choices else None)
 
 
 def _floats(rows: list[list[float]]) -> list[np.ndarray[Any, Any]]:

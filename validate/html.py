@@ -14,7 +14,7 @@ from .text import COLUMNS, deciding_line
 from .validation import PARTS
 
 COLOURS = ("#2563a8", "#c2571a", "#3b8551", "#8a4fa3", "#b3313f", "#5c6570")
-WIDTH, HEIGHT, LEFT, BOTTOM = 640, 240, 52, 30  # of a plot, in its own units
+WIDTH, HEIGHT, LEFT, BOTTOM = 420, 200, 48, 28  # of a plot, in its own units
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--dim:#606a76;--line:#d5dae0;--paper:#fff;--pass:#1d7a3e;
 --fail:#b3261e;--open:#95620a}
@@ -29,7 +29,7 @@ h3{font-size:1rem;margin-bottom:.3rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
 td,th{padding:.2rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}
-svg{width:100%;height:auto;display:block}svg text{font:11px system-ui,sans-serif;fill:var(--dim)}
+svg{width:100%;max-width:34rem;height:auto;display:block}svg text{font:11px system-ui,sans-serif;fill:var(--dim)}
 .axis{stroke:var(--line)}
 .key{font-size:.85rem;color:var(--dim)}
 .key i{display:inline-block;width:.7rem;height:.7rem;margin:0 .3rem 0 .8rem}

@@ -54,6 +54,9 @@ def _candidate(c: dict[str, Any]) -> list[str]:
     blocks = [f"{c['path']}: {human(c['bytes'])}, {c['bits_per_weight']:.2f} bits per weight"]
     for part, domains in c.get("drift", {}).items():
         blocks.append(f"drift {PARTS[part]}\n" + _numbers(domains))
+    if c.get("experts"):
+        any_layer, pairs = (f"{100 * share:.1f} %" for share in c["experts"])
+        blocks.append(f"other experts than the reference's: at {any_layer} of the positions, {pairs} of all choices")
     if c["checks"]:
         rows = []
         for check in c["checks"]:

@@ -43,5 +43,9 @@ class TorchModel:
             for part in hidden.split(SLICE):
                 yield head(part).numpy()
 
+    def take_experts(self) -> dict[int, NDArray[np.int32]]:
+        """Not recorded here."""
+        return {}
+
     def close(self) -> None:
         """Nothing to release before the process ends."""

@@ -161,10 +161,10 @@ def _floor(ref: Reference, exact: GGUF, side: Side, domains: Sequence[Domain], b
     return float(np.mean([s.kld.mean() for s in drift.scores.values()]))
 
 
-def _measure(a: Side, b: Side, domains: Sequence[Domain], what: str, bars: Bars) -> Drift:
+def _measure(a: Side, b: Side, domains: Sequence[Domain], what: str, bars: Bars, *, experts: bool = False) -> Drift:
     with bars(sum(d.scored * len(d.windows) for d in domains), what, "token") as progress:
         try:
-            return measure(a, b, domains, progress)
+            return measure(a, b, domains, progress, experts=experts)
         except EngineDiedError as e:
             if e.role == "reference":
                 raise InputError(f"{a.path}: the reference cannot be run: {e}") from None
@@ -191,6 +191,7 @@ def _candidate(
         drifts = _drifts(side, artifact, domains, options, bars)
         entry["drift"] = {name: summary.summarise(d.scores) for name, d in drifts.items()}
         main = next(iter(drifts))
+        entry["experts"] = drifts[main].experts
         scores = drifts[main].scores
         entry |= {"positions": _along(scores, domains), "histogram": summary.histogram(scores)}
         numbers, titles = entry["drift"][main], summary.metrics()
@@ -225,16 +226,16 @@ def _checks(ref: Reference, artifact: GGUF, texts: dict[str, str], entry: dict[s
 def _drifts(side: Side, artifact: GGUF, domains: Sequence[Domain], options: Options, bars: Bars) -> dict[str, Drift]:
     """The drift that the verdict is about, first, and its parts where asked for."""
     deployed = Side("candidate", artifact.path, kv=options.kv, threads=options.threads)
-    name = artifact.path.name
+    name, moe = artifact.path.name, any(len(t.shape) == 3 for t in artifact.tensors.values())
     found: dict[str, Drift] = {}
     if not options.weights_only:
-        found["total"] = _measure(side, deployed, domains, name, bars)
+        found["total"] = _measure(side, deployed, domains, name, bars, experts=moe)
     if options.weights_only or options.parts:
         with tempfile.TemporaryDirectory(dir=artifact.path.parent, prefix=".sampan-") as folder:
             with bars(1, f"dequantising {name}", "file") as done:
                 plain = replace(deployed, path=dequantise(artifact, Path(folder) / "f32.gguf")).exact()
                 done(1)
-            found["weights"] = _measure(side, plain, domains, f"{name}, weights", bars)
+            found["weights"] = _measure(side, plain, domains, f"{name}, weights", bars, experts=moe)
             if options.parts:
                 found["engine"] = _measure(replace(plain, role="reference"), deployed, domains, f"{name}, engine", bars)
     return found

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from sampan.errors import InputError, wrong
 
+from ._experts import ExpertRecorder
+
 if TYPE_CHECKING:
     from ..session import EngineOptions
 
@@ -72,6 +74,7 @@ class LlamaEngine:
         self._model: Any = None
         self._ctx: Any = None
         self._batch: Any = None
+        self._experts: ExpertRecorder | None = ExpertRecorder(lib) if options.record_experts else None
         _errors.clear()
         params = lib.llama_model_default_params()
         params.vocab_only = options.vocabulary_only
@@ -99,6 +102,8 @@ class LlamaEngine:
         if options.kv not in KV_TYPES:
             raise wrong("kv", f"one of {', '.join(KV_TYPES)}", options.kv)
         p.type_k = p.type_v = KV_TYPES[options.kv]
+        if self._experts is not None:
+            p.cb_eval = self._experts.callback
         p.flash_attn_type = -1 if options.flash_attention is None else int(options.flash_attention)
         return p
 
@@ -143,6 +148,9 @@ class LlamaEngine:
             return np.empty((0, self.vocab), np.float32)
         pointer = self._lib.llama_get_logits(self._ctx)
         return np.ctypeslib.as_array(pointer, shape=(wanted * self.vocab,)).reshape(wanted, self.vocab)
+
+    def take_experts(self) -> dict[int, NDArray[np.int32]]:
+        return {} if self._experts is None else self._experts.take()
 
     def metadata(self) -> Mapping[str, str]:
         lib, values = self._lib, {}
