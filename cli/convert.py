@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,14 @@ if TYPE_CHECKING:
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--allow-zero", is_flag=True, help="Convert matrices that hold nothing but zeros (for research).")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@click.option(
+    "--validate", "check", is_flag=True, help="Measure the drift afterwards; the verdict goes into the manifest."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
 def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
-    split_size: str | None, revision: str | None, allow_zero: bool, overwrite: bool, as_json: bool,
+    split_size: str | None, revision: str | None, allow_zero: bool, overwrite: bool, check: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
 
@@ -40,6 +45,7 @@ def command(
     Examples:
       sampan convert Qwen/Qwen3-0.6B --to gguf --quant int4 -o qwen.gguf
       sampan convert ./Qwen2.5-7B-Instruct --quant q8_0 --plan
+      sampan convert ./Qwen2.5-0.5B --quant q4_0 -o qwen.gguf --validate
       sampan convert ./Qwen3-30B-A3B --quant q4_k_m --split-size 4G -o qwen.gguf
     """
     from sampan.convert.conversion import convert, prepare
@@ -80,6 +86,23 @@ def command(
         click.echo(
             f"{name}: {plan.scheme}, {human(plan.nbytes)}, {plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s"
         )
+    if check:
+        _validate(source, revision, conversion)
+
+
+def _validate(source: str, revision: str | None, conversion: Conversion) -> None:
+    """Measure the drift with the default text and limits; exits with 1 unless passed."""
+    from sampan.convert.conversion import manifest_path
+    from sampan.validate.text import text_report
+    from sampan.validate.validation import Options, record, validate
+
+    from ._progress import Progress
+
+    report = validate(source, [conversion.plan.files[0].path], Options(revision=revision), Progress)
+    record(report, manifest_path(conversion.out))
+    click.echo(f"\n{text_report(report)}", err=True)
+    if report["verdict"] != "passed":
+        sys.exit(1)
 
 
 def _plan_data(c: Conversion) -> dict[str, Any]:

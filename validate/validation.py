@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from sampan.artifact import write_atomically
+from sampan.checkpoint import read_json
 from sampan.errors import InputError, wrong
 
 from . import audit as tensors
@@ -89,6 +92,20 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
         report["blame"] = blame(exact, artifacts[0], side, _sample(domains, 4), options.threads, bars)
     report["verdict"] = _worst([c["verdict"] for c in report["candidates"]])
     return report
+
+
+def record(report: dict[str, Any], manifest: Path) -> None:
+    """Write the verdict on a report's first candidate into its manifest."""
+    data = read_json(manifest)
+    candidate = report["candidates"][0]
+    data["validation"] = {
+        "verdict": candidate["verdict"],
+        "metrics_version": report["metrics_version"],
+        "domains": report["domains"],
+        "decisions": candidate["decisions"],
+        "drift": candidate.get("drift"),
+    }
+    write_atomically(manifest, json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def _f32_bytes(artifact: GGUF) -> int:
