@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from sampan.artifact import write_atomically
 from sampan.checkpoint import read_json
 from sampan.errors import InputError, wrong
+from sampan.units import human
 
 from . import audit as tensors
 from . import summary, verdict, windows
@@ -231,10 +233,15 @@ def _checks(ref: Reference, artifact: GGUF, texts: dict[str, str], entry: dict[s
     if ref.checkpoint is None:
         return []
     with bars(tensors.audit_bytes(ref.checkpoint, artifact), "auditing the tensors", "B") as progress:
+        start = time.monotonic()
         found = tensors.audit(ref.checkpoint, artifact, progress)
+        rate = found.nbytes / (time.monotonic() - start)
     entry["tensors"] = [asdict(t) for t in found.tensors]
+    entry["audit"] = {"bytes": found.nbytes, "bytes_per_second": rate}
     return [
-        Check("tensors", f"{len(found.tensors)} tensors", tuple(found.findings)),
+        Check(
+            "tensors", f"{len(found.tensors)} tensors, {human(found.nbytes)} at {human(rate)}/s", tuple(found.findings)
+        ),
         check_metadata(ref.checkpoint, artifact),
         *check_tokenizer(ref.checkpoint, artifact, list(texts.values())),
     ]
