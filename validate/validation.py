@@ -220,6 +220,10 @@ def _candidate(
         ]
     except EngineDiedError as e:
         decisions.append(verdict.Decision("failed", str(e)))
+    except InputError as e:
+        if not decisions:  # nothing explains it: bad input
+            raise
+        decisions.append(verdict.Decision("failed", str(e)))
     entry["decisions"] = [asdict(d) for d in decisions]
     entry["verdict"] = _worst([d.outcome for d in decisions])
     return entry, scores
