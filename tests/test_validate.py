@@ -195,7 +195,7 @@ def test_missing_misshapen_and_orphan_tensors(gguf: Callable[[str, str], Path], 
     report = run(tmp_path / "bad.gguf")
     assert [f.split(",")[0] for f in findings(report)["tensors"]] == [
         "blk.0.attn_k.weight: missing in the artifact",
-        "blk.0.attn_v.weight: expected shape [128",
+        "blk.0.attn_v.weight: expected shape [256",
         "blk.9.attn_k.weight: an orphan",
     ]
     assert report["verdict"] == "failed"
