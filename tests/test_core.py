@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from sampan import gguf as container
-from sampan.cli._table import table
 from sampan.errors import InputError, brief
 from sampan.runtime.chat import render
 from sampan.runtime.sampling import Sampling, sample
+from sampan.table import table
 from sampan.units import human, parse_size
 
 
