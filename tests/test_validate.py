@@ -21,7 +21,7 @@ from sampan.checkpoint import open_folder
 from sampan.convert.binding import bind
 from sampan.convert.family import read_architecture
 from sampan.errors import InputError
-from sampan.validate import isolated
+from sampan.validate import isolated, reference
 from sampan.validate.drift import Side, measure
 from sampan.validate.gguf_file import compose, dequantise, open_gguf, read_rows
 from sampan.validate.windows import cut
@@ -91,6 +91,15 @@ def test_a_gguf_as_the_reference_and_its_floor(gguf: Callable[[str, str], Path])
     report = run(gguf("trained", "q4_0"), gguf("trained", "bf16"))
     assert report["candidates"][0]["checks"] == []
     assert 0 < report["reference"]["floor"] < report["candidates"][0]["drift"]["total"]["mean"]["kld"]["value"] / 10
+
+
+def test_a_reference_that_does_not_fit_in_float32(
+    gguf: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "available_memory", lambda: reference.HEADROOM + 10_000_000)
+    report = run(gguf("trained", "q8_0"))
+    assert report["reference"]["types"] == ["bf16"]
+    assert report["reference"]["floor"] == "not measured: does not fit"
 
 
 def test_two_candidates_are_compared_in_pairs(gguf: Callable[[str, str], Path]) -> None:
