@@ -92,13 +92,13 @@ def command(
 
 def _validate(source: str, revision: str | None, conversion: Conversion) -> None:
     """Measure the drift with the default text and limits; exits with 1 unless passed."""
-    from sampan.convert.conversion import manifest_path
+    from sampan.artifact import manifest_path
     from sampan.validate.text import text_report
     from sampan.validate.validation import Options, record, validate
 
     from ._progress import Progress
 
-    report = validate(source, [conversion.plan.files[0].path], Options(revision=revision), Progress)
+    report = validate(source, [conversion.artifact], Options(revision=revision), Progress)
     record(report, manifest_path(conversion.out))
     click.echo(f"\n{text_report(report)}", err=True)
     if report["verdict"] != "passed":
@@ -120,7 +120,7 @@ def _plan_data(c: Conversion) -> dict[str, Any]:
         "files": [{"path": str(f.path), "bytes": f.size} for f in plan.files],
         "tensors": [
             {"name": t.bound.spec.name, "shape": list(t.bound.spec.shape), "type": t.type.name, "bytes": t.nbytes,
-             "file": t.file, "offset": t.offset}
+             "file": t.file, "offsets": list(t.offsets)}
             for t in plan.tensors
         ],
     }  # fmt: skip

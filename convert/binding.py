@@ -21,7 +21,7 @@ HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """`rows` rows of one stored tensor, seen as a matrix, from `start`; they become output rows from `at`."""
+    """`rows` rows of one stored tensor, seen as a matrix, from `start`; output rows `at`, `at + step`, …"""
 
     shard: int
     info: TensorInfo
@@ -29,6 +29,7 @@ class Piece:
     start: int
     rows: int
     at: int
+    step: int = 1
 
 
 @dataclass(frozen=True, slots=True)

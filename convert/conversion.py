@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sampan.artifact import Job, discard, open_job, write_atomically
+from sampan.artifact import Job, discard, open_job
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, wrong
 from sampan.quantize import get_scheme
@@ -35,6 +35,12 @@ class Conversion:
     work: Work
     out: Path
     jobs: int
+
+    @property
+    def artifact(self) -> Path:
+        """What to open when it is written: the folder, or the first file."""
+        first = self.plan.files[0]
+        return self.out if first.folder else first.path
 
     @property
     def source_bytes(self) -> int:
@@ -88,14 +94,8 @@ def convert(
         except InputError:
             discard(c.out, c.plan.files)
             raise
-        job.commit()
-        write_atomically(manifest_path(c.out), json.dumps(_manifest(c, hashes), indent=1).encode() + b"\n")
+        job.commit(json.dumps(_manifest(c, hashes), indent=1).encode() + b"\n")
     return job
-
-
-def manifest_path(out: Path) -> Path:
-    """`model.gguf` → `model.gguf.manifest.json`."""
-    return out.with_name(out.name + ".manifest.json")
 
 
 def _identity(c: Conversion, allow_zero: bool) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sampan.artifact import Job
 from sampan.checkpoint import Checkpoint, Shard
 from sampan.errors import InputError, wrong
-from sampan.quantize.ggml import encode_rows
+from sampan.quantize import encode_rows
 
 from .binding import Piece
 from .work import Item, Work, pool_size
@@ -212,12 +212,28 @@ def _convert(item: Item, raw: Buffer, rows: NDArray[np.float32], out: Buffer, ch
         encode_rows(tensor.type, values, encoded)
     except InputError as e:
         raise InputError(f"{_where(piece, checkpoint)}: {e}; choose another --quant") from None
-    view = encoded.data
-    position = item.out
-    while view:
-        written = os.pwrite(job.fds[tensor.file], view, position)
-        view, position = view[written:], position + written
+    _write(item, encoded, job.fds[tensor.file])
     return low != 0 or high != 0
+
+
+def _write(item: Item, encoded: Buffer, fd: int) -> None:
+    """Write the rows of each array of the tensor's type to their places."""
+    tensor, start = item.tensor, 0
+    for offset, row in zip(tensor.offsets, tensor.type.part_bytes(tensor.bound.columns), strict=True):
+        part = encoded[start : start + item.rows * row]
+        start += part.size
+        if item.piece.step == 1:
+            _pwrite(fd, part, offset + item.at * row)
+        else:
+            for n in range(item.rows):
+                _pwrite(fd, part[n * row : (n + 1) * row], offset + (item.at + n * item.piece.step) * row)
+
+
+def _pwrite(fd: int, data: Buffer, position: int) -> None:
+    view = data.data
+    while view:
+        written = os.pwrite(fd, view, position)
+        view, position = view[written:], position + written
 
 
 def _check_alive(work: Work, alive: bytearray, checkpoint: Checkpoint) -> None:

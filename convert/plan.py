@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint
-from sampan.quantize import NumberType, Scheme
+from sampan.quantize import Scheme, TensorType
 
 from .architecture import Architecture
 from .binding import Binding, Bound
@@ -17,12 +17,14 @@ from .binding import Binding, Bound
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """One output tensor: `file` is its number in the plan, `offset` counts from the start of that file."""
+    """One output tensor: `file` is its number in the plan; `offsets`, one for each array of its type, count from
+    the start of that file.
+    """
 
     bound: Bound
-    type: NumberType
+    type: TensorType
     file: int
-    offset: int
+    offsets: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
@@ -53,9 +55,9 @@ class Plan:
         for f in self.files:
             h.update(f"{f.path.name} {f.size} {hashlib.sha256(f.header).hexdigest()}\n".encode())
         for t in self.tensors:
-            h.update(f"{t.bound.spec.name} {t.type.name} {t.file} {t.offset}\n".encode())
+            h.update(f"{t.bound.spec.name} {t.type.name} {t.file} {t.offsets}\n".encode())
             for p in t.bound.pieces:
-                h.update(f"  {p.shard} {p.info.name} {p.info.dtype} {p.start} {p.rows} {p.at}\n".encode())
+                h.update(f"  {p.shard} {p.info.name} {p.info.dtype} {p.start} {p.rows} {p.at} {p.step}\n".encode())
         return h.hexdigest()
 
 

@@ -15,7 +15,7 @@ CHUNK_VALUES = 1 << 20  # values in one work item: 4 MB as float32, which stays 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Some rows of one piece: `offset` in the shard, `out` in the output file."""
+    """Some rows of one piece: `offset` in the shard, `at` the first row in the output tensor."""
 
     number: int
     tensor: PlannedTensor
@@ -25,7 +25,7 @@ class Item:
     offset: int
     nbytes: int
     rows: int
-    out: int
+    at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,6 @@ def _cut(plan: Plan, shards: int, chunk: int) -> Work:
             for start in range(0, piece.rows, step):
                 rows = min(step, piece.rows - start)
                 offset = piece.info.offset + (piece.start + start) * row_in
-                at = tensor.offset + (piece.at + start) * row_out
                 by_shard[piece.shard].append(
                     Item(
                         number,
@@ -89,7 +88,7 @@ def _cut(plan: Plan, shards: int, chunk: int) -> Work:
                         offset,
                         rows * row_in,
                         rows,
-                        at,
+                        piece.at + start * piece.step,
                     )
                 )
                 number += 1

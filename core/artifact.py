@@ -2,7 +2,7 @@
 
 `model.gguf` is written as `model.gguf.part`, laid out at full size, with `model.gguf.journal` beside it:
 a first line that identifies the job, then lines that list finished work. The journal carries the lock,
-which the kernel drops with the process.
+which the kernel drops with the process. An artifact that is a folder is written as `NAME.part/` and renamed whole.
 """
 
 from __future__ import annotations
@@ -21,18 +21,34 @@ from typing import Any
 from .errors import InputError, wrong
 from .units import human
 
+MANIFEST = "manifest.json"
+
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """A file of an artifact: its final path, its first bytes, its whole size."""
+    """A file of an artifact: its final path, its first bytes, its whole size.
+
+    `folder`: the artifact is the folder that holds the file.
+    """
 
     path: Path
     header: bytes
     size: int
+    folder: bool = False
 
     @property
     def part(self) -> Path:
-        return self.path.with_name(self.path.name + ".part")
+        """Where the file lies until it is complete."""
+        return _part(self.path.parent) / self.path.name if self.folder else _part(self.path)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def manifest_path(out: Path) -> Path:
+    """`model.gguf` → `model.gguf.manifest.json`; a folder holds its own `manifest.json`."""
+    return out / MANIFEST if out.is_dir() else out.with_name(f"{out.name}.{MANIFEST}")
 
 
 @dataclass(slots=True)
@@ -43,6 +59,7 @@ class Job:
     run was thrown away instead.
     """
 
+    out: Path
     files: tuple[OutputFile, ...]
     journal: Path
     lock_fd: int
@@ -57,12 +74,17 @@ class Job:
         os.write(self.lock_fd, json.dumps(entry).encode() + b"\n")
         os.fdatasync(self.lock_fd)
 
-    def commit(self) -> None:
-        """Give every file its final name; the journal goes last."""
+    def commit(self, manifest: bytes) -> None:
+        """Give everything its final name; the journal goes last."""
         for fd in self.fds:
             os.fsync(fd)
-        for file in self.files:
-            file.part.replace(file.path)
+        if self.files[0].folder:
+            write_atomically(_part(self.out) / MANIFEST, manifest)
+            _replace_folder(_part(self.out), self.out)
+        else:
+            for file in self.files:
+                file.part.replace(file.path)
+            write_atomically(manifest_path(self.out), manifest)
         _sync_folder(self.journal.parent)
         self.journal.unlink()
 
@@ -73,15 +95,16 @@ def open_job(out: Path, files: tuple[OutputFile, ...], identity: dict[str, Any],
 
     Raises InputError when the output exists, is being written by another run, or does not fit the disk.
     """
-    for file in files:
-        if file.path.is_dir():
-            raise wrong(file.path, "a file name for the output", "a folder")
-        if file.path.exists() and not overwrite:
-            raise wrong(file.path, "a new file name", "an existing file", "use --overwrite to replace it")
+    if files[0].folder:
+        _check_folder(out, overwrite)
+        _part(out).mkdir(parents=True, exist_ok=True)
+    else:
+        for file in files:
+            _check_file(file.path, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     journal = out.with_name(out.name + ".journal")
     lock_fd = _lock(journal, out)
-    job = Job(files, journal, lock_fd)
+    job = Job(out, files, journal, lock_fd)
     try:
         _recover(job, identity)
         try:
@@ -101,8 +124,38 @@ def open_job(out: Path, files: tuple[OutputFile, ...], identity: dict[str, Any],
 
 def discard(out: Path, files: Iterable[OutputFile]) -> None:
     """Remove an unfinished output and its journal."""
-    for path in (*(f.part for f in files), out.with_name(out.name + ".journal")):
-        path.unlink(missing_ok=True)
+    for file in files:
+        file.part.unlink(missing_ok=True)
+        if file.folder and file.part.parent.exists() and not any(file.part.parent.iterdir()):
+            file.part.parent.rmdir()
+    out.with_name(out.name + ".journal").unlink(missing_ok=True)
+
+
+def _check_file(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise wrong(path, "a file name for the output", "a folder")
+    if path.exists() and not overwrite:
+        raise wrong(path, "a new file name", "an existing file", "use --overwrite to replace it")
+
+
+def _check_folder(out: Path, overwrite: bool) -> None:
+    """Only an artifact of ours is ever replaced: a folder may hold anything."""
+    if out.exists() and not out.is_dir():
+        raise wrong(out, "a folder name for the output", "a file")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / MANIFEST).is_file():
+            raise wrong(out, "a new folder name", "a folder with other files in it")
+        if not overwrite:
+            raise wrong(out, "a new folder name", "an existing artifact", "use --overwrite to replace it")
+
+
+def _replace_folder(part: Path, out: Path) -> None:
+    old = out.with_name(out.name + ".old")
+    if out.exists():
+        out.replace(old)
+    part.replace(out)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 def _lock(journal: Path, out: Path) -> int:

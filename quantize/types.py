@@ -21,6 +21,10 @@ class NumberType:
         """Bytes of one row of `columns` values; `columns` is a multiple of `block`."""
         return columns // self.block * self.block_bytes
 
+    def part_bytes(self, columns: int) -> tuple[int, ...]:
+        """Bytes of a row in each array that the type is stored in: one."""
+        return (self.row_bytes(columns),)
+
     @property
     def bits(self) -> float:
         """Bits per value, scales included."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from sampan.artifact import manifest_path
 from sampan.checkpoint import Checkpoint
-from sampan.convert.conversion import Conversion, convert, manifest_path, prepare
+from sampan.convert.conversion import Conversion, convert, prepare
 from sampan.hub import open_source
 
 Bars = Callable[[int, str, str], AbstractContextManager[Callable[[int], None]]]

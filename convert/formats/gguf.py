@@ -52,7 +52,7 @@ def plan(
         infos = [container.Tensor(b.spec.name, b.spec.shape, t.id, o) for (b, t), o in zip(group, offsets, strict=True)]
         header = container.encode(keys, infos)
         files.append(OutputFile(path, header, len(header) + size))
-        tensors += [PlannedTensor(b, t, n, len(header) + o) for (b, t), o in zip(group, offsets, strict=True)]
+        tensors += [PlannedTensor(b, t, n, (len(header) + o,)) for (b, t), o in zip(group, offsets, strict=True)]
     return Plan(scheme_name, arch, tuple(files), tuple(tensors))
 
 

@@ -1,0 +1,105 @@
+"""ONNX block types: ggml's own numbers, the scale search, layouts, padding, values that do not fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sampan.errors import InputError
+from sampan.quantize import decode_rows, encode_rows, number_type
+from sampan.quantize.blocked import BLOCK_TYPES, STEPS
+
+
+def values(rows: int = 24, columns: int = 256, seed: int = 5) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((rows, columns)) * rng.uniform(0.001, 2, (rows, 1))).astype(np.float32)
+
+
+def encoded(name: str, x: NDArray[np.float32]) -> NDArray[np.uint8]:
+    out = np.empty(len(x) * BLOCK_TYPES[name].row_bytes(x.shape[1]), np.uint8)
+    encode_rows(BLOCK_TYPES[name], x, out)
+    return out
+
+
+def decoded(name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    out = np.empty_like(x)
+    decode_rows(BLOCK_TYPES[name], encoded(name, x), out)
+    return out
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q8_0"])
+def test_the_numbers_are_ggmls(name: str) -> None:
+    x = values()
+    kind = number_type(name)
+    raw = np.empty(len(x) * kind.row_bytes(x.shape[1]), np.uint8)
+    encode_rows(kind, x, raw)
+    ggml = np.empty_like(x)
+    decode_rows(kind, raw, ggml)
+    assert np.array_equal(decoded(name, x), ggml)
+
+
+@pytest.mark.parametrize("name", ["u4_32", "u4_128"])
+def test_no_step_alone_is_better_than_the_search(name: str) -> None:
+    """Per block: at most the error of each scale peak / step with its nearest values."""
+    x = values()
+    block = BLOCK_TYPES[name].block
+    blocks = x.reshape(-1, block)
+    ours = np.square(blocks - decoded(name, x).reshape(-1, block)).sum(axis=1)
+    peak = blocks[np.arange(len(blocks)), np.abs(blocks).argmax(axis=1)]
+    assert {-8.0, 7.0} < set(STEPS) and len(STEPS) >= 8
+    for step in STEPS:
+        scale = (peak / np.float32(step))[:, None]
+        q = np.clip(np.rint(blocks / scale), -8, 7)
+        plain = np.square(blocks - q * scale).sum(axis=1)
+        assert np.all(ours <= plain * 1.01), step  # a stored scale is rounded to float16
+        assert ours.sum() < plain.sum()
+
+
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_layout_by_the_operators_description(name: str) -> None:
+    """Values unpacked low bits first, one scale a block, packed zero points, all by plain loops."""
+    kind, x = BLOCK_TYPES[name], values(3, 384)
+    blocks = kind.blocks(384)
+    raw = encoded(name, x).tobytes()
+    sizes = [3 * b for b in kind.part_bytes(384)]
+    starts = np.cumsum([0, *sizes])
+    packed, scales = raw[: sizes[0]], np.frombuffer(raw[starts[1] : starts[2]], np.float16)
+    zeros = raw[starts[2] :]
+    out = np.empty_like(x)
+    for n in range(3):
+        for k in range(384):
+            i, b = n * 384 + k, n * blocks + k // kind.block
+            q = packed[i] if kind.width == 8 else packed[i // 2] >> (4 * (i % 2)) & 15
+            zero = 1 << (kind.width - 1)
+            if kind.zero_points:
+                at = k // kind.block
+                zero = zeros[n * (-(-blocks // 2)) + at // 2] >> (4 * (at % 2)) & 15
+            out[n, k] = np.float32(int(q) - zero) * np.float32(scales[b])
+    assert np.array_equal(out, decoded(name, x))
+
+
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_rows_that_no_block_divides_are_padded(name: str) -> None:
+    x = values(5, 200)
+    padded = np.pad(x, ((0, 0), (0, -200 % BLOCK_TYPES[name].block)))
+    assert np.array_equal(decoded(name, x), decoded(name, padded)[:, :200])
+
+
+def test_zero_points_serve_values_of_one_sign() -> None:
+    x = np.abs(values()) + 1
+    errors = {n: float(np.square(x - decoded(n, x)).mean()) for n in ("u4_32", "u4_32z", "u4_128", "u4_128z")}
+    assert errors["u4_32z"] < 0.5 * errors["u4_32"] and errors["u4_128z"] < 0.5 * errors["u4_128"]
+
+
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_zeros_and_tiny_values_stay_finite(name: str) -> None:
+    x = np.zeros((2, 128), np.float32)
+    x[1] = np.float32(1e-42)
+    assert not decoded(name, x).any()
+
+
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_a_scale_beyond_float16_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="a scale overflows float16"):
+        encoded(name, np.full((1, 128), 1e9, np.float32))
