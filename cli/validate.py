@@ -26,9 +26,7 @@ import click
 @click.option(
     "--kv",
     type=click.Choice(["f32", "f16", "q8_0"]),
-    default="f16",
-    show_default=True,
-    help="Number type of the candidate's KV cache.",
+    help="Number type of the candidate's KV cache.  [default: the engine's own]",
 )
 @click.option(
     "--weights-only", is_flag=True, help="Judge the dequantised weights in float32, without the engine's own error."
@@ -56,7 +54,7 @@ import click
 )
 @click.option("--html", "html_file", type=click.Path(path_type=Path), help="Write the report as one HTML page.")
 def command(
-    reference: str, candidates: tuple[str, ...], texts: tuple[Path, ...], windows: int, long: bool, kv: str,
+    reference: str, candidates: tuple[str, ...], texts: tuple[Path, ...], windows: int, long: bool, kv: str | None,
     weights_only: bool, parts: bool, engine: str, blame: bool, max_kld: tuple[str, ...], min_top1: tuple[str, ...],
     max_ppl_ratio: tuple[str, ...], revision: str | None, threads: int | None, json_file: Path | None,
     html_file: Path | None,

@@ -18,7 +18,7 @@ from sampan.registry import load
 from .binding import Binding, bind, check_redundant_head
 from .family import read_architecture
 from .fill import Progress, fill
-from .plan import Format, Plan
+from .plan import Format, Plan, Request
 from .work import Work, cut
 
 DEFAULT_MEMORY = 256 * 10**6  # bytes of row buffers
@@ -61,6 +61,7 @@ def prepare(
     jobs: int | None = None,
     max_memory: int = DEFAULT_MEMORY,
     split: int | None = None,
+    context: int | None = None,
 ) -> Conversion:
     """Read the config and the headers, choose every type and lay every byte out."""
     form: Format = load("sampan.convert.formats", to, "FORMAT", "--to")
@@ -69,7 +70,7 @@ def prepare(
     _refuse_output_in_source(checkpoint, out)
     family, arch = read_architecture(checkpoint)
     binding = bind(checkpoint, family, arch)
-    plan = form.plan(checkpoint, arch, binding, scheme_name, scheme, out, split)
+    plan = form.plan(checkpoint, arch, binding, Request(out, scheme_name, scheme, split, context))
     jobs = jobs or os.cpu_count() or 1
     work = cut(plan, len(checkpoint.shards), jobs, max_memory)
     return Conversion(checkpoint, plan, binding, work, out, jobs)

@@ -9,22 +9,33 @@ from pathlib import Path
 
 from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint
-from sampan.quantize import Scheme, TensorType
+from sampan.quantize import Scheme, TensorFacts, TensorType
 
-from .architecture import Architecture
+from .architecture import Architecture, MoE
 from .binding import Binding, Bound
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A canonical tensor inside an output tensor: its rows are the rows `at`, `at + step`, …"""
+
+    name: str
+    shape: tuple[int, ...]
+    at: int
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """One output tensor: `file` is its number in the plan; `offsets`, one for each array of its type, count from
-    the start of that file.
+    the start of that file. `slices`: the canonical tensors in it, where it is not one itself.
     """
 
     bound: Bound
     type: TensorType
     file: int
     offsets: tuple[int, ...]
+    slices: tuple[Slice, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -62,8 +73,38 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of a format. `split`: the largest number of data bytes in one file; `context`: positions that an
+    artifact with position tables is made for; None leaves them to the format.
+    """
+
+    out: Path
+    scheme_name: str
+    scheme: Scheme
+    split: int | None = None
+    context: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """An output format: `plan` lays the files out, `portable` maps int4 and int8 to its best schemes."""
 
     portable: Mapping[str, str]
-    plan: Callable[[Checkpoint, Architecture, Binding, str, Scheme, Path, int | None], Plan]
+    plan: Callable[[Checkpoint, Architecture, Binding, Request], Plan]
+
+
+def facts(arch: Architecture, bound: Bound, *, wide: bool = False) -> TensorFacts:
+    """What a scheme's rules may ask about a tensor; `wide` as in TensorFacts."""
+    ffn, attention = arch.blocks[0].ffn, arch.blocks[0].attention
+    return TensorFacts(
+        name=bound.spec.name,
+        # llama.cpp counts dimensions without trailing ones: a [1, n] matrix is a vector
+        dims=1 if bound.rows == 1 else len(bound.spec.shape),
+        columns=bound.columns,
+        layer=bound.spec.layer,
+        layers=len(arch.blocks),
+        gqa=attention.heads // attention.kv_heads,
+        experts=ffn.experts if isinstance(ffn, MoE) else 0,
+        tied=arch.tied,
+        wide=wide,
+    )

@@ -68,10 +68,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """`file_type` is llama.cpp's number for the scheme (`general.file_type`)."""
+    """`file_type` is llama.cpp's number for the scheme (`general.file_type`); None for one that it does not have."""
 
     default: str
-    file_type: int
+    file_type: int | None
     rules: tuple[Rule, ...] = ()
 
 
@@ -81,12 +81,17 @@ FALLBACK = {
 }  # fmt: skip
 
 
-def choose_type(scheme: Scheme, t: TensorFacts) -> NumberType:
-    """The number type for one tensor: vectors stay f32, then the first rule that applies, then the default."""
+def choose_name(scheme: Scheme, t: TensorFacts) -> str:
+    """The type's name for one tensor: vectors stay f32, then the first rule that applies, then the default."""
     if t.dims < 2:
-        return number_type("f32")
+        return "f32"
     rule = next((r for r in scheme.rules if r.applies(t)), None)
-    chosen = number_type(rule.type if rule else scheme.default)
+    return rule.type if rule else scheme.default
+
+
+def choose_type(scheme: Scheme, t: TensorFacts) -> NumberType:
+    """The number type for one tensor of a GGUF file: the chosen one, or what it falls back to for such rows."""
+    chosen = number_type(choose_name(scheme, t))
     if t.columns % chosen.block:
         chosen = number_type(FALLBACK.get(chosen.name, "f16"))
     return chosen if t.columns % chosen.block == 0 else number_type("f16")

@@ -27,11 +27,13 @@ KV = Literal["f32", "f16", "q8_0"]
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """`context` in tokens (None: the model's own, at most 4096); `kv` is the cache's number type."""
+    """`context` in tokens (None: the model's own, at most 4096); `kv` is the cache's number type (None: the
+    engine's own: f16 in llama.cpp, f32 in ONNX Runtime).
+    """
 
     context: int | None = None
     threads: int | None = None
-    kv: KV = "f16"
+    kv: KV | None = None
     flash_attention: bool | None = None  # None: the engine decides
     vocabulary_only: bool = False  # tokenise only: no weights are loaded
     record_experts: bool = False  # for `Session.take_experts`; slower
@@ -221,4 +223,4 @@ def open(path: str | os.PathLike[str], options: EngineOptions | None = None) -> 
         engine = importlib.import_module(f"sampan.runtime.engines.{name}")
         if engine.claims(target):
             return Session(engine.open(target, options or EngineOptions()))
-    raise wrong(target, "a GGUF file", "something else", "convert it with `sampan convert` first")
+    raise wrong(target, "a GGUF file or an ONNX folder", "something else", "convert it with `sampan convert` first")

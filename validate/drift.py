@@ -24,7 +24,7 @@ class Side:
     role: Literal["reference", "candidate"]
     path: Path
     engine: Literal["engine", "torch"] = "engine"
-    kv: str = "f16"
+    kv: str | None = None
     flash_attention: bool | None = None
     threads: int | None = None
 

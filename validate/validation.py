@@ -47,7 +47,7 @@ class Options:
     texts: tuple[Path, ...] = ()
     windows: int = windows.WINDOWS
     long: bool = False
-    kv: str = "f16"
+    kv: str | None = None
     weights_only: bool = False
     parts: bool = False
     torch: bool = False

@@ -10,12 +10,12 @@ from sampan import gguf as container
 from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint, read_json
 from sampan.errors import brief, wrong
-from sampan.quantize import NumberType, Scheme, TensorFacts, choose_type, get_scheme
+from sampan.quantize import NumberType, Scheme, choose_type, get_scheme
 
 from ..architecture import Architecture, LinearScaling, MoE, YarnScaling
 from ..binding import HEAD, Binding, Bound, bind
 from ..family import read_architecture
-from ..plan import Format, Plan, PlannedTensor
+from ..plan import Format, Plan, PlannedTensor, Request, facts
 from ..tokenizer import Tokenizer, read_tokenizer
 
 # our family → llama.cpp's general.architecture
@@ -26,19 +26,17 @@ WIDE = ("qwen2", 80)  # LLM_TYPE_70B in llama.cpp's src/models/qwen2.cpp
 YARN_BETAS = (32.0, 1.0)  # what llama.cpp's graphs of these architectures take, whatever a file says
 
 
-def plan(
-    checkpoint: Checkpoint,
-    arch: Architecture,
-    binding: Binding,
-    scheme_name: str,
-    scheme: Scheme,
-    out: Path,
-    split: int | None,
-) -> Plan:
-    """Types, offsets and headers. `split`: the largest number of data bytes in one file, or None for one file."""
+def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: Request) -> Plan:
+    """Types, offsets and headers."""
+    scheme, out = request.scheme, request.out
+    if request.context is not None:
+        raise wrong("--context", "none with --to gguf, which holds no position tables", request.context)
+    if scheme.file_type is None:
+        raise wrong("--quant", "a scheme of llama.cpp, such as q4_k_m", request.scheme_name)
     _check_engine(checkpoint, arch)
-    typed = [(b, choose_type(scheme, _facts(arch, b))) for b in binding.tensors]
-    groups = _split(typed, split)
+    wide = (ARCHITECTURES[arch.family], len(arch.blocks)) == WIDE
+    typed = [(b, choose_type(scheme, facts(arch, b, wide=wide))) for b in binding.tensors]
+    groups = _split(typed, request.split)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
     metadata = _metadata(checkpoint, arch, tokenizer, scheme, binding)
     files, tensors = [], []
@@ -53,7 +51,7 @@ def plan(
         header = container.encode(keys, infos)
         files.append(OutputFile(path, header, len(header) + size))
         tensors += [PlannedTensor(b, t, n, (len(header) + o,)) for (b, t), o in zip(group, offsets, strict=True)]
-    return Plan(scheme_name, arch, tuple(files), tuple(tensors))
+    return Plan(request.scheme_name, arch, tuple(files), tuple(tensors))
 
 
 _Typed = list[tuple[Bound, NumberType]]
@@ -83,22 +81,6 @@ def _layout(group: _Typed) -> tuple[list[int], int]:
         offsets.append(end)
         end += container.padded(_nbytes(bound, kind))
     return offsets, end
-
-
-def _facts(arch: Architecture, bound: Bound) -> TensorFacts:
-    ffn, attention = arch.blocks[0].ffn, arch.blocks[0].attention
-    return TensorFacts(
-        name=bound.spec.name,
-        # llama.cpp counts dimensions without trailing ones: a [1, n] matrix is a vector
-        dims=1 if bound.rows == 1 else len(bound.spec.shape),
-        columns=bound.columns,
-        layer=bound.spec.layer,
-        layers=len(arch.blocks),
-        gqa=attention.heads // attention.kv_heads,
-        experts=ffn.experts if isinstance(ffn, MoE) else 0,
-        tied=arch.tied,
-        wide=(ARCHITECTURES[arch.family], len(arch.blocks)) == WIDE,
-    )
 
 
 def _check_engine(checkpoint: Checkpoint, arch: Architecture) -> None:
@@ -264,4 +246,4 @@ def _value(value: Any) -> container.Value:
     return container.Value(kind, value.value, container.Kind(int(item)))
 
 
-FORMAT = Format(portable={"int4": "q4_k_m", "int8": "q8_0"}, plan=plan)
+FORMAT = Format(portable={"int4": "q4_k_m", "int8": "q8_0", "fp16": "f16", "fp32": "f32"}, plan=plan)

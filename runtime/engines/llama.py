@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BATCH = 512  # tokens evaluated at once in a prefill
 DEFAULT_CONTEXT = 4096
+DEFAULT_KV = "f16"
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's numbers
 VOCABULARY = {f"tokenizer.ggml.{k}" for k in ("tokens", "token_type", "merges", "scores")}  # megabytes as text
 LOG_ERROR = 4  # enum ggml_log_level
@@ -99,9 +100,9 @@ class LlamaEngine:
         p = self._lib.llama_context_default_params()
         p.n_ctx, p.n_batch, p.n_ubatch = self.context, BATCH, BATCH
         p.n_threads = p.n_threads_batch = options.threads or len(os.sched_getaffinity(0))
-        if options.kv not in KV_TYPES:
-            raise wrong("kv", f"one of {', '.join(KV_TYPES)}", options.kv)
-        p.type_k = p.type_v = KV_TYPES[options.kv]
+        if (kv := options.kv or DEFAULT_KV) not in KV_TYPES:
+            raise wrong("kv", f"one of {', '.join(KV_TYPES)}", kv)
+        p.type_k = p.type_v = KV_TYPES[kv]
         if self._experts is not None:
             p.cb_eval = self._experts.callback
         p.flash_attn_type = -1 if options.flash_attention is None else int(options.flash_attention)

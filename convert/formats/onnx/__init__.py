@@ -1,0 +1,71 @@
+"""ONNX for ONNX Runtime: a graph written from the Architecture, weights in external data, ready for generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from sampan.artifact import OutputFile
+from sampan.checkpoint import Checkpoint
+from sampan.errors import wrong
+from sampan.registry import load
+
+from ...architecture import Architecture
+from ...binding import HEAD, Binding
+from ...plan import Format, Plan, Request
+from .cpu import EMBEDDING, Cpu
+from .folder import companions
+from .graph import DATA_FILE, Edge, Graph
+from .rope import tables
+from .weights import Weights
+
+CONTEXT = 32_768  # positions of the rotary tables, where the model has more: 16.8 MB at 128 dimensions
+BLOCKS = "sampan.convert.formats.onnx.blocks"
+
+
+def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: Request) -> Plan:
+    """The graph file, the data file's layout and the small files beside them."""
+    if request.split is not None:
+        raise wrong("--split-size", "none with --to onnx, whose data file may have any size", request.split)
+    context = request.context or min(arch.context, CONTEXT)
+    if context > arch.context:
+        raise wrong("--context", f"at most the model's own {arch.context}", context)
+    graph = Graph()
+    weights = Weights(graph, arch, binding, request.scheme_name, request.scheme)
+    _write(graph, weights, arch, context)
+    model = graph.model("sampan", version("sampan")).SerializeToString(deterministic=True)
+    header = b"".join(t.tobytes() for t in weights.tables)
+    small = {"model.onnx": model, **companions(checkpoint, arch, context)}
+    files = [OutputFile(request.out / DATA_FILE, header, weights.end, folder=True)]
+    files += [OutputFile(request.out / name, data, len(data), folder=True) for name, data in small.items()]
+    return Plan(request.scheme_name, arch, tuple(files), tuple(weights.tensors))
+
+
+def _write(graph: Graph, weights: Weights, arch: Architecture, context: int) -> None:
+    """Embedding, blocks, head. A norm takes the residual sum before it along."""
+    cos, sin = (weights.table(f"/rope/{n}", t) for n, t in zip(("cos", "sin"), tables(arch.rope, context), strict=True))
+    form = Cpu(graph, weights, arch.norm_eps, arch.vocab, (cos, sin))
+    x = form.embedding()
+    normed = form.norm("/layers.0/input_layernorm", x, "blk.0.attn_norm.weight")
+    for i, block in enumerate(arch.blocks):
+        attention = _block(block.attention)(form, block.attention, i, normed)
+        x, normed = form.add_norm(f"/layers.{i}/post_attention_layernorm", x, attention, f"blk.{i}.ffn_norm.weight")
+        last = i == len(arch.blocks) - 1
+        if last:  # nothing after the last attention looks at other positions
+            x, normed = form.wanted(x, normed)
+        ffn = _block(block.ffn)(form, block.ffn, i, normed)
+        path, name = ("/norm", "output_norm.weight") if last else (
+            f"/layers.{i + 1}/input_layernorm", f"blk.{i + 1}.attn_norm.weight"
+        )  # fmt: skip
+        x, normed = form.add_norm(path, x, ffn, name)
+    form.logits(normed, EMBEDDING if arch.tied else HEAD)
+
+
+def _block(part: object) -> Callable[[Cpu, Any, int, Edge], Edge]:
+    """The writer of a block's kind."""
+    write: Callable[[Cpu, Any, int, Edge], Edge] = load(BLOCKS, type(part).__name__.lower(), "write", "--to onnx")
+    return write
+
+
+FORMAT = Format(portable={"int8": "q8_0", "fp16": "f16", "fp32": "f32"}, plan=plan)

@@ -1,0 +1,30 @@
+"""Grouped-query attention: q, k and v in one matrix, norms of heads, rotation and cache in one operator."""
+
+from __future__ import annotations
+
+from ....architecture import GQA
+from ..cpu import Cpu
+from ..graph import Edge
+
+
+def write(form: Cpu, a: GQA, layer: int, x: Edge) -> Edge:
+    """x [1, sequence, hidden] → the attention's output, before the residual."""
+    at, blk = f"/layers.{layer}/attn", f"blk.{layer}.attn_"
+    parts = ("q", "k", "v")
+    names = [f"{blk}{p}.weight" for p in parts]
+    biases = [f"{blk}{p}.bias" for p in parts] if a.qkv_bias else []
+    widths = [n * a.head_dim for n in (a.heads, a.kv_heads, a.kv_heads)]
+    if form.together(*names):
+        qkv = [form.linear(f"{at}/qkv_proj", x, *names, bias=biases)]
+    else:
+        qkv = [
+            form.linear(f"{at}/{p}_proj", x, n, bias=biases[i : i + 1])
+            for i, (p, n) in enumerate(zip(parts, names, strict=True))
+        ]
+    if a.qk_norm:
+        q, k, v = form.split(f"{at}/qkv", qkv[0], *widths) if len(qkv) == 1 else qkv
+        q = form.head_norm(f"{at}/q_norm", q, f"{blk}q_norm.weight", a.heads, a.head_dim)
+        k = form.head_norm(f"{at}/k_norm", k, f"{blk}k_norm.weight", a.kv_heads, a.head_dim)
+        qkv = [q, k, v]
+    y = form.attention(at, layer, qkv, a.heads, a.kv_heads, a.head_dim)
+    return form.linear(f"{at}/o_proj", y, f"{blk}output.weight")

@@ -1,0 +1,183 @@
+"""The form of a graph for ONNX Runtime's CPU provider: what blocks ask for, as its fastest operators.
+
+Blocks speak of linear layers, norms, attention and experts; a form writes the nodes. Activations are float32
+[1, sequence, width].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sampan.quantize import TensorType
+from sampan.quantize.blocked import BlockType
+
+from ...architecture import MoE
+from .graph import CONTRIB, FLOAT, INT32, INT64, Edge, Graph
+from .weights import Weights
+
+ACCURACY = 4  # int8 activations: the fast kernels
+EMBEDDING = "token_embd.weight"
+
+
+class Cpu:
+    """Writes into `graph` with the weights of `weights`; `eps` is that of every norm."""
+
+    def __init__(self, graph: Graph, weights: Weights, eps: float, vocab: int, rope: tuple[Edge, Edge]) -> None:
+        self.graph, self.weights, self._eps, self._rope = graph, weights, eps, rope
+        self.ids = graph.input("input_ids", INT64, (1, "sequence"))
+        self._logits = graph.output("logits", FLOAT, (1, "wanted", vocab))
+        mask = graph.input("attention_mask", INT64, (1, "total"))
+        g, at = graph, "/attn_mask"
+        shape = g.node("Shape", at, [mask], (2,), INT64)
+        total = g.node("Gather", at, [shape, g.constant("/constants/one", np.array(1, np.int64))], (), INT64)
+        self._total = g.node("Cast", f"{at}/total", [total], (), INT32, to=INT32)
+        last = g.node("Sub", at, [total, g.constant("/constants/one", np.array(1, np.int64))], (), INT64)
+        flat = g.node("Reshape", at, [last, g.ints(1)], (1,), INT64)
+        self._last = g.node("Cast", f"{at}/last", [flat], (1,), INT32, to=INT32)
+        # a mask of 1 + n instead of 1 asks for logits from position n only: see docs/decisions.md
+        highest = g.node("ReduceMax", at, [mask], (), INT64, keepdims=0)
+        top = g.node("Reshape", f"{at}/from", [highest, g.ints(1)], (1,), INT64)
+        self._first = g.node("Sub", f"{at}/from", [top, g.ints(1)], (1,), INT64)
+
+    def embedding(self) -> Edge:
+        w, kind, at = self.weights, self.weights.kind(EMBEDDING), "/embed_tokens"
+        _, hidden = w.shape(EMBEDDING)
+        out = (1, "sequence", hidden)
+        arrays = w.rows(at, EMBEDDING, kind)
+        if isinstance(kind, BlockType):
+            values, scales, *zero = arrays
+            return self.graph.node(
+                "GatherBlockQuantized", at, [values, self.ids, scales, *zero], out, domain=CONTRIB,
+                bits=kind.width, block_size=kind.block, gather_axis=0, quantize_axis=1,
+            )  # fmt: skip
+        rows = self.graph.node("Gather", at, [arrays[0], self.ids], out, arrays[0].type)
+        return rows if rows.type == FLOAT else self.graph.node("Cast", at, [rows], out, to=FLOAT)
+
+    def wanted(self, *edges: Edge) -> list[Edge]:
+        """The positions whose logits are wanted."""
+        g = self.graph
+        return [
+            g.node(
+                "Slice", f"/wanted/{n}", [e, self._first, g.ints(2**62), g.ints(1)], (1, "wanted", e.shape[-1])
+            )
+            for n, e in enumerate(edges)
+        ]  # fmt: skip
+
+    def linear(self, path: str, x: Edge, *names: str, bias: Sequence[str] = (), out: Edge | None = None) -> Edge:
+        """x · Wᵀ + b of one or several canonical weights of one type, their rows stacked."""
+        kind = self.weights.kind(names[0])
+        b = self.weights.vector(path, *bias) if bias else None
+        rows = sum(self.weights.shape(n)[0] for n in names)
+        shape = (*x.shape[:-1], rows)
+        arrays = self.weights.matrix(path, names, kind)
+        if isinstance(kind, BlockType):
+            values, scales, *zero = arrays
+            return self.graph.node(
+                "MatMulNBits", path, [x, values, scales, *(zero or [None]), None, b][: 6 if b else 3 + len(zero)],
+                shape, domain=CONTRIB, out=out, K=x.shape[-1], N=rows, bits=kind.width, block_size=kind.block,
+                accuracy_level=ACCURACY,
+            )  # fmt: skip
+        (w,) = arrays
+        if w.type != FLOAT:
+            w = self.graph.node("Cast", f"{path}/weight", [w], w.shape, to=FLOAT)
+        y = self.graph.node("FusedMatMul", path, [x, w], shape, domain=CONTRIB, out=None if b else out, transB=1)
+        return self.graph.node("Add", path, [y, b], shape, out=out) if b else y
+
+    def together(self, *names: str) -> bool:
+        """Whether some weights can be one linear layer."""
+        return len({self.weights.kind(n).name for n in names}) == 1
+
+    def norm(self, path: str, x: Edge, name: str) -> Edge:
+        """RMS norm over the last dimension."""
+        scale = self.weights.vector(path, name)
+        return self.graph.node("RMSNormalization", path, [x, scale], x.shape, axis=-1, epsilon=self._eps)
+
+    def add_norm(self, path: str, x: Edge, delta: Edge, name: str) -> tuple[Edge, Edge]:
+        """(x + delta, its RMS norm)."""
+        scale = self.weights.vector(path, name)
+        total = Edge(f"{path}/sum", FLOAT, x.shape)
+        normed = self.graph.node(
+            "SkipSimplifiedLayerNormalization", path, [x, delta, scale], x.shape, domain=CONTRIB,
+            more=[None, None, total], epsilon=self._eps,
+        )  # fmt: skip
+        return total, normed
+
+    def head_norm(self, path: str, x: Edge, name: str, heads: int, head_dim: int) -> Edge:
+        """RMS norm of every head of [1, sequence, heads · head_dim]."""
+        g = self.graph
+        shape = (1, x.shape[1], heads, head_dim)
+        split = g.node("Reshape", f"{path}/split", [x, g.ints(1, -1, heads, head_dim)], shape)
+        normed = self.norm(path, split, name)
+        return g.node("Reshape", f"{path}/join", [normed, g.ints(1, -1, heads * head_dim)], x.shape)
+
+    def split(self, path: str, x: Edge, *widths: int) -> list[Edge]:
+        """Cut the last dimension."""
+        parts = [Edge(f"{path}/Split/output_{n}", x.type, (*x.shape[:-1], w)) for n, w in enumerate(widths)]
+        self.graph.node("Split", path, [x, self.graph.ints(*widths)], (), out=parts[0], more=parts[1:], axis=-1)
+        return parts
+
+    def attention(
+        self, path: str, layer: int, qkv: Sequence[Edge], heads: int, kv_heads: int, head_dim: int
+    ) -> Edge:  # fmt: skip
+        """Rotate, append to the cache, attend. `qkv`: q, k and v, or the three in one."""
+        g = self.graph
+        past = [
+            g.input(f"past_key_values.{layer}.{n}", FLOAT, (1, kv_heads, "past", head_dim)) for n in ("key", "value")
+        ]
+        present = [g.output(f"present.{layer}.{n}", FLOAT, (1, kv_heads, "total", head_dim)) for n in ("key", "value")]
+        query = [*qkv, None, None][:3]
+        return g.node(
+            "GroupQueryAttention", path, [*query, *past, self._last, self._total, *self._rope],
+            (1, "sequence", heads * head_dim), domain=CONTRIB, more=present, num_heads=heads, kv_num_heads=kv_heads,
+            do_rotary=1, rotary_interleaved=0,
+        )  # fmt: skip
+
+    def gated(self, path: str, gate: Edge, up: Edge) -> Edge:
+        """silu(gate) · up."""
+        silu = self.graph.node("QuickGelu", path, [gate], gate.shape, domain=CONTRIB, alpha=1.0)
+        return self.multiply(path, silu, up)
+
+    def multiply(self, path: str, a: Edge, b: Edge) -> Edge:
+        return self.graph.node("Mul", path, [a, b], a.shape)
+
+    def add(self, path: str, a: Edge, b: Edge) -> Edge:
+        return self.graph.node("Add", path, [a, b], a.shape)
+
+    def sigmoid(self, path: str, x: Edge) -> Edge:
+        return self.graph.node("Sigmoid", path, [x], x.shape)
+
+    def experts(self, path: str, x: Edge, logits: Edge, moe: MoE, gate: str, up: str, down: str) -> Edge:
+        """The chosen experts of every token, weighted; `logits` [1, sequence, experts] of the router."""
+        g = self.graph
+        flat = g.node("Reshape", f"{path}/router", [logits, g.ints(-1, moe.experts)], ("tokens", moe.experts))
+        kind = self.weights.kind(gate)
+        kinds: set[TensorType] = {kind, self.weights.kind(up), self.weights.kind(down)}
+        first = self.weights.experts(f"{path}/gate_up", (gate, up), kind)
+        second = self.weights.experts(f"{path}/down", (down,), kind)
+        if len(kinds) != 1:
+            raise AssertionError(f"experts of several types: {kinds}")
+        routing: dict[str, Any] = {"k": moe.used, "normalize_routing_weights": int(moe.normalise)}
+        act: dict[str, Any] = {
+            "activation_type": "swiglu",
+            "swiglu_fusion": 1,
+            "activation_alpha": 1.0,
+            "activation_beta": 0.0,
+        }
+        if isinstance(kind, BlockType):
+            (w1, s1, *z1), (w2, s2, *z2) = first, second
+            zero = [None, None, None, *z1, *z2] if z1 else []
+            return g.node(
+                "QMoE", path, [x, flat, w1, s1, None, w2, s2, None, *zero], x.shape, domain=CONTRIB,
+                expert_weight_bits=kind.width, block_size=kind.block, accuracy_level=ACCURACY, **routing, **act,
+            )  # fmt: skip
+        w1, w2 = (self._float(f"{path}/{n}", w[0]) for n, w in (("gate_up", first), ("down", second)))
+        return g.node("MoE", path, [x, flat, w1, None, w2], x.shape, domain=CONTRIB, **routing, **act)
+
+    def _float(self, path: str, w: Edge) -> Edge:
+        return w if w.type == FLOAT else self.graph.node("Cast", f"{path}/weight", [w], w.shape, to=FLOAT)
+
+    def logits(self, x: Edge, name: str) -> None:
+        self.linear("/lm_head", x, name, out=self._logits)

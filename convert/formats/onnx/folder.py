@@ -1,0 +1,81 @@
+"""The small files of an ONNX folder: tokenizer, template, and the configuration of onnxruntime-genai."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sampan.checkpoint import Checkpoint, read_json
+from sampan.errors import brief, wrong
+
+from ...architecture import Architecture
+from ...tokenizer import Tokenizer, read_tokenizer
+
+COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+# our family → a model type that onnxruntime-genai runs as a plain decoder
+GENAI_TYPES = {"qwen2": "qwen2", "qwen2_moe": "qwen2", "qwen3": "qwen3", "qwen3_moe": "qwen3"}
+SEARCH = {"top_k": int, "top_p": float, "temperature": float, "repetition_penalty": float}
+
+
+def companions(checkpoint: Checkpoint, arch: Architecture, context: int) -> dict[str, bytes]:
+    """Name → bytes of every file besides the graph and its data."""
+    tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
+    files = {n: (checkpoint.folder / n).read_bytes() for n in COPIED if (checkpoint.folder / n).exists()}
+    files["genai_config.json"] = json.dumps(_genai(checkpoint, arch, tokenizer, context), indent=1).encode() + b"\n"
+    return files
+
+
+def _genai(checkpoint: Checkpoint, arch: Architecture, tokenizer: Tokenizer, context: int) -> dict[str, Any]:
+    """genai_config.json (https://onnxruntime.ai/docs/genai/reference/config.html)."""
+    path = checkpoint.folder / "generation_config.json"
+    generation = read_json(path) if path.exists() else {}
+    ends = _ends(generation, tokenizer, str(path))
+    attention = arch.blocks[0].attention
+    model: dict[str, Any] = {
+        "type": GENAI_TYPES[arch.family],
+        "vocab_size": arch.vocab,
+        "context_length": context,
+        "eos_token_id": ends,
+        "pad_token_id": tokenizer.special.get("pad", ends[0]),
+        "decoder": {
+            "filename": "model.onnx",
+            "session_options": {"provider_options": []},
+            "hidden_size": arch.hidden,
+            "head_size": attention.head_dim,
+            "num_attention_heads": attention.heads,
+            "num_key_value_heads": attention.kv_heads,
+            "num_hidden_layers": len(arch.blocks),
+            "inputs": {
+                "input_ids": "input_ids",
+                "attention_mask": "attention_mask",
+                "past_key_names": "past_key_values.%d.key",
+                "past_value_names": "past_key_values.%d.value",
+            },
+            "outputs": {
+                "logits": "logits",
+                "present_key_names": "present.%d.key",
+                "present_value_names": "present.%d.value",
+            },
+        },
+    }
+    if "bos" in tokenizer.special:
+        model["bos_token_id"] = tokenizer.special["bos"]
+    search: dict[str, Any] = {
+        "max_length": context,
+        "do_sample": bool(generation.get("do_sample", False)),
+        "past_present_share_buffer": True,
+    }
+    for key, kind in SEARCH.items():
+        if generation.get(key) is not None:
+            search[key] = kind(generation[key])
+    return {"model": model, "search": search}
+
+
+def _ends(generation: dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:
+    """Every token that ends an answer: the tokenizer's and those of the generation config."""
+    found = generation.get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(i) is int and 0 <= i < len(tokenizer.tokens) for i in ids):
+        raise wrong(f"{where}: eos_token_id", f"token ids below {len(tokenizer.tokens)}", brief(found))
+    special = [tokenizer.special[r] for r in ("eos", "eot") if r in tokenizer.special]
+    return list(dict.fromkeys([*special, *ids]))

@@ -1,0 +1,52 @@
+"""The rotary tables of a model, as transformers computes them in float32."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...architecture import LinearScaling, Rope, YarnScaling
+
+Floats = NDArray[np.float32]
+
+
+def tables(rope: Rope, context: int) -> tuple[Floats, Floats]:
+    """cos and sin, float32 [context, dims / 2], for the first `context` positions."""
+    inverse, factor = _frequencies(rope)
+    angles = np.arange(context, dtype=np.float32)[:, None] * inverse
+    return np.cos(angles) * factor, np.sin(angles) * factor
+
+
+def _frequencies(rope: Rope) -> tuple[Floats, np.float32]:
+    """Radians a position, float32 [dims / 2], and what cos and sin are multiplied by."""
+    exponents = np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
+    periods = np.float32(rope.theta) ** exponents
+    plain = (1 / periods).astype(np.float32)
+    scaling = rope.scaling
+    if scaling is None:
+        return plain, np.float32(1)
+    if isinstance(scaling, LinearScaling):
+        return (plain / np.float32(scaling.factor)).astype(np.float32), np.float32(1)
+    return _yarn(rope, scaling, periods), np.float32(_attention_factor(scaling))
+
+
+def _attention_factor(scaling: YarnScaling) -> float:
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    return 0.1 * math.log(scaling.factor) + 1 if scaling.factor > 1 else 1.0
+
+
+def _yarn(rope: Rope, scaling: YarnScaling, periods: Floats) -> Floats:
+    """Slow dimensions interpolated, fast ones kept, a ramp between (arXiv 2309.00071, section 3.2)."""
+
+    def dimension(rotations: float) -> float:
+        return rope.dims * math.log(scaling.original_context / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low = max(math.floor(dimension(scaling.beta_fast)), 0)
+    high = min(math.ceil(dimension(scaling.beta_slow)), rope.dims - 1)
+    steps = (np.arange(rope.dims // 2, dtype=np.float32) - low) / max(high - low, 0.001)
+    keep = 1 - np.clip(steps, 0, 1)
+    inverse: Floats = (1 / (scaling.factor * periods) * (1 - keep) + 1 / periods * keep).astype(np.float32)
+    return inverse

@@ -1,0 +1,199 @@
+"""ONNX Runtime, for folders with a model.onnx: ours, and others whose inputs are understood."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampan.errors import InputError, brief, wrong
+
+from ._tokenizer import JsonTokenizer
+
+if TYPE_CHECKING:
+    from ..session import EngineOptions
+
+BATCH = 512  # tokens evaluated at once in a prefill
+DEFAULT_CONTEXT = 4096
+GRAPH = "model.onnx"
+PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
+SAMPLING = {
+    "temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat",
+}  # fmt: skip
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def claims(path: Path) -> bool:
+    """A folder with a graph in it."""
+    return (path / GRAPH).is_file()
+
+
+def open(path: Path, options: EngineOptions) -> OnnxEngine:
+    """Load the graph of a folder."""
+    return OnnxEngine(path, options)
+
+
+class OnnxEngine:
+    """One ONNX Runtime session and its cache; implements `Engine`."""
+
+    batch = BATCH
+
+    def __init__(self, path: Path, options: EngineOptions) -> None:
+        if options.kv not in (None, "f32"):
+            raise wrong("kv", "f32, the cache of ONNX graphs", options.kv)
+        self._path = path
+        self._tokenizer = JsonTokenizer(path / "tokenizer.json")
+        self._config = _read(path / "genai_config.json")
+        self._generation = _read(path / "generation_config.json")
+        model = self._config.get("model", {})
+        self._ours = "sampan" in _read(path / "manifest.json")
+        self.vocab: int = model.get("vocab_size", 0) or self._tokenizer.size
+        ends = model.get("eos_token_id", self._generation.get("eos_token_id", []))
+        self._ends = set(ends if isinstance(ends, list) else [ends])
+        trained = model.get("context_length", DEFAULT_CONTEXT)
+        self.context = options.context or min(trained, DEFAULT_CONTEXT)
+        if self.context > trained:
+            raise wrong("context", f"at most {trained}, which {path} was made for", self.context)
+        self._session: Any = None
+        self._position = 0
+        if not options.vocabulary_only:
+            self._load(options.threads or len(os.sched_getaffinity(0)))
+
+    def _load(self, threads: int) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError as e:
+            raise InputError(f"onnxruntime: cannot be imported ({e}); pip install onnxruntime") from None
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = threads
+        settings.log_severity_level = 3
+        graph = self._path / GRAPH
+        try:
+            self._session = ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
+        except Exception as e:  # the package's exceptions have no common base
+            raise InputError(f"{graph}: ONNX Runtime cannot load it: {brief(str(e), 300)}") from None
+        inputs = {i.name: i for i in self._session.get_inputs()}
+        outputs = [o.name for o in self._session.get_outputs()]
+        self._past = {n: i for n, i in inputs.items() if PAST.fullmatch(n)}
+        self._present = [n.replace("past_key_values", "present") for n in self._past]
+        for name in ("input_ids", "attention_mask"):
+            if name not in inputs:
+                raise wrong(graph, f"an input {name}", f"only {', '.join(inputs)}")
+        for name in inputs.keys() - {"input_ids", "attention_mask", "position_ids"} - self._past.keys():
+            raise wrong(f"{graph}: {name}", "inputs that a text decoder with a cache has", "another one")
+        for name in ("logits", *self._present):
+            if name not in outputs:
+                raise wrong(graph, f"an output {name}", f"only {', '.join(outputs[:4])} …")
+        if not self._past:
+            raise wrong(graph, "inputs past_key_values.0.key, …", "a graph without a cache")
+        self._outputs = [*self._present, "logits"]  # in the order in which they are bound
+        self._positions = "position_ids" in inputs
+        self._shared = bool(self._config.get("search", {}).get("past_present_share_buffer"))
+        self._mask = np.ones((1, self.context), np.int64)
+        self._binding = self._session.io_binding()
+        self._cache = {n: self._empty(i, self.context if self._shared else 0) for n, i in self._past.items()}
+        if self._shared:  # bound once: the operator appends in place
+            for name, present in zip(self._past, self._present, strict=True):
+                self._bind(self._binding.bind_input, name, self._cache[name])
+                self._bind(self._binding.bind_output, present, self._cache[name])
+        self._next = np.empty((1, 1, self.vocab), np.float32)
+
+    def _empty(self, past: Any, tokens: int) -> NDArray[Any]:
+        """Zeros [1, key/value heads, tokens, head size]: memory is taken as the cache fills."""
+        if past.type not in TYPES or len(past.shape) != 4 or not all(type(past.shape[d]) is int for d in (1, 3)):
+            raise wrong(f"{self._path / GRAPH}: {past.name}", "float [1, heads, tokens, head size]", past.shape)
+        return np.zeros((1, past.shape[1], tokens, past.shape[3]), TYPES[past.type])
+
+    @staticmethod
+    def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
+        bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        return self._tokenizer.encode(text, special=special)
+
+    def piece(self, token: int) -> bytes:
+        return self._tokenizer.piece(token)
+
+    def is_end(self, token: int) -> bool:
+        return token in self._ends
+
+    def keep(self, n: int) -> None:
+        self._position = n
+        if not self._shared:
+            self._cache = {k: np.ascontiguousarray(v[:, :, :n]) for k, v in self._cache.items()}
+
+    def evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
+        n, total = len(tokens), self._position + len(tokens)
+        # our graphs compute the logits from position n − wanted when the mask says so
+        cut = n - max(wanted, 1) if self._ours else 0
+        mask = self._mask[:, :total]
+        mask[:] = 1 + cut
+        ids = np.array([tokens], np.int64)
+        b = self._binding
+        self._bind(b.bind_input, "input_ids", ids)
+        self._bind(b.bind_input, "attention_mask", mask)
+        if self._positions:
+            positions = np.arange(self._position, total, dtype=np.int64)[None]
+            self._bind(b.bind_input, "position_ids", positions)
+        if not self._shared:
+            for name in self._past:
+                self._bind(b.bind_input, name, self._cache[name])
+            for name in self._present:
+                b.bind_output(name, "cpu")
+        single = n - cut == 1
+        if single:
+            self._bind(b.bind_output, "logits", self._next)
+        else:
+            b.bind_output("logits", "cpu")
+        self._session.run_with_iobinding(b)
+        self._position = total
+        outputs = {} if single and self._shared else dict(zip(self._outputs, b.get_outputs(), strict=True))
+        if not self._shared:
+            self._cache = {p: outputs[q].numpy() for p, q in zip(self._past, self._present, strict=True)}
+        logits: NDArray[np.float32] = self._next if single else outputs["logits"].numpy()
+        return logits[0, -wanted:] if wanted else logits[0, :0]
+
+    def take_experts(self) -> dict[int, NDArray[np.int32]]:
+        """None: the graph does not tell them."""
+        return {}
+
+    def metadata(self) -> Mapping[str, str]:
+        """The keys of GGUF that a Session asks for."""
+        values = {f"general.sampling.{key}": str(v) for name, key in SAMPLING.items()
+                  if (v := self._generation.get(name)) is not None}  # fmt: skip
+        config = _read(self._path / "tokenizer_config.json")
+        template = config.get("chat_template")
+        if (file := self._path / "chat_template.jinja").exists():
+            template = file.read_text(encoding="utf-8")
+        if isinstance(template, list):
+            template = next((t["template"] for t in template if t.get("name") == "default"), None)
+        if isinstance(template, str):
+            values["tokenizer.chat_template"] = template
+        for role in ("bos", "eos"):
+            token = config.get(f"{role}_token")
+            text = token.get("content") if isinstance(token, dict) else token
+            if isinstance(text, str):
+                values[f"tokenizer.{role}_token"] = text
+        return values
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as e:
+        raise wrong(path, "JSON", brief(str(e))) from None
+    if not isinstance(value, dict):
+        raise wrong(path, "a JSON object", type(value).__name__)
+    return value
