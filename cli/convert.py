@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from sampan.convert.conversion import Conversion
 
 
-@click.command("convert", short_help="Convert a checkpoint to GGUF at 4 or 8 bits.")
+@click.command("convert", short_help="Convert a checkpoint to GGUF or ONNX at 4 or 8 bits.")
 @click.argument("source")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file to write.")
-@click.option("--to", default="gguf", show_default=True, help="Output format.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The GGUF file or ONNX folder to write.")
+@click.option("--to", default="gguf", show_default=True, help="Output format: gguf or onnx.")
 @click.option("--quant", default="int4", show_default=True, help="Scheme: int4, int8, or an exact name such as q4_k_m.")
 @click.option(
     "--plan", "plan_only", is_flag=True, help="Print what would be written; read headers only, write nothing."
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 @click.option("--jobs", type=click.IntRange(1, 1024), help="Worker threads.  [default: one for each core]")
 @click.option("--max-memory", default="256M", show_default=True, help="Bound of the row buffers.")
 @click.option("--split-size", help="Start a new file where one would pass this size, such as 2G.")
+@click.option(
+    "--context", type=click.IntRange(1), help="Positions that an ONNX graph is made for.  [default: up to 32768]"
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--allow-zero", is_flag=True, help="Convert matrices that hold nothing but zeros (for research).")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
 def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
-    split_size: str | None, revision: str | None, allow_zero: bool, overwrite: bool, check: bool,
+    split_size: str | None, context: int | None, revision: str | None, allow_zero: bool, overwrite: bool, check: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
@@ -44,6 +47,7 @@ def command(
     \b
     Examples:
       sampan convert Qwen/Qwen3-0.6B --to gguf --quant int4 -o qwen.gguf
+      sampan convert Qwen/Qwen3-0.6B --to onnx --quant int4 -o qwen-onnx
       sampan convert ./Qwen2.5-7B-Instruct --quant q8_0 --plan
       sampan convert ./Qwen2.5-0.5B --quant q4_0 -o qwen.gguf --validate
       sampan convert ./Qwen3-30B-A3B --quant q4_k_m --split-size 4G -o qwen.gguf
@@ -57,12 +61,12 @@ def command(
 
     if output is None:
         if not plan_only:
-            raise wrong("--output", "the file to write", "none", "add -o model.gguf")
+            raise wrong("--output", "what to write", "none", "add -o model.gguf")
         output = Path(f"{Path(source).name}.{to}")
     memory = parse_size(max_memory, "--max-memory")
     split = parse_size(split_size, "--split-size") if split_size else None
     checkpoint = open_source(source, revision, headers_only=plan_only)
-    conversion = prepare(checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split)
+    conversion = prepare(checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split, context=context)
     if plan_only:
         click.echo(json.dumps(_plan_data(conversion), indent=1) if as_json else _plan_text(conversion))
         return
@@ -82,7 +86,7 @@ def command(
         data = {"files": files, "bytes": plan.nbytes, "seconds": round(seconds, 3), "scheme": plan.scheme}
         click.echo(json.dumps(data | {"bits_per_weight": round(plan.bits_per_weight, 4)}))
     else:
-        name = files[0] if len(files) == 1 else f"{files[0]} … ({len(files)} files)"
+        name = str(conversion.artifact) + (f" … ({len(files)} files)" if len(files) > 1 else "")
         click.echo(
             f"{name}: {plan.scheme}, {human(plan.nbytes)}, {plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s"
         )

@@ -75,14 +75,14 @@ class Cpu:
         arrays = self.weights.matrix(path, names, kind)
         if isinstance(kind, BlockType):
             values, scales, *zero = arrays
+            inputs: list[Edge | None] = [x, values, scales, *zero]
+            if b:
+                inputs += [None] * (5 - len(inputs)) + [b]
             return self.graph.node(
-                "MatMulNBits", path, [x, values, scales, *(zero or [None]), None, b][: 6 if b else 3 + len(zero)],
-                shape, domain=CONTRIB, out=out, K=x.shape[-1], N=rows, bits=kind.width, block_size=kind.block,
-                accuracy_level=ACCURACY,
+                "MatMulNBits", path, inputs, shape, domain=CONTRIB, out=out, K=x.shape[-1], N=rows, bits=kind.width,
+                block_size=kind.block, accuracy_level=ACCURACY,
             )  # fmt: skip
-        (w,) = arrays
-        if w.type != FLOAT:
-            w = self.graph.node("Cast", f"{path}/weight", [w], w.shape, to=FLOAT)
+        w = self._float(path, *arrays)
         y = self.graph.node("FusedMatMul", path, [x, w], shape, domain=CONTRIB, out=None if b else out, transB=1)
         return self.graph.node("Add", path, [y, b], shape, out=out) if b else y
 
@@ -159,22 +159,19 @@ class Cpu:
         second = self.weights.experts(f"{path}/down", (down,), kind)
         if len(kinds) != 1:
             raise AssertionError(f"experts of several types: {kinds}")
-        routing: dict[str, Any] = {"k": moe.used, "normalize_routing_weights": int(moe.normalise)}
-        act: dict[str, Any] = {
-            "activation_type": "swiglu",
-            "swiglu_fusion": 1,
-            "activation_alpha": 1.0,
-            "activation_beta": 0.0,
-        }
+        options: dict[str, Any] = {
+            "k": moe.used, "normalize_routing_weights": int(moe.normalise), "activation_type": "swiglu",
+            "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0,
+        }  # fmt: skip
         if isinstance(kind, BlockType):
             (w1, s1, *z1), (w2, s2, *z2) = first, second
             zero = [None, None, None, *z1, *z2] if z1 else []
             return g.node(
                 "QMoE", path, [x, flat, w1, s1, None, w2, s2, None, *zero], x.shape, domain=CONTRIB,
-                expert_weight_bits=kind.width, block_size=kind.block, accuracy_level=ACCURACY, **routing, **act,
+                expert_weight_bits=kind.width, block_size=kind.block, accuracy_level=ACCURACY, **options,
             )  # fmt: skip
-        w1, w2 = (self._float(f"{path}/{n}", w[0]) for n, w in (("gate_up", first), ("down", second)))
-        return g.node("MoE", path, [x, flat, w1, None, w2], x.shape, domain=CONTRIB, **routing, **act)
+        w1, w2 = (self._float(f"{path}/{n}", w) for n, (w,) in (("gate_up", first), ("down", second)))
+        return g.node("MoE", path, [x, flat, w1, None, w2], x.shape, domain=CONTRIB, **options)
 
     def _float(self, path: str, w: Edge) -> Edge:
         return w if w.type == FLOAT else self.graph.node("Cast", f"{path}/weight", [w], w.shape, to=FLOAT)
