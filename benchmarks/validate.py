@@ -60,12 +60,16 @@ def bare(paths: list[str], windows: list[list[int]]) -> dict[str, float]:
     import numpy as np
     from llama_cpp import llama_cpp as lib
 
+    from sampan.runtime.engines.llama import amx
+
     quiet = lib.llama_log_callback(lambda *_: None)
     lib.llama_log_set(quiet, None)
     lib.llama_backend_init()
     loaded = []
+    of_model = lib.llama_model_default_params()
+    of_model.use_extra_bufts = not amx(lib)
     for path in paths:
-        model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
+        model = lib.llama_model_load_from_file(path.encode(), of_model)
         p = lib.llama_context_default_params()
         p.n_ctx = p.n_batch = p.n_ubatch = SIZE
         p.n_threads = p.n_threads_batch = len(os.sched_getaffinity(0))

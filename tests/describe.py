@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tiny import TOKENIZER_FILES
 
+from sampan.checkpoint import SINGLE, open_folder
 from sampan.gguf import Kind, read_header
 from sampan.quantize.types import number_type_by_id
 
@@ -34,9 +37,17 @@ def describe(path: Path) -> dict[str, Any]:
     return {"metadata": metadata, "tensors": tensors}
 
 
-def input_hash(folder: Path) -> str:
-    """One hash over every file of a checkpoint that the converter reads."""
-    h = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        h.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+def input_hash(folder: Path, config: object) -> str:
+    """One hash over a checkpoint's tensors by name, its small files, and `config` in place of config.json.
+
+    `config` is what the model was made from: what transformers writes changes with its version.
+    """
+    h = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    checkpoint = open_folder(folder)
+    with (folder / SINGLE).open("rb") as f:
+        for name, (_, info) in sorted(checkpoint.tensors().items()):
+            data = os.pread(f.fileno(), info.nbytes, info.offset)
+            h.update(f"{name} {info.dtype} {list(info.shape)} {hashlib.sha256(data).hexdigest()}\n".encode())
+    for file in TOKENIZER_FILES:
+        h.update(f"{file} {hashlib.sha256((folder / file).read_bytes()).hexdigest()}\n".encode())
     return h.hexdigest()

@@ -47,15 +47,17 @@ def test_detokenize_gives_the_text_back(session: runtime.Session) -> None:
     assert session.detokenize(session.tokenize(text)) == text
 
 
-def test_greedy_answers_equal_a_plain_llama_loop(gguf: Callable[[str, str], Path], session: runtime.Session) -> None:
+def test_greedy_answers_equal_a_plain_llama_loop(gguf: Callable[[str, str], Path]) -> None:
     from llama_cpp import Llama
 
-    peer = Llama(str(gguf("trained", "q8_0")), n_ctx=256, verbose=False)
-    for question in ("What is the capital of Peru?", "17 + 25 = ?", "讲一个狐狸的故事。"):
-        prompt = session.render_chat([{"role": "user", "content": question}])
-        ours = "".join(session.generate(prompt, max_tokens=60, sampling=Sampling()))
-        theirs = peer.create_completion(prompt, max_tokens=60, temperature=0)["choices"][0]["text"]
-        assert ours == theirs and len(ours) > 5
+    path = gguf("trained", "f32")  # the peer cannot leave out kernels that crash, see engines/llama.py
+    peer = Llama(str(path), n_ctx=256, verbose=False)
+    with runtime.open(path) as session:
+        for question in ("What is the capital of Peru?", "17 + 25 = ?", "讲一个狐狸的故事。"):
+            prompt = session.render_chat([{"role": "user", "content": question}])
+            ours = "".join(session.generate(prompt, max_tokens=60, sampling=Sampling()))
+            theirs = peer.create_completion(prompt, max_tokens=60, temperature=0)["choices"][0]["text"]
+            assert ours == theirs and len(ours) > 5
 
 
 def test_a_cached_prefix_changes_nothing(gguf: Callable[[str, str], Path]) -> None:

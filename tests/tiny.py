@@ -1,19 +1,22 @@
 """Untrained tiny models of every family, written through transformers, from one table of configs.
 
-Weights come from numpy's PCG64 by tensor name, so the same files arise wherever they are built; the
-tokenizer is the trained fixture's.
+Weights come from whole numbers by tensor name, so the same values arise on every processor and with every
+release of numpy; the tokenizer is the trained fixture's.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sampan.checkpoint import SINGLE
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tiny-qwen3"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md")
@@ -73,34 +76,43 @@ MODELS: dict[str, Tiny] = {
 
 
 def build(name: str, folder: Path) -> Path:
-    """Write the model called `name` as a checkpoint into `folder`."""
+    """Write the model called `name` as a checkpoint into `folder`: transformers says which tensors it has."""
     import torch
     import transformers
+    from safetensors.torch import load_file, save_file
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     tiny = MODELS[name]
     config = getattr(transformers, tiny.config)(**tiny.arguments)
     config.dtype = tiny.dtype
-    model = transformers.AutoModelForCausalLM.from_config(config).to(getattr(torch, tiny.dtype))
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(values(key, tuple(parameter.shape))))
-    model.save_pretrained(folder)
+    transformers.AutoModelForCausalLM.from_config(config).to(getattr(torch, tiny.dtype)).save_pretrained(folder)
+    edit_json(folder / "config.json", transformers_version=None)
+    stored = load_file(folder / SINGLE)
+    stored = {k: torch.from_numpy(values(k, tuple(v.shape))).to(v.dtype) for k, v in sorted(stored.items())}
+    save_file(stored, folder / SINGLE, metadata={"format": "pt"})
     for file in TOKENIZER_FILES:
         shutil.copy(FIXTURE / file, folder)
     return folder
 
 
+def made_from(name: str) -> object:
+    """What decides the config of a model: its row of the table, or the fixture's own config.json."""
+    return json.loads((FIXTURE / "config.json").read_text()) if name == "trained" else asdict(MODELS[name])
+
+
 def values(key: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """float32 values for a tensor: norms near one, small biases, matrices that keep the scale of their input."""
-    rng = np.random.default_rng(zlib.crc32(key.encode()))
-    noise = rng.standard_normal(shape, dtype=np.float32)
+    count = math.prod(shape)
+    raw = np.random.PCG64(zlib.crc32(key.encode())).random_raw(count)  # the raw stream is the same in every numpy
+    total = raw.astype("<u8").view("<u2").reshape(count, 4).sum(axis=1, dtype=np.int32)  # nearly a bell
+    centred = (total - 2 * 65535).astype(np.float32)  # exact: below 2 ** 18
+    scale = 1 / 37837  # their standard deviation, 65536 / sqrt(3)
     if key.endswith("norm.weight"):
-        return 1 + 0.1 * noise
+        return (1 + centred * np.float32(0.1 * scale)).reshape(shape)
     if key.endswith("bias"):
-        return 0.1 * noise
-    return noise * np.float32(shape[-1] ** -0.5)
+        return (centred * np.float32(0.1 * scale)).reshape(shape)
+    return (centred * np.float32(scale / math.sqrt(shape[-1]))).reshape(shape)
 
 
 def edit_json(path: Path, **changes: Any) -> None:

@@ -65,6 +65,15 @@ def _library() -> Any:
     return lib
 
 
+def amx(lib: Any) -> bool:
+    """Whether ggml's AMX kernels are compiled in and the processor has them.
+
+    They are left out: GCC 12.2 makes them crash. Its `_tile_loadconfig` names 8 of the 64 bytes that the
+    instruction reads, so the others are never stored. A library does not say which compiler made it.
+    """
+    return b"AMX_INT8 = 1" in lib.llama_print_system_info()
+
+
 class LlamaEngine:
     """One llama.cpp model and context; implements `Engine`."""
 
@@ -79,6 +88,7 @@ class LlamaEngine:
         _errors.clear()
         params = lib.llama_model_default_params()
         params.vocab_only = options.vocabulary_only
+        params.use_extra_bufts = not amx(lib)
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise InputError(f"{path}: llama.cpp cannot load it: {'; '.join(_errors) or 'no reason given'}")

@@ -66,7 +66,7 @@ def main() -> None:
         for name in ("trained", *tiny.MODELS):
             source = tiny.FIXTURE if name == "trained" else tiny.build(name, work / name)
             bf16 = name == "trained" or tiny.MODELS[name].dtype == "bfloat16"
-            entry: dict[str, object] = {"input": input_hash(source)}
+            entry: dict[str, object] = {"input": input_hash(source, tiny.made_from(name))}
             for kind in ("f32", "bf16") if bf16 else ("f32",):
                 out = work / f"{name}-{kind}.gguf"
                 run = subprocess.run(
