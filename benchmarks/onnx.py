@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""ONNX folders beside those of onnxruntime-genai's own builder: export, speed, drift. Alternating runs, medians.
+
+    pip install onnxruntime-genai==0.18.0 onnx_ir torch transformers
+    python benchmarks/onnx.py export CHECKPOINT [--schemes int4,int8] [--runs 3] [--shape-0.6b]
+    python benchmarks/onnx.py speed OURS THEIRS [--runs 5]
+    python benchmarks/onnx.py drift CHECKPOINT FOLDER… [--windows 2] [--level 0]
+
+`export` measures the whole processes: wall time, ru_maxrss, bytes of graph and data; `--shape-0.6b` takes random
+weights of Qwen3-0.6B's shape with CHECKPOINT's tokenizer instead. `speed` runs our folder in our runtime and the
+builder's in onnxruntime-genai: prefill and decode at two lengths of context. `drift` is the KLD of folders from the
+checkpoint as float32 GGUF, in our runtime; at level 0 activations stay in float32. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert import OURS, measure, warm
+
+BUILDER = "onnxruntime_genai.models.builder"
+PRECISION = {"int4": ("int4", []), "int4_head8": ("int4", ["algo_config=k_quant_mixed"]), "int8": ("int8", [])}
+CONTEXTS = (16, 512)
+DECODED = 32  # tokens
+
+
+def nbytes(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.iterdir() if f.name.startswith("model.onnx"))
+
+
+def export(options: argparse.Namespace) -> None:
+    """Whole exports, one after the other."""
+    print("| scheme | builder | sampan | ratio | builder peak | sampan peak | ratio | builder bytes | sampan bytes |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory(dir=options.work) as temporary:
+        work, source = Path(temporary), options.checkpoint
+        if options.shape:
+            source = random_06b(source, work / "qwen3-0.6b-shape")
+        for scheme in options.schemes.split(","):
+            precision, extra = PRECISION[scheme]
+            theirs, mine, sizes = [], [], {}
+            for _ in range(options.runs):
+                for name, runs, command in (
+                    ("theirs", theirs, ["-m", BUILDER, "-i", str(source), "-o", str(work / "theirs"), "-p", precision,
+                                        "-e", "cpu", "-c", str(work / "cache"),
+                                        *(["--extra_options", *extra] if extra else [])]),
+                    ("ours", mine, ["-c", OURS, "convert", str(source), "--to", "onnx", "--quant", scheme,
+                                    "-o", str(work / "ours")]),
+                ):  # fmt: skip
+                    warm(source)
+                    shutil.rmtree(work / name, ignore_errors=True)
+                    runs.append(measure(sys.executable, *command))
+                    sizes[name] = nbytes(work / name)
+            (a, pa), (b, pb) = (
+                (statistics.median(r[0] for r in x), max(r[1] for r in x) / 1e6) for x in (theirs, mine)
+            )
+            print(
+                f"| {scheme} | {a:.1f} s | {b:.1f} s | **{b / a:.2f}** | {pa:.0f} MB | {pb:.0f} MB | **{pb / pa:.2f}** "
+                f"| {sizes['theirs']} | {sizes['ours']} |",
+                flush=True,
+            )
+
+
+def random_06b(like: Path, out: Path) -> Path:
+    """A checkpoint of Qwen3-0.6B's shape with normal weights and the tokenizer of `like`."""
+    import torch
+    from safetensors.torch import save_file
+
+    out.mkdir()
+    for file in like.glob("*.json"):
+        if file.name.startswith(("tokenizer", "generation", "vocab")):
+            shutil.copy(file, out)
+    hidden, ffn, layers, heads, kv, dim, vocab = 1024, 3072, 28, 16, 8, 128, 151936
+    config = {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": hidden, "intermediate_size": ffn,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": dim,
+        "vocab_size": vocab, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "hidden_act": "silu",
+        "max_position_embeddings": 40960, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+        "attention_bias": False, "bos_token_id": 151643, "eos_token_id": 151645,
+    }  # fmt: skip
+    (out / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    tensors: dict[str, Any] = {}
+
+    def matrix(name: str, rows: int, columns: int) -> None:
+        tensors[name] = (torch.randn(rows, columns) * columns**-0.5).to(torch.bfloat16)
+
+    def norm(name: str, width: int) -> None:
+        tensors[name] = torch.ones(width, dtype=torch.bfloat16)
+
+    matrix("model.embed_tokens.weight", vocab, hidden)
+    norm("model.norm.weight", hidden)
+    for i in range(layers):
+        at = f"model.layers.{i}."
+        norm(at + "input_layernorm.weight", hidden)
+        norm(at + "post_attention_layernorm.weight", hidden)
+        norm(at + "self_attn.q_norm.weight", dim)
+        norm(at + "self_attn.k_norm.weight", dim)
+        for name, rows, columns in (
+            ("self_attn.q_proj", heads * dim, hidden), ("self_attn.k_proj", kv * dim, hidden),
+            ("self_attn.v_proj", kv * dim, hidden), ("self_attn.o_proj", hidden, heads * dim),
+            ("mlp.gate_proj", ffn, hidden), ("mlp.up_proj", ffn, hidden), ("mlp.down_proj", hidden, ffn),
+        ):  # fmt: skip
+            matrix(f"{at}{name}.weight", rows, columns)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def speed(options: argparse.Namespace) -> None:
+    """Prefill of a prompt and decode after it, ours and theirs in turn; models loaded once."""
+    import onnxruntime_genai as genai
+
+    from sampan import runtime
+
+    threads = os.cpu_count() or 1
+    session = runtime.open(options.ours, runtime.EngineOptions(context=1024, threads=threads))
+    model = genai.Model(str(options.theirs))
+    ids = [int(i) for i in np.random.default_rng(0).integers(1000, 50_000, max(CONTEXTS))]
+
+    def ours(prompt: list[int]) -> tuple[float, float]:
+        engine = session._engine
+        engine.keep(0)
+        start = time.perf_counter()
+        token = int(np.argmax(engine.evaluate(prompt, 1)[0]))
+        middle = time.perf_counter()
+        for _ in range(DECODED):
+            token = int(np.argmax(engine.evaluate([token], 1)[0]))
+        return middle - start, time.perf_counter() - middle
+
+    def theirs(prompt: list[int]) -> tuple[float, float]:
+        parameters = genai.GeneratorParams(model)
+        parameters.set_search_options(max_length=1024, min_length=1024, do_sample=False)
+        generator = genai.Generator(model, parameters)
+        start = time.perf_counter()
+        generator.append_tokens(prompt)
+        generator.generate_next_token()
+        middle = time.perf_counter()
+        for _ in range(DECODED):
+            generator.generate_next_token()
+        return middle - start, time.perf_counter() - middle
+
+    print("| context | | genai tokens/s | sampan tokens/s | ratio |\n|---|---|---|---|---|")
+    for n in CONTEXTS:
+        runs: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
+        for _ in range(options.runs + 1):
+            runs["theirs"].append(theirs(ids[:n]))
+            runs["ours"].append(ours(ids[:n]))
+        for part, (what, tokens) in enumerate((("prefill", n), ("decode", DECODED))):
+            a, b = (tokens / statistics.median(r[part] for r in runs[k][1:]) for k in ("theirs", "ours"))
+            print(f"| {n} | {what} | {a:.1f} | {b:.1f} | **{b / a:.2f}** |", flush=True)
+
+
+def drift(options: argparse.Namespace) -> None:
+    """Mean KLD, top-1 and bytes of folders; the reference is made once in the cache."""
+    from contextlib import nullcontext
+
+    from tokenizers import Tokenizer
+
+    from sampan.validate.drift import Side
+    from sampan.validate.drift import measure as compare
+    from sampan.validate.reference import find_reference
+    from sampan.validate.windows import DOMAINS, built_in, cut
+
+    reference = find_reference(str(options.checkpoint), None, 4 * 10**9, lambda *_: nullcontext(lambda n: None))
+    reader = Tokenizer.from_file(str(options.checkpoint / "tokenizer.json"))
+    domains = [cut(d, reader.encode(built_in(f"{d}.txt")).ids, options.windows) for d in DOMAINS if d != "chat"]
+    print("| folder | level | bytes | KLD | " + " | ".join(d.name for d in domains) + " | top-1 |")
+    print("|---" * (5 + len(domains)) + "|", flush=True)
+    with tempfile.TemporaryDirectory(dir=options.work) as temporary:
+        for n, folder in enumerate(options.folders):
+            place = folder if options.level is None else at_level(folder, Path(temporary) / str(n), options.level)
+            side = Side("reference", reference.artifact).exact()
+            scores = compare(side, Side("candidate", place), domains).scores
+            klds = [float(s.kld.mean()) for s in scores.values()]
+            top1 = float(np.mean([s.same.mean() for s in scores.values()]))
+            level = "4" if options.level is None else options.level
+            cells = " | ".join(f"{k:.5f}" for k in klds)
+            size = nbytes(folder)
+            print(
+                f"| {folder.name} | {level} | {size} | {np.mean(klds):.5f} | {cells} | {100 * top1:.1f} % |", flush=True
+            )
+
+
+def at_level(folder: Path, out: Path, level: int) -> Path:
+    """The same folder by links, its graph with another accuracy level in every product."""
+    import onnx
+
+    out.mkdir()
+    for file in folder.iterdir():
+        os.link(file, out / file.name) if file.name == "model.onnx.data" else shutil.copy(file, out)
+    model = onnx.load(out / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = level
+    (out / "model.onnx").write_bytes(model.SerializeToString())
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="folder with room for the outputs (default: a temporary one)")
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("export")
+    one.add_argument("checkpoint", type=Path)
+    one.add_argument("--schemes", default="int4,int8")
+    one.add_argument("--runs", type=int, default=3)
+    one.add_argument("--shape-0.6b", dest="shape", action="store_true")
+    one.set_defaults(run=export)
+    two = commands.add_parser("speed")
+    two.add_argument("ours", type=Path)
+    two.add_argument("theirs", type=Path)
+    two.add_argument("--runs", type=int, default=5)
+    two.set_defaults(run=speed)
+    three = commands.add_parser("drift")
+    three.add_argument("checkpoint", type=Path)
+    three.add_argument("folders", type=Path, nargs="+")
+    three.add_argument("--windows", type=int, default=2)
+    three.add_argument("--level", type=int, choices=(0, 4))
+    three.set_defaults(run=drift)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
