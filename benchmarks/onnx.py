@@ -62,9 +62,8 @@ def export(options: argparse.Namespace) -> None:
                     shutil.rmtree(work / name, ignore_errors=True)
                     runs.append(measure(sys.executable, *command))
                     sizes[name] = nbytes(work / name)
-            (a, pa), (b, pb) = (
-                (statistics.median(r[0] for r in x), max(r[1] for r in x) / 1e6) for x in (theirs, mine)
-            )
+            a, b = (statistics.median(r[0] for r in x) for x in (theirs, mine))
+            pa, pb = (max(r[1] for r in x) / 1e6 for x in (theirs, mine))
             print(
                 f"| {scheme} | {a:.1f} s | {b:.1f} s | **{b / a:.2f}** | {pa:.0f} MB | {pb:.0f} MB | **{pb / pa:.2f}** "
                 f"| {sizes['theirs']} | {sizes['ours']} |",
