@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 @click.option("--jobs", type=click.IntRange(1, 1024), help="Worker threads.  [default: one for each core]")
 @click.option("--max-memory", default="256M", show_default=True, help="Bound of the row buffers.")
 @click.option("--split-size", help="Start a new file where one would pass this size, such as 2G.")
+@click.option("--context", type=click.IntRange(1), help="Positions of an ONNX graph.  [default: up to 32768]")
 @click.option(
-    "--context", type=click.IntRange(1), help="Positions that an ONNX graph is made for.  [default: up to 32768]"
-)
+    "--accuracy-level", type=click.Choice(["0", "4"]),
+    help="Of an ONNX graph's products: 4 rounds activations to int8, which is fast, 0 does not.  [default: 4]",
+)  # fmt: skip
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--allow-zero", is_flag=True, help="Convert matrices that hold nothing but zeros (for research).")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
 def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
-    split_size: str | None, context: int | None, revision: str | None, allow_zero: bool, overwrite: bool, check: bool,
-    as_json: bool,
+    split_size: str | None, context: int | None, accuracy_level: str | None, revision: str | None, allow_zero: bool,
+    overwrite: bool, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
 
@@ -66,7 +68,10 @@ def command(
     memory = parse_size(max_memory, "--max-memory")
     split = parse_size(split_size, "--split-size") if split_size else None
     checkpoint = open_source(source, revision, headers_only=plan_only)
-    conversion = prepare(checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split, context=context)
+    accuracy = None if accuracy_level is None else int(accuracy_level)
+    conversion = prepare(
+        checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split, context=context, accuracy=accuracy
+    )
     if plan_only:
         click.echo(json.dumps(_plan_data(conversion), indent=1) if as_json else _plan_text(conversion))
         return

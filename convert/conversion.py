@@ -62,6 +62,7 @@ def prepare(
     max_memory: int = DEFAULT_MEMORY,
     split: int | None = None,
     context: int | None = None,
+    accuracy: int | None = None,
 ) -> Conversion:
     """Read the config and the headers, choose every type and lay every byte out."""
     form: Format = load("sampan.convert.formats", to, "FORMAT", "--to")
@@ -70,7 +71,7 @@ def prepare(
     _refuse_output_in_source(checkpoint, out)
     family, arch = read_architecture(checkpoint)
     binding = bind(checkpoint, family, arch)
-    plan = form.plan(checkpoint, arch, binding, Request(out, scheme_name, scheme, split, context))
+    plan = form.plan(checkpoint, arch, binding, Request(out, scheme_name, scheme, split, context, accuracy))
     jobs = jobs or os.cpu_count() or 1
     work = cut(plan, len(checkpoint.shards), jobs, max_memory)
     return Conversion(checkpoint, plan, binding, work, out, jobs)

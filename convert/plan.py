@@ -74,8 +74,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of a format. `split`: the largest number of data bytes in one file; `context`: positions that an
-    artifact with position tables is made for; None leaves them to the format.
+    """What is asked of a format; None leaves a thing to it.
+
+    `split`: the largest number of data bytes in one file. `context`: positions that an artifact with position tables
+    is made for. `accuracy`: ONNX Runtime's accuracy level of matrix products, 0 (float32) or 4 (int8 activations).
     """
 
     out: Path
@@ -83,6 +85,7 @@ class Request:
     scheme: Scheme
     split: int | None = None
     context: int | None = None
+    accuracy: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,9 @@ YARN_BETAS = (32.0, 1.0)  # what llama.cpp's graphs of these architectures take,
 def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: Request) -> Plan:
     """Types, offsets and headers."""
     scheme, out = request.scheme, request.out
-    if request.context is not None:
-        raise wrong("--context", "none with --to gguf, which holds no position tables", request.context)
+    for option, value in (("--context", request.context), ("--accuracy-level", request.accuracy)):
+        if value is not None:
+            raise wrong(option, "none with --to gguf: it is for ONNX graphs", value)
     if scheme.file_type is None:
         raise wrong("--quant", "a scheme of llama.cpp, such as q4_k_m", request.scheme_name)
     _check_engine(checkpoint, arch)

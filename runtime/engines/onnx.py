@@ -106,9 +106,12 @@ class OnnxEngine:
 
     def _empty(self, past: Any, tokens: int) -> NDArray[Any]:
         """Zeros [1, key/value heads, tokens, head size]: memory is taken as the cache fills."""
-        if past.type not in TYPES or len(past.shape) != 4 or not all(type(past.shape[d]) is int for d in (1, 3)):
+        shape = list(past.shape)
+        if len(shape) == 4 and type(shape[3]) is not int:  # onnxruntime-genai's graphs leave it open
+            shape[3] = self._config.get("model", {}).get("decoder", {}).get("head_size")
+        if past.type not in TYPES or len(shape) != 4 or not all(type(shape[d]) is int for d in (1, 3)):
             raise wrong(f"{self._path / GRAPH}: {past.name}", "float [1, heads, tokens, head size]", past.shape)
-        return np.zeros((1, past.shape[1], tokens, past.shape[3]), TYPES[past.type])
+        return np.zeros((1, shape[1], tokens, shape[3]), TYPES[past.type])
 
     @staticmethod
     def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:

@@ -33,7 +33,7 @@ def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: 
         raise wrong("--context", f"at most the model's own {arch.context}", context)
     graph = Graph()
     weights = Weights(graph, arch, binding, request.scheme_name, request.scheme)
-    _write(graph, weights, arch, context)
+    _write(graph, weights, arch, context, 4 if request.accuracy is None else request.accuracy)
     model = graph.model("sampan", version("sampan")).SerializeToString(deterministic=True)
     header = b"".join(t.tobytes() for t in weights.tables)
     small = {"model.onnx": model, **companions(checkpoint, arch, context)}
@@ -42,10 +42,10 @@ def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: 
     return Plan(request.scheme_name, arch, tuple(files), tuple(weights.tensors))
 
 
-def _write(graph: Graph, weights: Weights, arch: Architecture, context: int) -> None:
+def _write(graph: Graph, weights: Weights, arch: Architecture, context: int, accuracy: int) -> None:
     """Embedding, blocks, head. A norm takes the residual sum before it along."""
     cos, sin = (weights.table(f"/rope/{n}", t) for n, t in zip(("cos", "sin"), tables(arch.rope, context), strict=True))
-    form = Cpu(graph, weights, arch.norm_eps, arch.vocab, (cos, sin))
+    form = Cpu(graph, weights, arch.norm_eps, arch.vocab, (cos, sin), accuracy)
     x = form.embedding()
     normed = form.norm("/layers.0/input_layernorm", x, "blk.0.attn_norm.weight")
     for i, block in enumerate(arch.blocks):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sampan.errors import wrong
 from sampan.quantize import TensorType
 from sampan.quantize.blocked import BlockType
 
@@ -18,15 +19,17 @@ from ...architecture import MoE
 from .graph import CONTRIB, FLOAT, INT32, INT64, Edge, Graph
 from .weights import Weights
 
-ACCURACY = 4  # int8 activations: the fast kernels
 EMBEDDING = "token_embd.weight"
 
 
 class Cpu:
-    """Writes into `graph` with the weights of `weights`; `eps` is that of every norm."""
+    """Writes into `graph` with the weights of `weights`. `eps` is every norm's, `accuracy` every product's level."""
 
-    def __init__(self, graph: Graph, weights: Weights, eps: float, vocab: int, rope: tuple[Edge, Edge]) -> None:
+    def __init__(
+        self, graph: Graph, weights: Weights, eps: float, vocab: int, rope: tuple[Edge, Edge], accuracy: int
+    ) -> None:
         self.graph, self.weights, self._eps, self._rope = graph, weights, eps, rope
+        self._accuracy = accuracy
         self.ids = graph.input("input_ids", INT64, (1, "sequence"))
         self._logits = graph.output("logits", FLOAT, (1, "wanted", vocab))
         mask = graph.input("attention_mask", INT64, (1, "total"))
@@ -80,7 +83,7 @@ class Cpu:
                 inputs += [None] * (5 - len(inputs)) + [b]
             return self.graph.node(
                 "MatMulNBits", path, inputs, shape, domain=CONTRIB, out=out, K=x.shape[-1], N=rows, bits=kind.width,
-                block_size=kind.block, accuracy_level=ACCURACY,
+                block_size=kind.block, accuracy_level=self._level(path, kind),
             )  # fmt: skip
         w = self._float(path, *arrays)
         y = self.graph.node("FusedMatMul", path, [x, w], shape, domain=CONTRIB, out=None if b else out, transB=1)
@@ -165,13 +168,23 @@ class Cpu:
         }  # fmt: skip
         if isinstance(kind, BlockType):
             (w1, s1, *z1), (w2, s2, *z2) = first, second
-            zero = [None, None, None, *z1, *z2] if z1 else []
+            zero: list[Edge | None] = [*z1, *z2, None] if z1 else [None] * 3
+            # without normalisation the operator's own routing differs from the models' softmax over all experts
+            weights = [] if moe.normalise else [g.node("Softmax", f"{path}/router", [flat], flat.shape, axis=-1)]
+            more = [None, None, None, *zero, *weights] if z1 or weights else []
             return g.node(
-                "QMoE", path, [x, flat, w1, s1, None, w2, s2, None, *zero], x.shape, domain=CONTRIB,
-                expert_weight_bits=kind.width, block_size=kind.block, accuracy_level=ACCURACY, **options,
+                "QMoE", path, [x, flat, w1, s1, None, w2, s2, None, *more], x.shape, domain=CONTRIB,
+                expert_weight_bits=kind.width, block_size=kind.block, accuracy_level=self._level(path, kind), **options,
             )  # fmt: skip
         w1, w2 = (self._float(f"{path}/{n}", w) for n, (w,) in (("gate_up", first), ("down", second)))
         return g.node("MoE", path, [x, flat, w1, None, w2], x.shape, domain=CONTRIB, **options)
+
+    def _level(self, path: str, kind: BlockType) -> int:
+        if kind.width != 4 and self._accuracy == 0:
+            raise wrong(
+                "--accuracy-level", "4 for 8-bit weights", f"0, at which {path} would be about 300 times slower"
+            )
+        return self._accuracy
 
     def _float(self, path: str, w: Edge) -> Edge:
         return w if w.type == FLOAT else self.graph.node("Cast", f"{path}/weight", [w], w.shape, to=FLOAT)
