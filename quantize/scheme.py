@@ -38,6 +38,8 @@ LAYERS: Mapping[str, Callable[[int, int], bool]] = {
     "first 1/16": lambda i, n: i < n // 16,
     # llama.cpp's use_more_bits: the first and last eighth, and every third layer between
     "more bits": lambda i, n: i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2,
+    # the same idea for models of few layers: at least one at each end
+    "ends and thirds": lambda i, n: i < -(-n // 8) or i >= n - -(-n // 8) or (i - -(-n // 8)) % 3 == 1,
 }
 
 CONDITIONS: Mapping[str, Callable[[TensorFacts], bool]] = {

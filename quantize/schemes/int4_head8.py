@@ -1,8 +1,11 @@
-"""`int4` with 8 bits in the output head, and in the embedding where it serves as head."""
+"""4 bits with zero points; 8 bits where it hurts most: the head, and q, k, v and ffn_down in half of the layers.
 
-from dataclasses import replace
+The embedding has 8 bits where it serves as head.
+"""
 
-from . import int4
+from ..scheme import Rule, Scheme
 from ._llama import KEEP, head
 
-SCHEME = replace(int4.SCHEME, rules=(*KEEP, *head("q8_0")))
+MORE = Rule(r"attn_[qkv]\.weight$|ffn_down", "q8_0", layers="ends and thirds")
+
+SCHEME = Scheme("u4_32z", None, (*KEEP, *head("q8_0"), MORE))
