@@ -118,6 +118,7 @@ def _read_ffn(config: Config, family: Family, layers: int) -> list[Dense | MoE]:
         activation=activation,
         gating="softmax",
         normalise=config.flag("norm_topk_prob", family.experts.normalise),
+        shared=int(family.experts.shared),
         shared_width=config.natural("shared_expert_intermediate_size") if family.experts.shared else 0,
         shared_gate=family.experts.shared,
     )
