@@ -78,6 +78,11 @@ class MLA:
     latent_eps: float
 
 
+def kv_heads(attention: GQA | MLA) -> int:
+    """Key heads in the cache: attention over a latent has one."""
+    return 1 if isinstance(attention, MLA) else attention.kv_heads
+
+
 @dataclass(frozen=True, slots=True)
 class Dense:
     """Gated feed-forward: down(act(gate(x)) · up(x)), `width` wide."""

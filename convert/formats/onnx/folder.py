@@ -8,7 +8,7 @@ from typing import Any
 from sampan.checkpoint import Checkpoint, read_json
 from sampan.errors import brief, wrong
 
-from ...architecture import Architecture
+from ...architecture import GQA, Architecture
 from ...tokenizer import Tokenizer, read_tokenizer
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
@@ -31,6 +31,7 @@ def _genai(checkpoint: Checkpoint, arch: Architecture, tokenizer: Tokenizer, con
     generation = read_json(path) if path.exists() else {}
     ends = _ends(generation, tokenizer, str(path))
     attention = arch.blocks[0].attention
+    assert isinstance(attention, GQA)  # noqa: S101 - no other attention has a block file yet
     model: dict[str, Any] = {
         "type": GENAI_TYPES[arch.family],
         "vocab_size": arch.vocab,
