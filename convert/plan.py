@@ -44,12 +44,16 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`scheme` is the exact name, also where the user asked for the portable int4 or int8."""
+    """`scheme` is the exact name, also where the user asked for the portable int4 or int8.
+
+    `notes`: what a user of the output has to know, a sentence each.
+    """
 
     scheme: str
     arch: Architecture
     files: tuple[OutputFile, ...]
     tensors: tuple[PlannedTensor, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -91,6 +91,9 @@ MODELS: dict[str, Tiny] = {
     ),
     "deepseek_v3-yarn": _deepseek(rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}),
     "deepseek_v3-yarn-mscale": _deepseek(rope_parameters=YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}),
+    "deepseek_v3-yarn-betas": _deepseek(  # Kimi K2's
+        rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 1.0, "beta_slow": 1.0}
+    ),
     "deepseek_v3-odd-widths": _deepseek(
         hidden_size=96, intermediate_size=176, moe_intermediate_size=80, q_lora_rank=72, kv_lora_rank=112,
         qk_nope_head_dim=48, qk_rope_head_dim=16, v_head_dim=40,

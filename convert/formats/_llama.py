@@ -6,9 +6,11 @@ from pathlib import Path
 
 from sampan.errors import wrong
 
+from .. import tiktoken
 from ..architecture import MLA, Architecture, LinearScaling, MoE, YarnScaling
 from ..binding import HEAD
 from ..config import yarn_mscale
+from ..tokenizer import Tokenizer
 
 # what the graph of an MoE architecture always does with the chosen experts' weights
 NORMALISES = {"qwen2moe": False, "qwen3moe": True}
@@ -76,3 +78,22 @@ def _check_latent(config: Path, arch: Architecture, a: MLA) -> None:
                 f"{config}: mscale and mscale_all_dim", "two equal numbers, as llama.cpp's deepseek2 computes",
                 f"an attention factor of {found:g} and mscale_all_dim {scaling.mscale_all_dim:g}",
             )  # fmt: skip
+
+
+def notes(arch: Architecture, tokenizer: Tokenizer) -> list[str]:
+    """Where llama.cpp differs from the checkpoint in a way that its user can know of or mend."""
+    found = []
+    scaling, attention = arch.rope.scaling, arch.blocks[0].attention
+    if isinstance(scaling, YarnScaling) and (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
+        found.append(
+            "llama.cpp's own programs need --yarn-beta-fast "
+            f"{scaling.beta_fast:g} --yarn-beta-slow {scaling.beta_slow:g} with this file: they do not read it there"
+        )
+    if isinstance(attention, MLA) and attention.latent_eps != arch.norm_eps:
+        found.append(
+            f"llama.cpp norms the attention's latents with epsilon {arch.norm_eps:g} (rms_norm_eps), "
+            f"transformers with {attention.latent_eps:g}"
+        )
+    if tokenizer.pre == tiktoken.PRE:
+        found.append("llama.cpp splits words at combining marks (Hindi, Thai) and at \u3007, Kimi's tokenizer does not")
+    return found

@@ -17,7 +17,7 @@ from ..binding import Binding, Bound, bind
 from ..family import read_architecture
 from ..plan import Format, Plan, PlannedTensor, Request, facts
 from ..tokenizer import Tokenizer, read_tokenizer
-from ._llama import check_engine
+from ._llama import check_engine, notes
 
 # our family → llama.cpp's general.architecture
 ARCHITECTURES = {
@@ -53,7 +53,7 @@ def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: 
         header = container.encode(keys, infos)
         files.append(OutputFile(path, header, len(header) + size))
         tensors += [PlannedTensor(b, t, n, (len(header) + o,)) for (b, t), o in zip(group, offsets, strict=True)]
-    return Plan(request.scheme_name, arch, tuple(files), tuple(tensors))
+    return Plan(request.scheme_name, arch, tuple(files), tuple(tensors), tuple(notes(arch, tokenizer)))
 
 
 def _engine(arch: Architecture) -> str:
