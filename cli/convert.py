@@ -75,6 +75,8 @@ def command(
     if plan_only:
         click.echo(json.dumps(_plan_data(conversion), indent=1) if as_json else _plan_text(conversion))
         return
+    for note in conversion.notes:
+        click.echo(note, err=True)
     with Progress(conversion.source_bytes, "converting") as progress:
         job = convert(conversion, allow_zero=allow_zero, overwrite=overwrite, progress=progress)
         seconds = progress.seconds
@@ -126,6 +128,7 @@ def _plan_data(c: Conversion) -> dict[str, Any]:
         "row_buffers": c.work.buffers(c.jobs),
         "peak_memory": c.peak_memory,
         "disk": plan.nbytes,
+        "notes": c.notes,
         "files": [{"path": str(f.path), "bytes": f.size} for f in plan.files],
         "tensors": [
             {"name": t.bound.spec.name, "shape": list(t.bound.spec.shape), "type": t.type.name, "bytes": t.nbytes,
@@ -149,5 +152,6 @@ def _plan_text(c: Conversion) -> str:
         ["bits per weight", f"{plan.bits_per_weight:.3f} ({plan.scheme})"],
         ["peak memory", f"about {human(c.peak_memory)}, of it {human(c.work.buffers(c.jobs))} row buffers"],
         ["disk", f"{human(plan.nbytes)} for the output, nothing beside it"],
+        *(["note", note] for note in c.notes),
     ]
     return f"{table(rows, right='bde')}\n\n{table(totals)}"

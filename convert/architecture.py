@@ -22,22 +22,30 @@ class LinearScaling:
 
 @dataclass(frozen=True, slots=True)
 class YarnScaling:
-    """YaRN (arXiv 2309.00071). `attention_factor` None means 0.1 · ln(factor) + 1."""
+    """YaRN (arXiv 2309.00071). cos and sin are multiplied by `attention_factor`; None means 0.1 · ln(factor) + 1.
+
+    `mscale_all_dim` is DeepSeek's: the softmax scale is multiplied by (0.1 · mscale_all_dim · ln(factor) + 1)².
+    """
 
     factor: float
     original_context: int
     attention_factor: float | None
     beta_fast: float
     beta_slow: float
+    mscale_all_dim: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary embedding over the first `dims` of a head, in two halves (not interleaved)."""
+    """Rotary embedding over `dims` of a head: the first of a GQA head, the last of an MLA head.
+
+    `interleaved`: dimensions 2j and 2j+1 are a pair; otherwise j and j + dims/2 are.
+    """
 
     theta: float
     dims: int
     scaling: LinearScaling | YarnScaling | None
+    interleaved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,30 @@ class GQA:
 
 
 @dataclass(frozen=True, slots=True)
+class MLA:
+    """Multi-head latent attention (arXiv 2405.04434, section 2.1).
+
+    q [heads, nope + rope] comes from the hidden state, through a normed latent of `q_lora` where that is not
+    None. k and v come from one normed latent of `kv_lora`: per head `nope` dimensions of k and `v` of v. One
+    rotated k of `rope` dimensions is shared by all heads. Scores are scaled by 1/√(nope + rope), see YarnScaling.
+    `latent_eps` is the epsilon of the two latents' norms.
+    """
+
+    heads: int
+    q_lora: int | None
+    kv_lora: int
+    nope: int
+    rope: int
+    v: int
+    latent_eps: float
+
+
+def kv_heads(attention: GQA | MLA) -> int:
+    """Key heads in the cache: attention over a latent has one."""
+    return 1 if isinstance(attention, MLA) else attention.kv_heads
+
+
+@dataclass(frozen=True, slots=True)
 class Dense:
     """Gated feed-forward: down(act(gate(x)) · up(x)), `width` wide."""
 
@@ -61,10 +93,12 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class MoE:
-    """`used` of `experts` gated feed-forwards, each `width` wide, and `shared_width` of always-on ones.
+    """`used` of `experts` gated feed-forwards, each `width` wide, and `shared` always-on ones, together `shared_width`.
 
-    `normalise`: the chosen weights are divided by their sum. `shared_gate`: the shared experts are
-    multiplied by a sigmoid gate of their own.
+    `selection_bias`: the tensor exp_probs_b is added to the gating's scores for the choice only. `groups` > 1:
+    experts lie in equal groups, and only those of the `groups_used` groups with the largest sum of two best
+    scores (bias included) can be chosen. `normalise`: the chosen weights are divided by their sum; then they are
+    multiplied by `scale`. `shared_gate`: the shared experts are multiplied by a sigmoid gate of their own.
     """
 
     experts: int
@@ -73,15 +107,20 @@ class MoE:
     activation: Activation
     gating: Gating
     normalise: bool
+    shared: int
     shared_width: int
     shared_gate: bool
+    selection_bias: bool = False
+    groups: int = 1
+    groups_used: int = 1
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """One layer: norm, attention, residual, norm, feed-forward, residual."""
 
-    attention: GQA
+    attention: GQA | MLA
     ffn: Dense | MoE
 
 
@@ -128,7 +167,9 @@ def tensor_specs(arch: Architecture) -> list[TensorSpec]:
 _Shapes = list[tuple[str, tuple[int, ...]]]
 
 
-def _attention(hidden: int, a: GQA) -> _Shapes:
+def _attention(hidden: int, a: GQA | MLA) -> _Shapes:
+    if isinstance(a, MLA):
+        return _latent_attention(hidden, a)
     q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
     shapes: _Shapes = [("attn_norm.weight", (hidden,))]
     for part, width in (("q", q), ("k", kv), ("v", kv)):
@@ -140,11 +181,33 @@ def _attention(hidden: int, a: GQA) -> _Shapes:
     return [*shapes, ("attn_output.weight", (hidden, q))]
 
 
+def _latent_attention(hidden: int, a: MLA) -> _Shapes:
+    """k_b is kept transposed, as [heads, kv_lora, nope], so that a query can be taken into the latent space."""
+    q = a.heads * (a.nope + a.rope)
+    shapes: _Shapes = [("attn_norm.weight", (hidden,))]
+    if a.q_lora is None:
+        shapes.append(("attn_q.weight", (q, hidden)))
+    else:
+        shapes.append(("attn_q_a.weight", (a.q_lora, hidden)))
+        shapes.append(("attn_q_a_norm.weight", (a.q_lora,)))
+        shapes.append(("attn_q_b.weight", (q, a.q_lora)))
+    return [
+        *shapes,
+        ("attn_kv_a_mqa.weight", (a.kv_lora + a.rope, hidden)),
+        ("attn_kv_a_norm.weight", (a.kv_lora,)),
+        ("attn_k_b.weight", (a.heads, a.kv_lora, a.nope)),
+        ("attn_v_b.weight", (a.heads, a.v, a.kv_lora)),
+        ("attn_output.weight", (hidden, a.heads * a.v)),
+    ]
+
+
 def _ffn(hidden: int, f: Dense | MoE) -> _Shapes:
     shapes: _Shapes = [("ffn_norm.weight", (hidden,))]
     if isinstance(f, Dense):
         return shapes + _gated("ffn_{}.weight", hidden, f.width)
     shapes.append(("ffn_gate_inp.weight", (f.experts, hidden)))
+    if f.selection_bias:
+        shapes.append(("exp_probs_b.bias", (f.experts,)))
     shapes += [(n, (f.experts, *s)) for n, s in _gated("ffn_{}_exps.weight", hidden, f.width)]
     if f.shared_width:
         if f.shared_gate:

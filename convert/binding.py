@@ -12,7 +12,7 @@ from sampan.checkpoint import Checkpoint
 from sampan.errors import brief, wrong
 from sampan.safetensors import TensorInfo
 
-from .architecture import Architecture, TensorSpec, tensor_specs
+from .architecture import MLA, Architecture, TensorSpec, tensor_specs
 from .encoding import Encoding, find_encoding
 from .family import Family, Source
 
@@ -21,7 +21,10 @@ HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """`rows` rows of one stored tensor, seen as a matrix, from `start`; output rows `at`, `at + step`, …"""
+    """`rows` rows of one stored tensor, seen as a matrix, from `start`; output rows `at`, `at + step`, …
+
+    `transposed`: they become all columns of output rows from `at` instead, and are converted in one piece.
+    """
 
     shard: int
     info: TensorInfo
@@ -30,6 +33,7 @@ class Piece:
     rows: int
     at: int
     step: int = 1
+    transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +51,20 @@ class Bound:
     def columns(self) -> int:
         return self.spec.shape[-1]
 
+    def stored_columns(self, piece: Piece) -> int:
+        return self.spec.shape[-2] if piece.transposed else self.columns
+
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """`redundant_head` is a tied checkpoint's own copy of the embedding: compared, not written."""
+    """`redundant_head` is a tied checkpoint's own copy of the embedding: compared, not written.
+
+    `left_out`: tensors of parts that are not converted, by what they are.
+    """
 
     tensors: tuple[Bound, ...]
     redundant_head: TensorInfo | None
+    left_out: Mapping[str, tuple[TensorInfo, ...]]
 
 
 def bind(checkpoint: Checkpoint, family: Family, arch: Architecture) -> Binding:
@@ -63,18 +74,24 @@ def bind(checkpoint: Checkpoint, family: Family, arch: Architecture) -> Binding:
     tensors = []
     for spec in tensor_specs(arch):
         sources = _choose(family, spec, stored, checkpoint)
-        pieces = _pieces(spec, sources, stored, checkpoint)
+        pieces = _pieces(spec, sources, stored, checkpoint, arch)
         claimed.update(p.info.name for p in pieces)
         tensors.append(Bound(spec, tuple(pieces)))
     head = family.sources[HEAD][0].name
     redundant = stored[head][1] if arch.tied and head in stored else None
     if redundant is not None:
         claimed.add(head)
-    for name, (shard, _) in stored.items():
-        if name not in claimed and not any(re.fullmatch(p, name) for p in family.leftovers):
+    left_out: dict[str, list[TensorInfo]] = {}
+    for name, (shard, info) in stored.items():
+        if name in claimed or any(re.fullmatch(p, name) for p in family.leftovers):
+            continue
+        part = next((what for p, what in family.left_out.items() if re.fullmatch(p, name)), None)
+        if part is not None:
+            left_out.setdefault(part, []).append(info)
+        else:
             where = f"{checkpoint.shards[shard].name}: {brief(name)}"
             raise wrong(where, f"only tensors that {arch.family} knows", "one that no rule claims")
-    return Binding(tuple(tensors), redundant)
+    return Binding(tuple(tensors), redundant, {part: tuple(infos) for part, infos in left_out.items()})
 
 
 def _choose(
@@ -104,8 +121,11 @@ def _pieces(
     chosen: tuple[Source, list[str]],
     stored: Mapping[str, tuple[int, TensorInfo]],
     checkpoint: Checkpoint,
+    arch: Architecture,
 ) -> list[Piece]:
     source, names = chosen
+    if source.of_heads is not None:
+        return _head_pieces(arch, spec, source.of_heads, *stored[names[0]], checkpoint)
     part, parts = source.part
     experts = spec.shape[0] if len(spec.shape) == 3 else 1
     rows = math.prod(spec.shape[:-1]) // experts
@@ -129,6 +149,22 @@ def _pieces(
                 start = (x * parts + part) * rows
                 pieces.append(Piece(shard, info, encoding, start, rows, x * rows))
     return pieces
+
+
+def _head_pieces(
+    arch: Architecture, spec: TensorSpec, part: str, shard: int, info: TensorInfo, checkpoint: Checkpoint
+) -> list[Piece]:
+    """k's or v's rows of every head of kv_b [heads · (nope + v), kv_lora]."""
+    a = arch.blocks[spec.layer].attention
+    assert isinstance(a, MLA)  # noqa: S101 - no other attention has such tensors
+    where = checkpoint.shards[shard].name
+    expected = (a.heads * (a.nope + a.v), a.kv_lora)
+    if info.shape != expected:
+        raise wrong(f"{where}: {info.name}", f"shape {list(expected)}", list(info.shape))
+    encoding = find_encoding(info, where)
+    skip, rows = (0, a.nope) if part == "k" else (a.nope, a.v)
+    starts = [h * (a.nope + a.v) + skip for h in range(a.heads)]
+    return [Piece(shard, info, encoding, s, rows, h * spec.shape[1], part == "k") for h, s in enumerate(starts)]
 
 
 def check_redundant_head(checkpoint: Checkpoint, binding: Binding, block: int = 1 << 23) -> None:

@@ -23,13 +23,13 @@ class Config:
         """The first of `names` that is set to something other than null, or None."""
         return next((self.values[n] for n in names if self.values.get(n) is not None), None)
 
-    def natural(self, *names: str, default: int | None = None, limit: int = 2**31) -> int:
-        """A whole number from 1 to `limit`."""
+    def natural(self, *names: str, default: int | None = None, least: int = 1, limit: int = 2**31) -> int:
+        """A whole number from `least` to `limit`."""
         value = self.get(*names)
         if value is None and default is not None:
             return default
-        if type(value) is not int or not 1 <= value <= limit:
-            raise wrong(self.at(names[0]), f"a whole number from 1 to {limit}", brief(value))
+        if type(value) is not int or not least <= value <= limit:
+            raise wrong(self.at(names[0]), f"a whole number from {least} to {limit}", brief(value))
         return value
 
     def number(self, *names: str, default: float | None = None) -> float:
@@ -73,8 +73,11 @@ def read_activation(config: Config) -> Activation:
     return "silu"
 
 
-def read_rope(config: Config, dims: int, context: int) -> Rope:
-    """Old style: rope_theta and rope_scaling. Transformers 5: both inside rope_parameters."""
+def read_rope(config: Config, dims: int, context: int, *, latent: bool) -> Rope:
+    """Old style: rope_theta and rope_scaling. Transformers 5: both inside rope_parameters.
+
+    `latent`: of latent attention, whose pairs are interleaved and whose yarn has an mscale.
+    """
     parameters = config.section("rope_parameters")
     scaling = parameters if parameters.values else config.section("rope_scaling")
     if any(isinstance(v, dict) for v in parameters.values.values()):
@@ -83,11 +86,14 @@ def read_rope(config: Config, dims: int, context: int) -> Rope:
     theta = scaling if scaling.get("rope_theta") is not None else config
     scaling.is_default("partial_rotary_factor", 1, 1.0)
     config.is_default("partial_rotary_factor", 1, 1.0)
+    if dims % 2:
+        raise wrong(config.where, "an even number of rotated dimensions", dims)
+    interleaved = config.flag("rope_interleave", True) if latent else False
+    return Rope(theta.number("rope_theta"), dims, _read_scaling(config, scaling, context, latent), interleaved)
+
+
+def _read_scaling(config: Config, scaling: Config, context: int, latent: bool) -> LinearScaling | YarnScaling | None:
     kind = scaling.get("rope_type", "type")
-    return Rope(theta.number("rope_theta"), dims, _read_scaling(config, scaling, kind, context))
-
-
-def _read_scaling(config: Config, scaling: Config, kind: object, context: int) -> LinearScaling | YarnScaling | None:
     if kind in (None, "default"):
         if scaling.get("factor") is not None:
             raise wrong(scaling.at("rope_type"), "the kind of scaling that factor belongs to", brief(kind))
@@ -95,19 +101,39 @@ def _read_scaling(config: Config, scaling: Config, kind: object, context: int) -
     if kind == "linear":
         return LinearScaling(scaling.number("factor"))
     if kind == "yarn":
-        for other in ("mscale", "mscale_all_dim"):
-            scaling.is_default(other)
         scaling.is_default("truncate", True)
-        attention = scaling.get("attention_factor")
+        factor = scaling.number("factor")
+        attention, all_dim = _read_mscale(scaling, factor, latent)
         original = scaling if scaling.get("original_max_position_embeddings") is not None else config
         return YarnScaling(
-            factor=scaling.number("factor"),
+            factor=factor,
             original_context=original.natural("original_max_position_embeddings", default=context),
-            attention_factor=None if attention is None else scaling.number("attention_factor"),
+            attention_factor=attention,
             beta_fast=scaling.number("beta_fast", default=32.0),
             beta_slow=scaling.number("beta_slow", default=1.0),
+            mscale_all_dim=all_dim,
         )
     raise wrong(scaling.at("rope_type"), "default, linear or yarn", brief(kind))
+
+
+def _read_mscale(scaling: Config, factor: float, latent: bool) -> tuple[float | None, float]:
+    """Attention factor and mscale_all_dim; DeepSeek's code and transformers agree only where both mscales stand."""
+    attention = None if scaling.get("attention_factor") is None else scaling.number("attention_factor")
+    mscales = [k for k in ("mscale", "mscale_all_dim") if scaling.get(k) is not None]
+    if not mscales:
+        return attention, 0.0
+    if not latent or attention is not None or len(mscales) == 1:
+        raise wrong(
+            scaling.at(mscales[0]), "none" if not latent else "mscale and mscale_all_dim without attention_factor",
+            brief(scaling.get(mscales[0])),
+        )  # fmt: skip
+    one, all_dim = scaling.number("mscale"), scaling.number("mscale_all_dim")
+    return yarn_mscale(factor, one) / yarn_mscale(factor, all_dim), all_dim
+
+
+def yarn_mscale(factor: float, mscale: float) -> float:
+    """DeepSeek's magnitude of a context `factor` times as long."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def refuse_windows(config: Config, layers: int, context: int) -> None:

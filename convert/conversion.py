@@ -14,6 +14,7 @@ from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, wrong
 from sampan.quantize import get_scheme
 from sampan.registry import load
+from sampan.units import human
 
 from .binding import Binding, bind, check_redundant_head
 from .family import read_architecture
@@ -45,6 +46,15 @@ class Conversion:
     @property
     def source_bytes(self) -> int:
         return sum(s.size for s in self.checkpoint.shards)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is left out of the output and what its user has to know, a line each."""
+        left_out = [
+            f"left out: the {part}, {len(infos)} tensors, {human(sum(t.nbytes for t in infos))}"
+            for part, infos in self.binding.left_out.items()
+        ]
+        return [*left_out, *self.plan.notes]
 
     @property
     def peak_memory(self) -> int:
@@ -136,4 +146,6 @@ def _manifest(c: Conversion, hashes: dict[str, str]) -> dict[str, Any]:
         "files": {f.path.name: f.size for f in c.plan.files},
         "bits_per_weight": round(c.plan.bits_per_weight, 4),
         "tensors": {t.bound.spec.name: t.type.name for t in c.plan.tensors},
+        "left_out": {part: [t.name for t in infos] for part, infos in c.binding.left_out.items()},
+        "notes": list(c.plan.notes),
     }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from sampan.checkpoint import Checkpoint
 from sampan.errors import brief, wrong
 from sampan.registry import load_all
 
-from .architecture import GQA, Architecture, Block, Dense, MoE
+from .architecture import GQA, MLA, Architecture, Block, Dense, MoE
 from .config import Config, read_activation, read_rope, refuse_windows
+from .latent import read_latent_attention, read_sigmoid_experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +20,13 @@ class Source:
     """Where a canonical tensor comes from: a checkpoint tensor's name with `{i}` for the layer.
 
     `{e}` in the name: one tensor per expert, stacked in order. `part` (n, of): the n-th of `of` equal
-    row groups of a tensor (of each expert's slice where it has three dimensions).
+    row groups of a tensor (of each expert's slice where it has three dimensions). `of_heads`: what a latent
+    attention's kv_b holds for each head: the rows of k, transposed, or those of v.
     """
 
     name: str
     part: tuple[int, int] = (0, 1)
+    of_heads: Literal["k", "v"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,18 +41,23 @@ class Experts:
 class Family:
     """`architectures` are the names in config.json. `sources`: canonical tensor → possible layouts, tried in order.
 
-    `leftovers`: tensors (regular expressions) that checkpoints carry and nobody needs.
+    `leftovers`: tensors (regular expressions) that checkpoints carry and nobody needs. `left_out`: tensors
+    (regular expressions, and what they are) of a part of the model that is not converted. `text`: the section of
+    config.json that describes the language model, and the model types that it may have.
     """
 
     architectures: tuple[str, ...]
     model_types: tuple[str, ...]
-    qkv_bias: bool
-    qk_norm: bool
-    head_dim: int | None  # of configs that do not say: None means hidden size / heads
+    latent: bool = False  # latent attention and sigmoid experts; the next four then say nothing
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    head_dim: int | None = None  # of configs that do not say: None means hidden size / heads
     experts: Experts | None = None
     tied_default: bool = False
     sources: Mapping[str, tuple[Source, ...]]
     leftovers: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    text: tuple[str, tuple[str, ...]] | None = None
 
 
 def find_family(checkpoint: Checkpoint) -> tuple[str, Family]:
@@ -70,15 +79,20 @@ def find_family(checkpoint: Checkpoint) -> tuple[str, Family]:
 def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:
     """Parse the config once; what would change the model and is not implemented is refused by name."""
     key, family = find_family(checkpoint)
-    config = Config(checkpoint.config, str(checkpoint.folder / "config.json"))
+    config = _text_config(checkpoint, family)
     config.is_default("quantization_config")
     config.is_default("is_causal", True)
     hidden = config.natural("hidden_size")
     layers = config.natural("num_hidden_layers", limit=10_000)
     context = config.natural("max_position_embeddings")
-    attention = _read_attention(config, family, hidden)
+    attention: GQA | MLA
+    if family.latent:
+        attention, ffn = read_latent_attention(config), read_sigmoid_experts(config, layers)
+        rope = read_rope(config, attention.rope, context, latent=True)
+    else:
+        attention, ffn = _read_attention(config, family, hidden), _read_ffn(config, family, layers)
+        rope = read_rope(config, attention.head_dim, context, latent=False)
     refuse_windows(config, layers, context)
-    ffn = _read_ffn(config, family, layers)
     return family, Architecture(
         family=key,
         hidden=hidden,
@@ -86,10 +100,25 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:
         context=context,
         norm_eps=config.number("rms_norm_eps"),
         tied=config.flag("tie_word_embeddings", family.tied_default),
-        rope=read_rope(config, attention.head_dim, context),
+        rope=rope,
         dense_width=config.natural("intermediate_size"),
         blocks=tuple(Block(attention, f) for f in ffn),
     )
+
+
+def _text_config(checkpoint: Checkpoint, family: Family) -> Config:
+    """The config of the language model, which may be a section of the checkpoint's."""
+    config = Config(checkpoint.config, str(checkpoint.folder / "config.json"))
+    if family.text is None:
+        return config
+    config.is_default("quantization_config")
+    name, kinds = family.text
+    text = config.section(name)
+    if text.get("model_type") not in kinds:
+        raise wrong(text.at("model_type"), " or ".join(kinds), brief(text.get("model_type")))
+    tied = text.flag("tie_word_embeddings", family.tied_default)
+    config.is_default("tie_word_embeddings", tied)
+    return text
 
 
 def _read_attention(config: Config, family: Family, hidden: int) -> GQA:
@@ -118,6 +147,7 @@ def _read_ffn(config: Config, family: Family, layers: int) -> list[Dense | MoE]:
         activation=activation,
         gating="softmax",
         normalise=config.flag("norm_topk_prob", family.experts.normalise),
+        shared=int(family.experts.shared),
         shared_width=config.natural("shared_expert_intermediate_size") if family.experts.shared else 0,
         shared_gate=family.experts.shared,
     )

@@ -199,7 +199,7 @@ def _get(pool: queue.Queue[Buffer], state: _State) -> Buffer:
 def _convert(item: Item, raw: Buffer, rows: NDArray[np.float32], out: Buffer, checkpoint: Checkpoint, job: Job) -> bool:
     """Decode, check, encode and write one item; returns whether any value is other than zero."""
     piece, tensor = item.piece, item.tensor
-    columns = tensor.bound.columns
+    columns = tensor.bound.stored_columns(piece)
     values = rows[: item.rows * columns].reshape(item.rows, columns)
     piece.encoding.decode(piece.info.dtype, raw[: item.nbytes], values)
     low, high = float(values.min()), float(values.max())  # NaN wins both
@@ -207,25 +207,27 @@ def _convert(item: Item, raw: Buffer, rows: NDArray[np.float32], out: Buffer, ch
         row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
         bad = values[row][~np.isfinite(values[row])][0]
         raise wrong(_where(piece, checkpoint), "finite values", f"{bad} in row {item.first_row + row}")
-    encoded = out[: item.rows * tensor.type.row_bytes(columns)]
+    if piece.transposed:
+        values = np.ascontiguousarray(values.T)
+    encoded = out[: len(values) * tensor.type.row_bytes(tensor.bound.columns)]
     try:
         encode_rows(tensor.type, values, encoded)
     except InputError as e:
         raise InputError(f"{_where(piece, checkpoint)}: {e}; choose another --quant") from None
-    _write(item, encoded, job.fds[tensor.file])
+    _write(item, len(values), encoded, job.fds[tensor.file])
     return low != 0 or high != 0
 
 
-def _write(item: Item, encoded: Buffer, fd: int) -> None:
-    """Write the rows of each array of the tensor's type to their places."""
+def _write(item: Item, rows: int, encoded: Buffer, fd: int) -> None:
+    """Write the `rows` rows of each array of the tensor's type to their places."""
     tensor, start = item.tensor, 0
     for offset, row in zip(tensor.offsets, tensor.type.part_bytes(tensor.bound.columns), strict=True):
-        part = encoded[start : start + item.rows * row]
+        part = encoded[start : start + rows * row]
         start += part.size
         if item.piece.step == 1:
             _pwrite(fd, part, offset + item.at * row)
         else:
-            for n in range(item.rows):
+            for n in range(rows):
                 _pwrite(fd, part[n * row : (n + 1) * row], offset + (item.at + n * item.piece.step) * row)
 
 

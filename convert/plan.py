@@ -11,7 +11,7 @@ from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint
 from sampan.quantize import Scheme, TensorFacts, TensorType
 
-from .architecture import Architecture, MoE
+from .architecture import Architecture, MoE, kv_heads
 from .binding import Binding, Bound
 
 
@@ -44,12 +44,16 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`scheme` is the exact name, also where the user asked for the portable int4 or int8."""
+    """`scheme` is the exact name, also where the user asked for the portable int4 or int8.
+
+    `notes`: what a user of the output has to know, a sentence each.
+    """
 
     scheme: str
     arch: Architecture
     files: tuple[OutputFile, ...]
     tensors: tuple[PlannedTensor, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -98,7 +102,7 @@ class Format:
 
 def facts(arch: Architecture, bound: Bound, *, wide: bool = False) -> TensorFacts:
     """What a scheme's rules may ask about a tensor; `wide` as in TensorFacts."""
-    ffn, attention = arch.blocks[0].ffn, arch.blocks[0].attention
+    ffn, attention = arch.blocks[-1].ffn, arch.blocks[0].attention
     return TensorFacts(
         name=bound.spec.name,
         # llama.cpp counts dimensions without trailing ones: a [1, n] matrix is a vector
@@ -106,7 +110,7 @@ def facts(arch: Architecture, bound: Bound, *, wide: bool = False) -> TensorFact
         columns=bound.columns,
         layer=bound.spec.layer,
         layers=len(arch.blocks),
-        gqa=attention.heads // attention.kv_heads,
+        gqa=attention.heads // kv_heads(attention),
         experts=ffn.experts if isinstance(ffn, MoE) else 0,
         tied=arch.tied,
         wide=wide,

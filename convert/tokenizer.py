@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, read from tokenizer.json and refused where it cannot be reproduced.
+"""The tokenizer of a checkpoint, read from tokenizer.json or tiktoken.model and refused where it cannot be reproduced.
 
 The pre-tokenizer is recognised by its regular expression, not by hashing the ids of a test string, so
 a fine-tune with added tokens is read like its base.
@@ -14,10 +14,13 @@ from typing import Any
 from sampan.checkpoint import read_json
 from sampan.errors import InputError, brief, wrong
 
+from . import tiktoken
+
 # llama.cpp's name for a pre-tokenizer (src/llama-vocab.cpp), by the split regex of tokenizer.json
 PRE_TOKENIZERS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
+    tiktoken.SPLIT: tiktoken.PRE,
 }
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 
@@ -40,11 +43,8 @@ class Tokenizer:
 
 
 def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
-    """Read tokenizer.json and tokenizer_config.json of a checkpoint whose embedding has `vocab` rows."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise wrong(folder, "tokenizer.json", "none", "save the tokenizer with transformers' fast tokenizer first")
-    parsed = read_json(path)
+    """The tokenizer of a checkpoint whose embedding has `vocab` rows; tiktoken.model goes before tokenizer.json."""
+    path, parsed = read_tokenizer_json(folder, vocab)
     model = _section(parsed, "model", path)
     if model.get("type") != "BPE":
         raise wrong(f"{path}: model.type", "BPE", brief(model.get("type")))
@@ -57,6 +57,19 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
     tokens, types = _vocabulary(model, added, vocab, path)
     special, add, template = _special(folder, added, vocab)
     return Tokenizer(pre, tokens, types, _merges(model, path), special, add, template)
+
+
+def read_tokenizer_json(folder: Path, vocab: int) -> tuple[Path, dict[str, Any]]:
+    """tokenizer.json, or what says the same as tiktoken.model, and the file that it was read from."""
+    if (folder / tiktoken.NAME).exists():
+        return folder / tiktoken.NAME, tiktoken.tokenizer_json(folder, vocab)
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise wrong(
+            folder, f"tokenizer.json or {tiktoken.NAME}", "neither",
+            "save the tokenizer with transformers' fast tokenizer first",
+        )  # fmt: skip
+    return path, read_json(path)
 
 
 def _section(parsed: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
@@ -168,6 +181,8 @@ def _special(
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
         raise InputError(f"{folder / 'tokenizer_config.json'}: unreadable: {brief(str(e))}") from None
     special = dict(read.special_token_ids)
+    if (folder / tiktoken.NAME).exists():
+        special |= _named_special(folder, added)
     for role, i in special.items():
         if i >= vocab:
             raise wrong(f"{folder}: {role} token", f"an id below vocab_size {vocab}", i)
@@ -179,3 +194,22 @@ def _special(
     if template is not None and not isinstance(template, str):
         template = [dict(t) for t in template]
     return special, dict(read.add_special_token), template
+
+
+def _named_special(folder: Path, added: dict[int, dict[str, Any]]) -> dict[str, int]:
+    """Roles by the names in tokenizer_config.json; eot is the first other end token of generation_config.json."""
+    ids = {entry["content"]: i for i, entry in added.items()}
+    config = read_json(folder / "tokenizer_config.json")
+    named = {}
+    for role in ("bos", "eos", "unk", "pad"):
+        token = config.get(f"{role}_token")
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str) and content in ids:
+            named[role] = ids[content]
+    path = folder / "generation_config.json"
+    ends = read_json(path).get("eos_token_id") if path.exists() else None
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if any(type(i) is not int or i not in added for i in ends):
+        raise wrong(f"{path}: eos_token_id", "ids of special tokens", brief(ends))
+    turn = next((i for i in ends if i != named.get("eos")), None)
+    return named if turn is None else named | {"eot": turn}

@@ -70,10 +70,10 @@ def _cut(plan: Plan, shards: int, chunk: int) -> Work:
     units: list[tuple[PlannedTensor, Piece]] = []
     number = values = raw = out = 0
     for tensor in plan.tensors:
-        columns = tensor.bound.columns
-        step = max(1, chunk // columns)
-        row_out = tensor.type.row_bytes(columns)
+        row_out = tensor.type.row_bytes(tensor.bound.columns)
         for piece in tensor.bound.pieces:
+            columns = tensor.bound.stored_columns(piece)
+            step = piece.rows if piece.transposed else max(1, chunk // columns)
             row_in = piece.info.nbytes // _stored_rows(piece, columns)
             for start in range(0, piece.rows, step):
                 rows = min(step, piece.rows - start)
@@ -93,7 +93,7 @@ def _cut(plan: Plan, shards: int, chunk: int) -> Work:
                 )
                 number += 1
                 values, raw = max(values, rows * columns), max(raw, rows * row_in)
-                out = max(out, rows * row_out)
+                out = max(out, (columns if piece.transposed else rows) * row_out)
             units.append((tensor, piece))
     ordered = tuple(tuple(sorted(items, key=lambda i: i.offset)) for items in by_shard)
     return Work(ordered, tuple(units), values, raw, out)

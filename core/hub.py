@@ -27,6 +27,7 @@ from .errors import InputError, brief, wrong
 
 SMALL_FILES = (
     "generation_config.json",
+    "tiktoken.model",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",

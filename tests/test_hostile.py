@@ -60,14 +60,16 @@ def test_index(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", cases("config"))
 def test_config(case: str, tmp_path: Path) -> None:
-    from sampan.convert.formats.gguf import _check_engine
+    from sampan.convert.formats._llama import check_engine
+    from sampan.convert.formats.gguf import ARCHITECTURES
 
     shutil.copytree(tiny.FIXTURE, tmp_path / "m")
     shutil.copy(HERE / case, tmp_path / "m" / "config.json")
 
     def read() -> None:
         checkpoint = open_folder(tmp_path / "m")
-        _check_engine(checkpoint, read_architecture(checkpoint)[1])
+        arch = read_architecture(checkpoint)[1]
+        check_engine(checkpoint.folder / "config.json", ARCHITECTURES[arch.family], arch)
 
     refused(case, read)
 
@@ -225,7 +227,7 @@ def test_no_config(copy: Path) -> None:
 
 def test_no_tokenizer(copy: Path) -> None:
     (copy / "tokenizer.json").unlink()
-    assert_refused(copy, "expected tokenizer.json, found none")
+    assert_refused(copy, "expected tokenizer.json or tiktoken.model, found neither")
 
 
 def test_unreadable_tokenizer_config(copy: Path) -> None:

@@ -41,6 +41,18 @@ def _qwen(config: str, dtype: str = "bfloat16", **changes: Any) -> Tiny:
     return Tiny(config, base | changes, dtype)
 
 
+def _deepseek(dtype: str = "bfloat16", **changes: Any) -> Tiny:
+    base = {
+        "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
+        "q_lora_rank": 256, "kv_lora_rank": 256, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 256,
+        "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827,
+        "bos_token_id": None, "eos_token_id": 2035, "num_mtp_layers": 0,
+    }  # fmt: skip
+    return Tiny("DeepseekV3Config", base | changes, dtype)
+
+
 _MOE = {"moe_intermediate_size": 256, "num_experts_per_tok": 2, "num_experts": 6}
 _SMALL = {"hidden_size": 64, "intermediate_size": 64}
 
@@ -71,6 +83,24 @@ MODELS: dict[str, Tiny] = {
     "qwen3_moe-8-experts": _qwen(
         "Qwen3MoeConfig", "float32", head_dim=64, norm_topk_prob=True, num_hidden_layers=8,
         **(_MOE | {"num_experts": 8}),
+    ),
+    "deepseek_v3": _deepseek(),
+    "deepseek_v3-8-experts-2-shared": _deepseek("float32", n_routed_experts=8, n_shared_experts=2),
+    "deepseek_v3-groups": _deepseek(
+        n_routed_experts=12, n_group=4, topk_group=2, num_experts_per_tok=3, norm_topk_prob=False
+    ),
+    "deepseek_v3-yarn": _deepseek(rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}),
+    "deepseek_v3-yarn-mscale": _deepseek(rope_parameters=YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}),
+    "deepseek_v3-yarn-betas": _deepseek(  # Kimi K2's
+        rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 1.0, "beta_slow": 1.0}
+    ),
+    "deepseek_v3-odd-widths": _deepseek(
+        hidden_size=96, intermediate_size=176, moe_intermediate_size=80, q_lora_rank=72, kv_lora_rank=112,
+        qk_nope_head_dim=48, qk_rope_head_dim=16, v_head_dim=40,
+    ),
+    "deepseek_v3-no-q-lora": _deepseek(
+        "float32", num_hidden_layers=27, q_lora_rank=None, hidden_size=64, intermediate_size=64,
+        moe_intermediate_size=32, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32,
     ),
 }  # fmt: skip
 

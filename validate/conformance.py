@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sampan.checkpoint import Checkpoint
+from sampan.convert.family import read_architecture
 from sampan.convert.formats.gguf import expected_metadata
-from sampan.convert.tokenizer import Tokenizer, read_tokenizer
+from sampan.convert.tokenizer import Tokenizer, read_tokenizer, read_tokenizer_json
 from sampan.errors import InputError, brief
 from sampan.runtime.chat import render
 
@@ -48,14 +49,17 @@ def conversation_text(template: str, conversation: Mapping[str, Any], special: M
 
 
 class CheckpointTokenizer:
-    """tokenizer.json as the tokenizers package reads it: what every id is held against."""
+    """The checkpoint's tokenizer in the tokenizers package: what every id is held against.
+
+    Of tiktoken.model it is the tokenizer.json that says the same.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         from tokenizers import Tokenizer as Reader
 
-        path = checkpoint.folder / "tokenizer.json"
+        path, parsed = read_tokenizer_json(checkpoint.folder, read_architecture(checkpoint)[1].vocab)
         try:
-            self._reader = Reader.from_file(str(path))
+            self._reader = Reader.from_str(json.dumps(parsed))
         except Exception as e:  # the package raises plain Exception
             raise InputError(f"{path}: the tokenizers package cannot read it: {brief(str(e))}") from None
 

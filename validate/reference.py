@@ -20,7 +20,8 @@ Bars = Callable[[int, str, str], AbstractContextManager[Callable[[int], None]]]
 
 HEADROOM = 10**9  # bytes that two loaded models need beside their weights
 SMALL_FILES = (
-    "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja",
+    "config.json", "tiktoken.model", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+    "chat_template.jinja",
 )  # fmt: skip
 
 

@@ -12,18 +12,19 @@ from sampan.checkpoint import Checkpoint, read_json
 from sampan.errors import brief, wrong
 from sampan.quantize import NumberType, Scheme, choose_type, get_scheme
 
-from ..architecture import Architecture, LinearScaling, MoE, YarnScaling
-from ..binding import HEAD, Binding, Bound, bind
+from ..architecture import MLA, Architecture, Dense, LinearScaling, MoE, YarnScaling, kv_heads
+from ..binding import Binding, Bound, bind
 from ..family import read_architecture
 from ..plan import Format, Plan, PlannedTensor, Request, facts
 from ..tokenizer import Tokenizer, read_tokenizer
+from ._llama import check_engine, notes
 
 # our family → llama.cpp's general.architecture
-ARCHITECTURES = {"qwen2": "qwen2", "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_moe": "qwen3moe"}
-# what llama.cpp's graph of an MoE architecture always does with the chosen experts' weights
-NORMALISES = {"qwen2moe": False, "qwen3moe": True}
+ARCHITECTURES = {
+    "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_moe": "qwen3moe",
+    "deepseek_v3": "deepseek2", "kimi_k25": "deepseek2", "kimi_vl": "deepseek2",
+}  # fmt: skip
 WIDE = ("qwen2", 80)  # LLM_TYPE_70B in llama.cpp's src/models/qwen2.cpp
-YARN_BETAS = (32.0, 1.0)  # what llama.cpp's graphs of these architectures take, whatever a file says
 
 
 def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: Request) -> Plan:
@@ -34,8 +35,8 @@ def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: 
             raise wrong(option, "none with --to gguf: it is for ONNX graphs", value)
     if scheme.file_type is None:
         raise wrong("--quant", "a scheme of llama.cpp, such as q4_k_m", request.scheme_name)
-    _check_engine(checkpoint, arch)
-    wide = (ARCHITECTURES[arch.family], len(arch.blocks)) == WIDE
+    check_engine(checkpoint.folder / "config.json", _engine(arch), arch)
+    wide = (_engine(arch), len(arch.blocks)) == WIDE
     typed = [(b, choose_type(scheme, facts(arch, b, wide=wide))) for b in binding.tensors]
     groups = _split(typed, request.split)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
@@ -52,7 +53,13 @@ def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: 
         header = container.encode(keys, infos)
         files.append(OutputFile(path, header, len(header) + size))
         tensors += [PlannedTensor(b, t, n, (len(header) + o,)) for (b, t), o in zip(group, offsets, strict=True)]
-    return Plan(request.scheme_name, arch, tuple(files), tuple(tensors))
+    return Plan(request.scheme_name, arch, tuple(files), tuple(tensors), tuple(notes(arch, tokenizer)))
+
+
+def _engine(arch: Architecture) -> str:
+    if arch.family not in ARCHITECTURES:
+        raise wrong("--to gguf", f"a family among {', '.join(ARCHITECTURES)}", arch.family)
+    return ARCHITECTURES[arch.family]
 
 
 _Typed = list[tuple[Bound, NumberType]]
@@ -84,42 +91,6 @@ def _layout(group: _Typed) -> tuple[list[int], int]:
     return offsets, end
 
 
-def _check_engine(checkpoint: Checkpoint, arch: Architecture) -> None:
-    """Refuse what the Architecture can say and llama.cpp's graph for it would compute otherwise."""
-    config = checkpoint.folder / "config.json"
-    engine = ARCHITECTURES.get(arch.family)
-    if engine is None:
-        raise wrong("--to gguf", f"a family among {', '.join(ARCHITECTURES)}", arch.family)
-    attention = arch.blocks[0].attention
-    if not attention.qk_norm and attention.head_dim * attention.heads != arch.hidden:
-        raise wrong(
-            f"{config}: head_dim", f"{arch.hidden // attention.heads}, which llama.cpp derives for {engine}",
-            attention.head_dim,
-        )  # fmt: skip
-    scaling = arch.rope.scaling
-    if isinstance(scaling, YarnScaling) and (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
-        raise wrong(
-            f"{config}: beta_fast and beta_slow", f"32 and 1, as llama.cpp's {engine} computes",
-            f"{scaling.beta_fast:g} and {scaling.beta_slow:g}",
-        )  # fmt: skip
-    if engine in NORMALISES:
-        if any(not isinstance(b.ffn, MoE) for b in arch.blocks):
-            raise wrong(
-                f"{config}: mlp_only_layers, decoder_sparse_step",
-                f"experts in every layer, as llama.cpp's {engine} has",
-                "dense layers",
-            )  # fmt: skip
-        ffn = arch.blocks[0].ffn
-        assert isinstance(ffn, MoE)  # noqa: S101 - just checked
-        if ffn.normalise != NORMALISES[engine]:
-            raise wrong(
-                f"{config}: norm_topk_prob", f"{str(NORMALISES[engine]).lower()}, as llama.cpp's {engine} computes",
-                str(ffn.normalise).lower(),
-            )  # fmt: skip
-        if engine == "qwen2moe" and arch.tied:
-            raise wrong(f"{config}: tie_word_embeddings", f"false, since llama.cpp's {engine} needs {HEAD}", "true")
-
-
 def expected_metadata(checkpoint: Checkpoint) -> dict[str, container.Value]:
     """The keys that a file of this checkpoint must hold, `general.file_type` for f32."""
     family, arch = read_architecture(checkpoint)
@@ -132,31 +103,57 @@ def _metadata(
 ) -> dict[str, container.Value]:
     import gguf
 
-    w = gguf.GGUFWriter(None, ARCHITECTURES[arch.family])
+    w = gguf.GGUFWriter(None, _engine(arch))
     w.add_type(gguf.GGUFType.MODEL)
     _describe(w, checkpoint, binding)
-    attention, ffn = arch.blocks[0].attention, arch.blocks[0].ffn
+    attention, ffn = arch.blocks[0].attention, arch.blocks[-1].ffn
     w.add_block_count(len(arch.blocks))
     w.add_context_length(arch.context)
     w.add_embedding_length(arch.hidden)
     w.add_feed_forward_length(arch.dense_width)
     w.add_head_count(attention.heads)
-    w.add_head_count_kv(attention.kv_heads)
+    w.add_head_count_kv(kv_heads(attention))
     _rope(w, arch)
     w.add_layer_norm_rms_eps(arch.norm_eps)
     if isinstance(ffn, MoE):
         w.add_expert_count(ffn.experts)
         w.add_expert_used_count(ffn.used)
         w.add_expert_feed_forward_length(ffn.width)
-        if ffn.shared_width:
+        if ffn.shared_gate:
             w.add_expert_shared_feed_forward_length(ffn.shared_width)
-    if attention.qk_norm:  # elsewhere llama.cpp derives it, see _check_engine
+    if isinstance(attention, MLA):
+        _latent(w, arch, attention)
+    elif attention.qk_norm:  # elsewhere llama.cpp derives it, see check_engine
         w.add_key_length(attention.head_dim)
         w.add_value_length(attention.head_dim)
     w.add_file_type(scheme.file_type)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _tokenizer(w, tokenizer)
     return {key: _value(value) for key, value in w.kv_data[0].items()}
+
+
+def _latent(w: Any, arch: Architecture, a: MLA) -> None:
+    """Keys of deepseek2: attention over the latent is one key head of kv_lora + rope."""
+    import gguf
+
+    w.add_vocab_size(arch.vocab)
+    w.add_rope_dimension_count(a.rope)
+    if a.q_lora is not None:
+        w.add_q_lora_rank(a.q_lora)
+    w.add_kv_lora_rank(a.kv_lora)
+    w.add_key_length(a.kv_lora + a.rope)
+    w.add_value_length(a.kv_lora)
+    w.add_key_length_mla(a.nope + a.rope)
+    w.add_value_length_mla(a.v)
+    moe = next(b.ffn for b in arch.blocks if isinstance(b.ffn, MoE))
+    w.add_leading_dense_block_count(sum(isinstance(b.ffn, Dense) for b in arch.blocks))
+    w.add_expert_shared_count(moe.shared)
+    w.add_expert_gating_func(gguf.ExpertGatingFuncType[moe.gating.upper()])
+    w.add_expert_group_count(moe.groups)
+    w.add_expert_group_used_count(moe.groups_used)
+    w.add_expert_weights_scale(moe.scale)
+    if moe.normalise:
+        w.add_expert_weights_norm(True)
 
 
 def _describe(w: Any, checkpoint: Checkpoint, binding: Binding) -> None:
@@ -209,7 +206,11 @@ def _rope(w: Any, arch: Architecture) -> None:
         w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         w.add_rope_scaling_factor(scaling.factor)
         w.add_rope_scaling_orig_ctx_len(scaling.original_context)
-        if scaling.attention_factor is not None:
+        if arch.rope.interleaved:  # deepseek2, see check_engine
+            w.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
+            w.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
+            w.add_rope_scaling_yarn_log_mul(0.1 * scaling.mscale_all_dim)  # llama.cpp divides by 0.1 again
+        elif scaling.attention_factor is not None:
             # llama.cpp multiplies this by the paper's own factor; yarn_attn_factor it reads and overrides
             w.add_rope_scaling_attn_factors(scaling.attention_factor / (1 + 0.1 * math.log(scaling.factor)))
 

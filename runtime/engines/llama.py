@@ -115,6 +115,9 @@ class LlamaEngine:
         p.type_k = p.type_v = KV_TYPES[kv]
         if self._experts is not None:
             p.cb_eval = self._experts.callback
+        for end in ("fast", "slow"):  # llama.cpp's graphs do not read these keys from the file
+            if (beta := self._meta(f"{self._meta('general.architecture')}.rope.scaling.yarn_beta_{end}")) is not None:
+                setattr(p, f"yarn_beta_{end}", float(beta))
         p.flash_attn_type = -1 if options.flash_attention is None else int(options.flash_attention)
         return p
 

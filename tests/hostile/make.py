@@ -106,7 +106,8 @@ QWEN2 = CONFIG | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown-architecture": (
         CONFIG | {"architectures": ["MambaForCausalLM"]},
-        "architectures: expected one of Qwen2ForCausalLM, Qwen2MoeForCausalLM, Qwen3ForCausalLM, "
+        "architectures: expected one of DeepseekV3ForCausalLM, KimiK25ForConditionalGeneration, "
+        "KimiVLForConditionalGeneration, Qwen2ForCausalLM, Qwen2MoeForCausalLM, Qwen3ForCausalLM, "
         "Qwen3MoeForCausalLM, found MambaForCausalLM",
     ),
     "no-architecture": (CONFIG | {"architectures": None}, "architectures: expected one of"),
@@ -198,6 +199,81 @@ CONFIGS |= {
     ),
 }
 
+LATENT = CONFIG | {
+    "architectures": ["DeepseekV3ForCausalLM"], "model_type": "kimi_k2", "head_dim": None, "num_key_value_heads": 4,
+    "tie_word_embeddings": False, "q_lora_rank": 128, "kv_lora_rank": 128, "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32, "v_head_dim": 64, "n_routed_experts": 8, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+    "routed_scaling_factor": 2.827, "norm_topk_prob": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+}  # fmt: skip
+
+
+def latent(**changes: Any) -> dict[str, Any]:
+    return LATENT | changes
+
+
+def yarn(**changes: Any) -> dict[str, Any]:
+    return latent(rope_scaling={"type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0} | changes)
+
+
+def vision(**changes: Any) -> dict[str, Any]:
+    top = {"architectures": ["KimiVLForConditionalGeneration"], "model_type": "kimi_vl", "text_config": LATENT}
+    return top | changes
+
+
+CONFIGS |= {
+    "latent-gate": (latent(scoring_func="softmax"), "scoring_func: expected 'sigmoid', found softmax"),
+    "latent-choice": (latent(topk_method="greedy"), "topk_method: expected 'noaux_tc', found greedy"),
+    "latent-experts-in-some-layers": (latent(moe_layer_freq=2), "moe_layer_freq: expected 1, found 2"),
+    "latent-activation": (latent(hidden_act="gelu"), "hidden_act: expected silu, found gelu"),
+    "latent-grouped-keys": (latent(num_key_value_heads=2), "num_key_value_heads: expected 4, found 2"),
+    "latent-no-kv-lora": (latent(kv_lora_rank=None), "kv_lora_rank: expected a whole number from 1 to"),
+    "latent-dense-beyond": (
+        latent(first_k_dense_replace=9), "first_k_dense_replace: expected a whole number from 0 to 4, found 9",
+    ),
+    "latent-all-dense": (latent(first_k_dense_replace=4), "first_k_dense_replace: expected fewer than 4 layers"),
+    "latent-odd-rope": (latent(qk_rope_head_dim=31), "expected an even number of rotated dimensions, found 31"),
+    "latent-halves": (
+        latent(rope_interleave=False), "rope_interleave: expected true, as llama.cpp's deepseek2 computes, found false",
+    ),
+    "latent-unequal-groups": (
+        latent(n_group=3, topk_group=1), "n_group: expected equal groups of at least two among 8 experts, found 3",
+    ),
+    "latent-single-groups": (
+        latent(n_group=8, topk_group=4), "n_group: expected equal groups of at least two among 8 experts, found 8",
+    ),
+    "latent-few-groups": (
+        latent(n_group=4, topk_group=1, num_experts_per_tok=3), "topk_group: expected groups that hold 3 experts",
+    ),
+    "latent-no-shared-expert": (
+        latent(n_shared_experts=None), "n_shared_experts: expected at least 1, as llama.cpp's deepseek2 has, found 0",
+    ),
+    "latent-no-q-lora": (
+        latent(q_lora_rank=None),
+        "q_lora_rank: expected a number, as llama.cpp's deepseek2 needs except at 26 or 27 layers, found none",
+    ),
+    "latent-linear": (
+        latent(rope_scaling={"type": "linear", "factor": 2.0}),
+        "rope_scaling: expected none or yarn, as llama.cpp's deepseek2 computes, found linear",
+    ),
+    "latent-one-mscale": (
+        yarn(mscale=None), "mscale_all_dim: expected mscale and mscale_all_dim without attention_factor, found 1.0",
+    ),
+    "latent-no-mscale": (
+        yarn(mscale=None, mscale_all_dim=None), "mscale and mscale_all_dim: expected two equal numbers",
+    ),
+    "latent-unequal-mscales": (yarn(mscale=0.5), "mscale and mscale_all_dim: expected two equal numbers"),
+    "latent-mscale-and-factor": (
+        yarn(attention_factor=1.0), "mscale: expected mscale and mscale_all_dim without attention_factor, found 1.0",
+    ),
+    "vision-other-text": (
+        vision(text_config=LATENT | {"model_type": "llama"}),
+        "text_config: model_type: expected deepseek_v3 or kimi_k2, found llama",
+    ),
+    "vision-no-text": (vision(text_config=None), "model_type: expected deepseek_v3 or kimi_k2, found None"),
+    "vision-tied-outside": (vision(tie_word_embeddings=True), "tie_word_embeddings: expected False, found True"),
+}  # fmt: skip
+
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -249,8 +325,8 @@ TOKENIZERS: dict[str, tuple[object, str]] = {
     "id-twice": (model(vocab={"a": 0, "b": 0}), "b: expected an id of its own, found 0, as a"),
     "id-beyond-vocabulary": (model(vocab={"a": 0, "b": 9999}), "b: expected an id below vocab_size 8, found 9999"),
     "negative-id": (model(vocab={"a": -1}), "a: expected an id below vocab_size 8, found -1"),
-    "other-regex": (split(pattern={"Regex": r"\w+"}), r"expected the split regex of qwen2, found \w+"),
-    "string-pattern": (split(pattern={"String": " "}), "expected the split regex of qwen2, found None"),
+    "other-regex": (split(pattern={"Regex": r"\w+"}), r"expected the split regex of qwen2, kimi-k2, found \w+"),
+    "string-pattern": (split(pattern={"String": " "}), "expected the split regex of qwen2, kimi-k2, found None"),
     "removed-pieces": (split(behavior="Removed"), "expected Split with behavior Isolated, not inverted"),
     "no-pre-tokenizer": (tokenizer(pre_tokenizer=None), "pre_tokenizer: expected Split, then ByteLevel, found None"),
     "lower-case": (tokenizer(normalizer={"type": "Lowercase"}), "normalizer: expected NFC or none"),

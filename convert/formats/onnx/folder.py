@@ -8,8 +8,9 @@ from typing import Any
 from sampan.checkpoint import Checkpoint, read_json
 from sampan.errors import brief, wrong
 
-from ...architecture import Architecture
-from ...tokenizer import Tokenizer, read_tokenizer
+from ... import tiktoken
+from ...architecture import GQA, Architecture
+from ...tokenizer import Tokenizer, read_tokenizer, read_tokenizer_json
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 # our family → a model type that onnxruntime-genai runs as a plain decoder
@@ -21,6 +22,9 @@ def companions(checkpoint: Checkpoint, arch: Architecture, context: int) -> dict
     """Name → bytes of every file besides the graph and its data."""
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
     files = {n: (checkpoint.folder / n).read_bytes() for n in COPIED if (checkpoint.folder / n).exists()}
+    if (checkpoint.folder / tiktoken.NAME).exists():
+        _, parsed = read_tokenizer_json(checkpoint.folder, arch.vocab)
+        files["tokenizer.json"] = json.dumps(parsed, ensure_ascii=False).encode()
     files["genai_config.json"] = json.dumps(_genai(checkpoint, arch, tokenizer, context), indent=1).encode() + b"\n"
     return files
 
@@ -31,6 +35,7 @@ def _genai(checkpoint: Checkpoint, arch: Architecture, tokenizer: Tokenizer, con
     generation = read_json(path) if path.exists() else {}
     ends = _ends(generation, tokenizer, str(path))
     attention = arch.blocks[0].attention
+    assert isinstance(attention, GQA)  # noqa: S101 - no other attention has a block file yet
     model: dict[str, Any] = {
         "type": GENAI_TYPES[arch.family],
         "vocab_size": arch.vocab,

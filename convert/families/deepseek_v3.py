@@ -1,0 +1,30 @@
+"""The DeepSeek-V3 shape: Kimi K2, K2-0905 and K2-Thinking (kimi_k2), Moonlight (deepseek_v3)."""
+
+from ..family import Family, Source
+from . import qwen2
+from .qwen3_moe import ROUTED
+
+_L = "model.layers.{i}."
+_A, _M = _L + "self_attn.", _L + "mlp."
+
+FAMILY = Family(
+    architectures=("DeepseekV3ForCausalLM",),
+    model_types=("deepseek_v3", "kimi_k2"),
+    latent=True,
+    sources={
+        **qwen2.FAMILY.sources,
+        **ROUTED,
+        "blk.{i}.attn_q_a.weight": (Source(_A + "q_a_proj.weight"),),
+        "blk.{i}.attn_q_a_norm.weight": (Source(_A + "q_a_layernorm.weight"),),
+        "blk.{i}.attn_q_b.weight": (Source(_A + "q_b_proj.weight"),),
+        "blk.{i}.attn_kv_a_mqa.weight": (Source(_A + "kv_a_proj_with_mqa.weight"),),
+        "blk.{i}.attn_kv_a_norm.weight": (Source(_A + "kv_a_layernorm.weight"),),
+        "blk.{i}.attn_k_b.weight": (Source(_A + "kv_b_proj.weight", of_heads="k"),),
+        "blk.{i}.attn_v_b.weight": (Source(_A + "kv_b_proj.weight", of_heads="v"),),
+        "blk.{i}.exp_probs_b.bias": (Source(_M + "gate.e_score_correction_bias"),),
+        "blk.{i}.ffn_gate_shexp.weight": (Source(_M + "shared_experts.gate_proj.weight"),),
+        "blk.{i}.ffn_up_shexp.weight": (Source(_M + "shared_experts.up_proj.weight"),),
+        "blk.{i}.ffn_down_shexp.weight": (Source(_M + "shared_experts.down_proj.weight"),),
+    },
+    leftovers=qwen2.FAMILY.leftovers,
+)

@@ -1,0 +1,99 @@
+"""What llama.cpp's graphs compute, whatever a file says: the limits of a GGUF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sampan.errors import wrong
+
+from .. import tiktoken
+from ..architecture import MLA, Architecture, LinearScaling, MoE, YarnScaling
+from ..binding import HEAD
+from ..config import yarn_mscale
+from ..tokenizer import Tokenizer
+
+# what the graph of an MoE architecture always does with the chosen experts' weights
+NORMALISES = {"qwen2moe": False, "qwen3moe": True}
+YARN_BETAS = (32.0, 1.0)  # of the graphs whose loader reads none
+WITHOUT_Q_LORA = (26, 27)  # numbers of layers at which the loader of deepseek2 knows a model without q_lora
+
+
+def check_engine(config: Path, engine: str, arch: Architecture) -> None:
+    """Refuse what the Architecture can say and llama.cpp's graph `engine` would compute otherwise."""
+    attention = arch.blocks[0].attention
+    if isinstance(attention, MLA):
+        _check_latent(config, arch, attention)
+        return
+    if not attention.qk_norm and attention.head_dim * attention.heads != arch.hidden:
+        raise wrong(
+            f"{config}: head_dim", f"{arch.hidden // attention.heads}, which llama.cpp derives for {engine}",
+            attention.head_dim,
+        )  # fmt: skip
+    scaling = arch.rope.scaling
+    if isinstance(scaling, YarnScaling) and (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
+        raise wrong(
+            f"{config}: beta_fast and beta_slow", f"32 and 1, as llama.cpp's {engine} computes",
+            f"{scaling.beta_fast:g} and {scaling.beta_slow:g}",
+        )  # fmt: skip
+    if engine in NORMALISES:
+        if any(not isinstance(b.ffn, MoE) for b in arch.blocks):
+            raise wrong(
+                f"{config}: mlp_only_layers, decoder_sparse_step",
+                f"experts in every layer, as llama.cpp's {engine} has",
+                "dense layers",
+            )  # fmt: skip
+        ffn = arch.blocks[0].ffn
+        assert isinstance(ffn, MoE)  # noqa: S101 - just checked
+        if ffn.normalise != NORMALISES[engine]:
+            raise wrong(
+                f"{config}: norm_topk_prob", f"{str(NORMALISES[engine]).lower()}, as llama.cpp's {engine} computes",
+                str(ffn.normalise).lower(),
+            )  # fmt: skip
+        if engine == "qwen2moe" and arch.tied:
+            raise wrong(f"{config}: tie_word_embeddings", f"false, since llama.cpp's {engine} needs {HEAD}", "true")
+
+
+def _check_latent(config: Path, arch: Architecture, a: MLA) -> None:
+    """deepseek2: src/models/deepseek2.cpp, and yarn in src/llama-context.cpp."""
+    layers = len(arch.blocks)
+    if a.q_lora is None and layers not in WITHOUT_Q_LORA:
+        raise wrong(
+            f"{config}: q_lora_rank", "a number, as llama.cpp's deepseek2 needs except at 26 or 27 layers", "none"
+        )
+    if not arch.rope.interleaved:
+        raise wrong(f"{config}: rope_interleave", "true, as llama.cpp's deepseek2 computes", "false")
+    ffn = arch.blocks[-1].ffn
+    if not isinstance(ffn, MoE):
+        raise wrong(f"{config}: first_k_dense_replace", f"fewer than {layers} layers", layers)
+    if not ffn.shared:
+        raise wrong(f"{config}: n_shared_experts", "at least 1, as llama.cpp's deepseek2 has", 0)
+    scaling = arch.rope.scaling
+    if isinstance(scaling, LinearScaling):
+        raise wrong(f"{config}: rope_scaling", "none or yarn, as llama.cpp's deepseek2 computes", "linear")
+    if isinstance(scaling, YarnScaling):
+        factor = scaling.attention_factor
+        found = yarn_mscale(scaling.factor, 1.0) if factor is None else factor
+        if not scaling.mscale_all_dim or abs(found - 1) > 1e-6:
+            raise wrong(
+                f"{config}: mscale and mscale_all_dim", "two equal numbers, as llama.cpp's deepseek2 computes",
+                f"an attention factor of {found:g} and mscale_all_dim {scaling.mscale_all_dim:g}",
+            )  # fmt: skip
+
+
+def notes(arch: Architecture, tokenizer: Tokenizer) -> list[str]:
+    """Where llama.cpp differs from the checkpoint in a way that its user can know of or mend."""
+    found = []
+    scaling, attention = arch.rope.scaling, arch.blocks[0].attention
+    if isinstance(scaling, YarnScaling) and (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
+        found.append(
+            "llama.cpp's own programs need --yarn-beta-fast "
+            f"{scaling.beta_fast:g} --yarn-beta-slow {scaling.beta_slow:g} with this file: they do not read it there"
+        )
+    if isinstance(attention, MLA) and attention.latent_eps != arch.norm_eps:
+        found.append(
+            f"llama.cpp norms the attention's latents with epsilon {arch.norm_eps:g} (rms_norm_eps), "
+            f"transformers with {attention.latent_eps:g}"
+        )
+    if tokenizer.pre == tiktoken.PRE:
+        found.append("llama.cpp splits words at combining marks (Hindi, Thai) and at \u3007, Kimi's tokenizer does not")
+    return found
