@@ -13,8 +13,9 @@ from sampan.errors import brief, wrong
 from sampan.safetensors import TensorInfo
 
 from .architecture import Architecture, TensorSpec, tensor_specs
-from .encoding import Encoding, find_encoding
+from .encoding import StoredTensor
 from .family import Family, Source
+from .quantization import KEY, read_storage
 
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 
@@ -23,13 +24,20 @@ HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 class Piece:
     """`rows` rows of one stored tensor, seen as a matrix, from `start`; output rows `at`, `at + step`, …"""
 
-    shard: int
-    info: TensorInfo
-    encoding: Encoding
+    stored: StoredTensor
     start: int
     rows: int
     at: int
     step: int = 1
+
+    @property
+    def shard(self) -> int:
+        return self.stored.main.shard
+
+    @property
+    def info(self) -> TensorInfo:
+        """The tensor that holds the values or codes."""
+        return self.stored.main.info
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +61,26 @@ class Binding:
     """`redundant_head` is a tied checkpoint's own copy of the embedding: compared, not written."""
 
     tensors: tuple[Bound, ...]
-    redundant_head: TensorInfo | None
+    redundant_head: StoredTensor | None
 
 
 def bind(checkpoint: Checkpoint, family: Family, arch: Architecture) -> Binding:
     """Claim every tensor of the checkpoint; missing, misshapen and unclaimed ones are refused."""
-    stored = checkpoint.tensors()
+    stored = read_storage(checkpoint)
     claimed: set[str] = set()
     tensors = []
     for spec in tensor_specs(arch):
         sources = _choose(family, spec, stored, checkpoint)
         pieces = _pieces(spec, sources, stored, checkpoint)
-        claimed.update(p.info.name for p in pieces)
+        claimed.update(p.stored.name for p in pieces)
         tensors.append(Bound(spec, tuple(pieces)))
     head = family.sources[HEAD][0].name
-    redundant = stored[head][1] if arch.tied and head in stored else None
+    redundant = stored[head] if arch.tied and head in stored else None
     if redundant is not None:
         claimed.add(head)
-    for name, (shard, _) in stored.items():
+    for name, tensor in stored.items():
         if name not in claimed and not any(re.fullmatch(p, name) for p in family.leftovers):
-            where = f"{checkpoint.shards[shard].name}: {brief(name)}"
+            where = f"{checkpoint.shards[tensor.main.shard].name}: {brief(name)}"
             raise wrong(where, f"only tensors that {arch.family} knows", "one that no rule claims")
     return Binding(tuple(tensors), redundant)
 
@@ -102,7 +110,7 @@ def _names(source: Source, spec: TensorSpec) -> list[str]:
 def _pieces(
     spec: TensorSpec,
     chosen: tuple[Source, list[str]],
-    stored: Mapping[str, tuple[int, TensorInfo]],
+    stored: Mapping[str, StoredTensor],
     checkpoint: Checkpoint,
 ) -> list[Piece]:
     source, names = chosen
@@ -111,35 +119,45 @@ def _pieces(
     rows = math.prod(spec.shape[:-1]) // experts
     pieces = []
     for e, name in enumerate(names):
-        shard, info = stored[name]
-        where = f"{checkpoint.shards[shard].name}"
+        tensor = stored[name]
+        where = f"{checkpoint.shards[tensor.main.shard].name}: {tensor.main.info.name}"
         if len(names) > 1 or "{e}" in source.name:
             expected = spec.shape[1:]
         elif parts > 1:
             expected = (experts, rows * parts, spec.shape[-1])
         else:
             expected = spec.shape
-        if info.shape != expected:
-            raise wrong(f"{where}: {name}", f"shape {list(expected)}", list(info.shape))
-        encoding = find_encoding(info, where)
+        if tensor.shape != expected:
+            raise wrong(where, f"shape {list(expected)}", list(tensor.shape))
+        _check_storage(tensor, where)
         if expected == spec.shape[1:] and len(spec.shape) == 3:
-            pieces.append(Piece(shard, info, encoding, 0, rows, e * rows))
+            pieces.append(Piece(tensor, 0, rows, e * rows))
         else:  # each expert of a fused tensor is a piece of its own, so that a dead one is noticed
             for x in range(experts):
                 start = (x * parts + part) * rows
-                pieces.append(Piece(shard, info, encoding, start, rows, x * rows))
+                pieces.append(Piece(tensor, start, rows, x * rows))
     return pieces
+
+
+def _check_storage(tensor: StoredTensor, where: str) -> None:
+    """A plain weight must be one of numbers we know, and no promise of the config may be against it."""
+    dtype = tensor.main.info.dtype
+    if dtype not in tensor.encoding.dtypes:
+        raise wrong(where, f"a dtype among {', '.join(tensor.encoding.dtypes)}", dtype)
+    if tensor.promised:
+        hint = "a module that is left out must be listed there"
+        raise wrong(where, f"{tensor.promised} codes, as {KEY} says", f"plain {dtype}", hint)
 
 
 def check_redundant_head(checkpoint: Checkpoint, binding: Binding, block: int = 1 << 23) -> None:
     """A tied checkpoint's head must be the embedding, byte for byte; reads both in blocks."""
-    head = binding.redundant_head
-    if head is None:
+    if binding.redundant_head is None:
         return
-    stored = checkpoint.tensors()
     embedding = next(b for b in binding.tensors if b.spec.name == EMBEDDING).pieces[0]
-    shard = checkpoint.shards[stored[head.name][0]]
+    head = binding.redundant_head.main.info
+    shard = checkpoint.shards[binding.redundant_head.main.shard]
     same = head.dtype == embedding.info.dtype and head.shape == embedding.info.shape
+    same = same and len(embedding.stored.parts) == len(binding.redundant_head.parts) == 1
     other = checkpoint.shards[embedding.shard]
     if same and shard.path and other.path:
         with shard.path.open("rb") as a, other.path.open("rb") as b:

@@ -11,6 +11,7 @@ from sampan.registry import load_all
 
 from .architecture import GQA, Architecture, Block, Dense, MoE
 from .config import Config, read_activation, read_rope, refuse_windows
+from .quantization import read_rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,8 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:
     """Parse the config once; what would change the model and is not implemented is refused by name."""
     key, family = find_family(checkpoint)
     config = Config(checkpoint.config, str(checkpoint.folder / "config.json"))
-    config.is_default("quantization_config")
     config.is_default("is_causal", True)
+    read_rules(checkpoint.config, config.where)
     hidden = config.natural("hidden_size")
     layers = config.natural("num_hidden_layers", limit=10_000)
     context = config.natural("max_position_embeddings")

@@ -2,7 +2,8 @@
 
 A reader goes through a shard from its first byte to its last, hashes everything it passes and hands rows
 to workers through a pool of buffers; workers decode, check, encode and write them to their place. Memory
-is the pool and two buffers a worker, whatever the model's size.
+is the pool and two buffers a worker, whatever the model's size. Scales and transposed codes, which lie elsewhere,
+are read by the workers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sampan.errors import InputError, wrong
 from sampan.quantize import encode_rows
 
 from .binding import Piece
+from .encoding import read_parts
 from .work import Item, Work, pool_size
 
 RECORD_SECONDS = 2.0  # between two journal entries
@@ -89,6 +91,7 @@ def fill(
     Raises InputError for NaN, Inf, an all-zero matrix, a value that its type cannot hold, a changed shard.
     """
     state = _State(work, job)
+    shards = _Shards(checkpoint)
     pool: queue.Queue[Buffer] = queue.Queue()
     for _ in range(pool_size(jobs)):
         pool.put(np.empty(work.raw_bytes, np.uint8))
@@ -107,7 +110,7 @@ def fill(
         while (task := tasks.get()) is not None:
             item, raw = task
             if not state.stop.is_set():
-                state.finish(item, _convert(item, raw, rows, out, checkpoint, job))
+                state.finish(item, _convert(item, raw, rows, out, shards, job))
             pool.put(raw)
 
     def guarded(run: Callable[[], None]) -> None:
@@ -116,7 +119,7 @@ def fill(
         except BaseException as e:
             state.fail(e)
 
-    with ThreadPoolExecutor(jobs + 1) as threads:
+    with shards, ThreadPoolExecutor(jobs + 1) as threads:
         for _ in range(jobs):
             threads.submit(guarded, convert)
         reader = threads.submit(guarded, read)
@@ -137,6 +140,30 @@ def fill(
         _check_alive(work, state.alive, checkpoint)
     state.record(job)
     return {shard.name: state.hashes[n] for n, shard in enumerate(checkpoint.shards)}
+
+
+class _Shards:
+    """The shards by number, opened when first asked for, for reads that are not part of the pass."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.files: dict[int, int] = {}
+        self.lock = threading.Lock()
+
+    def __getitem__(self, shard: int) -> int:
+        with self.lock:
+            if shard not in self.files:
+                path = self.checkpoint.shards[shard].path
+                assert path is not None  # noqa: S101 - only a plan is made without files
+                self.files[shard] = os.open(path, os.O_RDONLY)
+            return self.files[shard]
+
+    def __enter__(self) -> _Shards:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for fd in self.files.values():
+            os.close(fd)
 
 
 class _StoppedError(Exception):
@@ -196,12 +223,17 @@ def _get(pool: queue.Queue[Buffer], state: _State) -> Buffer:
     raise _StoppedError
 
 
-def _convert(item: Item, raw: Buffer, rows: NDArray[np.float32], out: Buffer, checkpoint: Checkpoint, job: Job) -> bool:
+def _convert(item: Item, raw: Buffer, rows: NDArray[np.float32], out: Buffer, shards: _Shards, job: Job) -> bool:
     """Decode, check, encode and write one item; returns whether any value is other than zero."""
-    piece, tensor = item.piece, item.tensor
-    columns = tensor.bound.columns
+    piece, tensor, checkpoint = item.piece, item.tensor, shards.checkpoint
+    stored, columns = piece.stored, tensor.bound.columns
     values = rows[: item.rows * columns].reshape(item.rows, columns)
-    piece.encoding.decode(piece.info.dtype, raw[: item.nbytes], values)
+    reads = stored.encoding.reads(stored, item.first_row, item.rows)
+    buffers = read_parts(stored, reads, shards, raw, streamed=item.nbytes > 0)
+    try:
+        stored.encoding.decode(stored, buffers, item.first_row, values)
+    except InputError as e:  # a companion's values
+        raise InputError(f"{checkpoint.shards[piece.shard].name}: {e}") from None
     low, high = float(values.min()), float(values.max())  # NaN wins both
     if not (np.isfinite(low) and np.isfinite(high)):
         row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
@@ -239,7 +271,7 @@ def _pwrite(fd: int, data: Buffer, position: int) -> None:
 def _check_alive(work: Work, alive: bytearray, checkpoint: Checkpoint) -> None:
     for flag, (tensor, piece) in zip(alive, work.units, strict=True):
         if not flag and not tensor.bound.spec.may_be_zero:
-            rows = f"rows {piece.start} to {piece.start + piece.rows - 1} of " if len(piece.info.shape) == 3 else ""
+            rows = f"rows {piece.start} to {piece.start + piece.rows - 1} of " if len(piece.stored.shape) == 3 else ""
             raise wrong(
                 _where(piece, checkpoint), "values", f"nothing but zeros in {rows}it",
                 "--allow-zero converts it all the same",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from sampan.errors import wrong
 
 from .binding import Piece
+from .encoding import buffer_size
 from .plan import Plan, PlannedTensor
 
 CHUNK_VALUES = 1 << 20  # values in one work item: 4 MB as float32, which stays in the cache
@@ -15,7 +15,11 @@ CHUNK_VALUES = 1 << 20  # values in one work item: 4 MB as float32, which stays 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Some rows of one piece: `offset` in the shard, `at` the first row in the output tensor."""
+    """Some rows of one piece: `at` is the first row in the output tensor.
+
+    `offset`, `nbytes`: what the pass over the shard hands on. Codes that do not lie together (transposed weights) are
+    read by the worker when the pass is behind them: then `nbytes` is 0.
+    """
 
     number: int
     tensor: PlannedTensor
@@ -74,10 +78,11 @@ def _cut(plan: Plan, shards: int, chunk: int) -> Work:
         step = max(1, chunk // columns)
         row_out = tensor.type.row_bytes(columns)
         for piece in tensor.bound.pieces:
-            row_in = piece.info.nbytes // _stored_rows(piece, columns)
             for start in range(0, piece.rows, step):
                 rows = min(step, piece.rows - start)
-                offset = piece.info.offset + (piece.start + start) * row_in
+                reads = piece.stored.encoding.reads(piece.stored, piece.start + start, rows)
+                together = reads[0].count == 1
+                offset = piece.info.offset + (reads[0].start if together else piece.info.nbytes)
                 by_shard[piece.shard].append(
                     Item(
                         number,
@@ -86,18 +91,14 @@ def _cut(plan: Plan, shards: int, chunk: int) -> Work:
                         len(units),
                         piece.start + start,
                         offset,
-                        rows * row_in,
+                        reads[0].nbytes if together else 0,
                         rows,
                         piece.at + start * piece.step,
                     )
                 )
                 number += 1
-                values, raw = max(values, rows * columns), max(raw, rows * row_in)
+                values, raw = max(values, rows * columns), max(raw, buffer_size(reads))
                 out = max(out, rows * row_out)
             units.append((tensor, piece))
     ordered = tuple(tuple(sorted(items, key=lambda i: i.offset)) for items in by_shard)
     return Work(ordered, tuple(units), values, raw, out)
-
-
-def _stored_rows(piece: Piece, columns: int) -> int:
-    return max(1, math.prod(piece.info.shape) // columns)
