@@ -55,6 +55,12 @@ class Bound:
     def columns(self) -> int:
         return self.spec.shape[-1]
 
+    @property
+    def kind(self) -> str:
+        """How it is stored, one of KINDS in quantize/scheme.py."""
+        kinds = {p.stored.kind for p in self.pieces}
+        return kinds.pop() if len(kinds) == 1 else "mixed"
+
 
 @dataclass(frozen=True, slots=True)
 class Binding:

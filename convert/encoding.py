@@ -101,9 +101,22 @@ class StoredTensor:
         rows, columns = (n or "all" for n in (self.scaling.rows, self.scaling.columns))
         return f"{self.encoding.name} {rows}×{columns}"
 
+    @property
+    def kind(self) -> str:
+        """What rules of a scheme ask: one of KINDS in quantize/scheme.py."""
+        if self.encoding.integers is None:
+            return self.label if self.encoding.name == "plain" else self.encoding.name
+        group = self.scaling.columns or self.columns
+        if self.scaling.act_order or group % 32:
+            return "other int4"
+        if self.scaling.symmetric:
+            return "int4"
+        return "int4 with zeros by 128" if group % 128 == 0 else "int4 with zeros by 32"
+
 
 Decode = Callable[[StoredTensor, Sequence[Buffer], int, NDArray[np.float32]], None]
 Repack = Callable[[StoredTensor, Sequence[Buffer], int, int, Buffer], None]
+Integers = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +126,8 @@ class Encoding:
     `rule` reads the config (and the group of it that names the format). `open` finds and checks the companions.
     `reads(stored, start, rows)`: the bytes that some rows need, the codes first. `decode(stored, buffers, start, out)`:
     those bytes → float32 rows. `repack`: number type → `(stored, buffers, start, rows, out)`, which writes the same
-    numbers in that type; `repacks` says whether this tensor allows it.
+    numbers in that type. `integers(stored, buffers, start, rows)`, of 4-bit encodings: codes [rows, columns], scales
+    [rows, groups] and zero points [rows, groups], or None where they are 8.
     """
 
     name: str
@@ -125,7 +139,7 @@ class Encoding:
     reads: Callable[[StoredTensor, int, int], tuple[Read, ...]]
     decode: Decode
     repack: Mapping[str, Repack] = field(default_factory=dict)
-    repacks: Callable[[StoredTensor], bool] = lambda stored: True
+    integers: Callable[[StoredTensor, Sequence[Buffer], int, int], Integers] | None = None
 
 
 @dataclass(frozen=True, slots=True)

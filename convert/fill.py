@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +24,11 @@ from numpy.typing import NDArray
 from sampan.artifact import Job
 from sampan.checkpoint import Checkpoint, Shard
 from sampan.errors import InputError, wrong
-from sampan.quantize import encode_rows
+from sampan.quantize import decode_rows, encode_rows
 
 from .binding import Piece
 from .encoding import read_parts
+from .lossless import repacker
 from .work import Item, Work, pool_size
 
 RECORD_SECONDS = 2.0  # between two journal entries
@@ -33,6 +36,26 @@ RECORD_SECONDS = 2.0  # between two journal entries
 Progress = Callable[[int], None]
 """Called with the number of source bytes passed since the last call, from the reader's thread."""
 Buffer = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Of `values` values, `changed` are not the source's; sums of squares of error and source, the greatest error."""
+
+    values: int = 0
+    changed: int = 0
+    error: float = 0.0
+    norm: float = 0.0
+    largest: float = 0.0
+
+    def __add__(self, other: Difference) -> Difference:
+        return Difference(
+            self.values + other.values,
+            self.changed + other.changed,
+            self.error + other.error,
+            self.norm + other.norm,
+            max(self.largest, other.largest),
+        )
 
 
 class _State:
@@ -45,21 +68,30 @@ class _State:
         self.done: set[int] = set()
         self.alive = bytearray(len(work.units))
         self.hashes: dict[int, str] = {}
-        self.news: dict[str, list[object]] = {"done": [], "alive": [], "sha256": []}
+        self.errors: dict[int, Difference] = {}
+        self.news: dict[str, list[Any]] = {"done": [], "alive": [], "sha256": [], "errors": []}
         for entry in job.records:
             self.done.update(entry["done"])
             self.hashes.update(entry["sha256"])
             for unit in entry["alive"]:
                 self.alive[unit] = 1
+            for unit, *difference in entry["errors"]:
+                self._add(unit, Difference(*difference))
+
+    def _add(self, unit: int, difference: Difference) -> None:
+        self.errors[unit] = self.errors.get(unit, Difference()) + difference
 
     def fail(self, error: BaseException) -> None:
         with self.lock:
             self.error = self.error or error
         self.stop.set()
 
-    def finish(self, item: Item, alive: bool) -> None:
+    def finish(self, item: Item, alive: bool, difference: Difference | None) -> None:
         with self.lock:
             self.news["done"].append(item.number)
+            if difference is not None:
+                self.news["errors"].append((item.unit, *astuple(difference)))
+                self._add(item.unit, difference)
             if alive and not self.alive[item.unit]:
                 self.alive[item.unit] = 1
                 self.news["alive"].append(item.unit)
@@ -77,6 +109,14 @@ class _State:
             job.record(news)
 
 
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """SHA-256 of each shard by name; for each tensor that was compared, by name, what changed."""
+
+    sha256: dict[str, str]
+    differences: dict[str, Difference]
+
+
 def fill(
     work: Work,
     checkpoint: Checkpoint,
@@ -84,11 +124,13 @@ def fill(
     jobs: int,
     *,
     allow_zero: bool = False,
+    lossless: bool = False,
     progress: Progress = lambda n: None,
-) -> dict[str, str]:
-    """Fill every tensor with `jobs` workers; returns the SHA-256 of each shard by name.
+) -> Filled:
+    """Fill every tensor with `jobs` workers.
 
-    Raises InputError for NaN, Inf, an all-zero matrix, a value that its type cannot hold, a changed shard.
+    Raises InputError for NaN, Inf, an all-zero matrix, a value that its type cannot hold, a changed shard; where
+    `lossless`, for a value that changes.
     """
     state = _State(work, job)
     shards = _Shards(checkpoint)
@@ -107,10 +149,15 @@ def fill(
 
     def convert() -> None:
         rows, out = np.empty(work.values, np.float32), np.empty(work.out_bytes, np.uint8)
+        again = np.empty(work.values if work.compare else 0, np.float32)
         while (task := tasks.get()) is not None:
             item, raw = task
             if not state.stop.is_set():
-                state.finish(item, _convert(item, raw, rows, out, shards, job))
+                alive, encoded = _convert(item, raw, rows, out, shards, job)
+                difference = _compare(item, encoded, rows, again) if work.compare else None
+                if lossless and difference is not None and difference.changed:
+                    raise _not_lossless(item, rows, again, checkpoint)
+                state.finish(item, alive, difference)
             pool.put(raw)
 
     def guarded(run: Callable[[], None]) -> None:
@@ -139,7 +186,11 @@ def fill(
     if not allow_zero:
         _check_alive(work, state.alive, checkpoint)
     state.record(job)
-    return {shard.name: state.hashes[n] for n, shard in enumerate(checkpoint.shards)}
+    differences: dict[str, Difference] = {}
+    for unit, difference in state.errors.items():
+        name = work.units[unit][0].bound.spec.name
+        differences[name] = differences.get(name, Difference()) + difference
+    return Filled({shard.name: state.hashes[n] for n, shard in enumerate(checkpoint.shards)}, differences)
 
 
 class _Shards:
@@ -223,15 +274,18 @@ def _get(pool: queue.Queue[Buffer], state: _State) -> Buffer:
     raise _StoppedError
 
 
-def _convert(item: Item, raw: Buffer, rows: NDArray[np.float32], out: Buffer, shards: _Shards, job: Job) -> bool:
-    """Decode, check, encode and write one item; returns whether any value is other than zero."""
+def _convert(
+    item: Item, raw: Buffer, rows: NDArray[np.float32], out: Buffer, shards: _Shards, job: Job
+) -> tuple[bool, Buffer]:
+    """Decode, check, encode and write one item; returns whether any value is other than zero, and the encoded."""
     piece, tensor, checkpoint = item.piece, item.tensor, shards.checkpoint
     stored, columns = piece.stored, tensor.bound.columns
     values = rows[: item.rows * columns].reshape(item.rows, columns)
     reads = stored.encoding.reads(stored, item.first_row, item.rows)
     buffers = read_parts(stored, reads, shards, raw, streamed=item.nbytes > 0)
     try:
-        stored.encoding.decode(stored, buffers, item.first_row, values)
+        with np.errstate(invalid="ignore", over="ignore"):  # an infinite scale: found below
+            stored.encoding.decode(stored, buffers, item.first_row, values)
     except InputError as e:  # a companion's values
         raise InputError(f"{checkpoint.shards[piece.shard].name}: {e}") from None
     low, high = float(values.min()), float(values.max())  # NaN wins both
@@ -240,12 +294,41 @@ def _convert(item: Item, raw: Buffer, rows: NDArray[np.float32], out: Buffer, sh
         bad = values[row][~np.isfinite(values[row])][0]
         raise wrong(_where(piece, checkpoint), "finite values", f"{bad} in row {item.first_row + row}")
     encoded = out[: item.rows * tensor.type.row_bytes(columns)]
+    repack = repacker(stored, tensor.type)
     try:
-        encode_rows(tensor.type, values, encoded)
+        if repack is not None:
+            repack(buffers, item.first_row, item.rows, encoded)
+        else:
+            encode_rows(tensor.type, values, encoded)
     except InputError as e:
         raise InputError(f"{_where(piece, checkpoint)}: {e}; choose another --quant") from None
     _write(item, encoded, job.fds[tensor.file])
-    return low != 0 or high != 0
+    return low != 0 or high != 0, encoded
+
+
+def _compare(item: Item, encoded: Buffer, rows: NDArray[np.float32], again: NDArray[np.float32]) -> Difference:
+    """What was encoded, decoded into `again`, against `rows`; leaves the differences in `again`."""
+    columns = item.tensor.bound.columns
+    n = item.rows * columns
+    x, y = rows[:n], again[:n]
+    decode_rows(item.tensor.type, encoded, y.reshape(item.rows, columns))
+    y -= x
+    changed = int(np.count_nonzero(y))
+    if not changed:
+        return Difference(n, 0, 0.0, float(np.dot(x, x)), 0.0)
+    return Difference(n, changed, float(np.dot(y, y)), float(np.dot(x, x)), float(np.abs(y).max()))
+
+
+def _not_lossless(
+    item: Item, rows: NDArray[np.float32], errors: NDArray[np.float32], checkpoint: Checkpoint
+) -> InputError:
+    first = int(np.flatnonzero(errors[: item.rows * item.tensor.bound.columns])[0])
+    kind, value = item.tensor.type.name, float(rows[first])
+    return wrong(
+        _where(item.piece, checkpoint), f"values that {kind} holds, for --lossless",
+        f"{value:.9g}, which becomes {value + float(errors[first]):.9g}",
+        "without --lossless the nearest is written and its error reported",
+    )  # fmt: skip
 
 
 def _write(item: Item, encoded: Buffer, fd: int) -> None:

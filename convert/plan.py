@@ -112,4 +112,5 @@ def facts(arch: Architecture, bound: Bound, *, wide: bool = False) -> TensorFact
         experts=ffn.experts if isinstance(ffn, MoE) else 0,
         tied=arch.tied,
         wide=wide,
+        stored=bound.kind,
     )

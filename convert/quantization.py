@@ -26,7 +26,7 @@ def read_storage(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     stored: dict[str, StoredTensor] = {}
     claimed: set[str] = set()
     for name, (_, info) in tensors.tensors.items():
-        encoding = next((e for e in used.values() if info.dtype in e.dtypes and name.endswith(e.main)), None)
+        encoding = _encoding(name, info.dtype, used.values())
         if encoding is None:
             continue
         module = name.removesuffix(encoding.main).removesuffix(".weight")
@@ -48,6 +48,12 @@ def read_storage(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
         promised = rule_of.encoding.name if rule_of and len(info.shape) > 1 else ""
         stored[name] = StoredTensor(name, info.shape, plain, (Part(shard, info),), promised=promised)
     return stored
+
+
+def _encoding(name: str, dtype: str, used: Iterable[Encoding]) -> Encoding | None:
+    """The encoding whose codes this tensor is, by name and dtype; by its name alone, so that `open` can refuse it."""
+    named = [e for e in used if name.endswith(e.main)]
+    return next((e for e in named if dtype in e.dtypes), next((e for e in named if e.main), None))
 
 
 def read_rules(values: Mapping[str, Any], where: str) -> tuple[Rule, ...]:
@@ -119,11 +125,3 @@ def named(names: Iterable[str]) -> Callable[[str], bool]:
 def covers(plain: Callable[[str], bool]) -> Callable[[str], bool | None]:
     """The usual rule: what `plain` tells is plain, linear layers of blocks are not, the rest may be either."""
     return lambda module: False if plain(module) else True if LINEAR.fullmatch(module) else None
-
-
-def label(stored: Mapping[str, StoredTensor]) -> dict[str, int]:
-    """How many weights are stored in which encoding."""
-    counts: dict[str, int] = {}
-    for tensor in stored.values():
-        counts[tensor.label] = counts.get(tensor.label, 0) + 1
-    return counts

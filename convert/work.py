@@ -34,17 +34,22 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """All items by shard, in file order; `values`, `raw_bytes` and `out_bytes` are those of the largest item."""
+    """All items by shard, in file order; `values`, `raw_bytes` and `out_bytes` are those of the largest item.
+
+    `compare`: what was written is decoded again and compared with its source.
+    """
 
     by_shard: tuple[tuple[Item, ...], ...]
     units: tuple[tuple[PlannedTensor, Piece], ...]
     values: int
     raw_bytes: int
     out_bytes: int
+    compare: bool
 
     def buffers(self, jobs: int) -> int:
         """Bytes of all row buffers with `jobs` workers."""
-        return jobs * (4 * self.values + self.out_bytes) + pool_size(jobs) * self.raw_bytes
+        rows = 8 if self.compare else 4
+        return jobs * (rows * self.values + self.out_bytes) + pool_size(jobs) * self.raw_bytes
 
 
 def pool_size(jobs: int) -> int:
@@ -52,13 +57,13 @@ def pool_size(jobs: int) -> int:
     return jobs + 2
 
 
-def cut(plan: Plan, shards: int, jobs: int, max_memory: int) -> Work:
+def cut(plan: Plan, shards: int, jobs: int, max_memory: int, *, compare: bool = False) -> Work:
     """Cut the plan into items whose buffers stay within `max_memory` bytes (a row is never cut)."""
     chunk, one_row = CHUNK_VALUES, max(t.bound.columns for t in plan.tensors)
-    work = _cut(plan, shards, chunk)
+    work = _cut(plan, shards, chunk, compare)
     while work.buffers(jobs) > max_memory and chunk > one_row:
         chunk //= 2
-        work = _cut(plan, shards, chunk)
+        work = _cut(plan, shards, chunk, compare)
     if work.buffers(jobs) > max_memory:
         raise wrong(
             "--max-memory",
@@ -69,7 +74,7 @@ def cut(plan: Plan, shards: int, jobs: int, max_memory: int) -> Work:
     return work
 
 
-def _cut(plan: Plan, shards: int, chunk: int) -> Work:
+def _cut(plan: Plan, shards: int, chunk: int, compare: bool) -> Work:
     by_shard: list[list[Item]] = [[] for _ in range(shards)]
     units: list[tuple[PlannedTensor, Piece]] = []
     number = values = raw = out = 0
@@ -101,4 +106,4 @@ def _cut(plan: Plan, shards: int, chunk: int) -> Work:
                 out = max(out, rows * row_out)
             units.append((tensor, piece))
     ordered = tuple(tuple(sorted(items, key=lambda i: i.offset)) for items in by_shard)
-    return Work(ordered, tuple(units), values, raw, out)
+    return Work(ordered, tuple(units), values, raw, out, compare)

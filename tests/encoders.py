@@ -170,12 +170,20 @@ FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "we
 
 GROUP = {"strategy": "group", "group_size": 32}
 FLOAT8 = {"num_bits": 8, "type": "float"}
+TWO_GROUPS = compressed("pack-quantized", **GROUP)
+TWO_GROUPS["config_groups"] |= {
+    "group_0": TWO_GROUPS["config_groups"]["group_0"] | {"targets": [r"re:.*(q|k|v|o|gate|up)_proj$"]},
+    "group_1": compressed("", strategy="group", group_size=96)["config_groups"]["group_0"]
+    | {"targets": [r"re:.*down_proj"]},
+}
 ENCODERS: dict[str, tuple[Callable[[Array], Encoded], dict[str, Any]]] = {
     "fp8-block": (fp8_block, FP8),
     "fp8-block-bf16": (lambda w: fp8_block(w, scale_dtype=BF16), FP8),
     "fp8-channel": (fp8_channel, compressed("float-quantized", strategy="channel", **FLOAT8)),
     "fp8-tensor": (fp8_tensor, compressed("float-quantized", strategy="tensor", **FLOAT8)),
     "int4": (int4, compressed("pack-quantized", **GROUP)),
+    "int4-two-groups": (lambda w: int4(w, 96 if w.shape[1] == 288 else 32), TWO_GROUPS),
+    "int4-channel": (lambda w: int4(w, w.shape[1]), compressed("pack-quantized", strategy="channel", group_size=-1)),
     "int4-zeros": (int4_zeros, compressed("pack-quantized", **GROUP | {"symmetric": False})),
     "mxfp4": (mxfp4, compressed("mxfp4-pack-quantized", **GROUP | {"type": "float", "scale_dtype": "torch.uint8"})),
     "gptq": (gptq, GPTQ),
@@ -185,6 +193,7 @@ ENCODERS: dict[str, tuple[Callable[[Array], Encoded], dict[str, Any]]] = {
     "awq": (awq, AWQ),
 }
 
+TINY = "qwen3-odd-blocks"  # of tiny.py
 LINEAR = re.compile(r"model\.layers\.\d+\..*_proj\.weight")
 
 
@@ -212,6 +221,23 @@ def encode(
     return folder / "encoded" / source.name, folder / "meant" / source.name
 
 
+def read(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+    """All tensors of a checkpoint (safetensors' own reader does not know FP8 in numpy) and its quantization_config."""
+    dtypes = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "BF16": BF16, "F16": "<f2", "F32": "<f4", "U8": "u1", "I32": "<i4"}
+    dtypes |= {"I64": "<i8"}
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        raw = file.read_bytes()
+        start = 8 + int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8:start])
+        header.pop("__metadata__", None)
+        for name, info in header.items():
+            begin, end = info["data_offsets"]
+            data = np.frombuffer(raw[start + begin : start + end], dtypes[info["dtype"]])
+            tensors[name] = data.reshape(info["shape"]).copy()
+    return tensors, json.loads((folder / "config.json").read_text()).get("quantization_config", {})
+
+
 def write(source: Path, folder: Path, tensors: dict[str, Array], shards: int, config: dict[str, Any] | None) -> None:
     """A checkpoint of `tensors` with the small files of `source`."""
     folder.mkdir(parents=True)
@@ -231,5 +257,5 @@ def write(source: Path, folder: Path, tensors: dict[str, Array], shards: int, co
     files = {"model-00001-of-00002.safetensors": main, "model-00002-of-00002.safetensors": set(tensors) - set(main)}
     for file, names in files.items():
         save_file({k: tensors[k] for k in names}, folder / file)
-    index = {"weight_map": {k: file for file, names in files.items() for k in names}}
+    index = {"metadata": {}, "weight_map": {k: file for file, names in files.items() for k in names}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import encoders
 import pytest
-from conftest import to_gguf
-
-TINY = "qwen3-odd-blocks"
-
-Pair = Callable[[str], tuple[Path, Path]]
-
-
-@pytest.fixture(scope="session")
-def pair(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """`pair(encoding)` → the encoded checkpoint and the plain one with the same values."""
-    made: dict[str, tuple[Path, Path]] = {}
-
-    def get(name: str) -> tuple[Path, Path]:
-        if name not in made:
-            made[name] = encoders.encode(model(TINY), tmp_path_factory.mktemp(name), name)
-        return made[name]
-
-    return get
+from conftest import Pair, to_gguf
 
 
 @pytest.mark.parametrize("name", encoders.ENCODERS)

@@ -79,12 +79,21 @@ def _unpack(raw: Buffer, height: int, first: int, rows: int) -> NDArray[np.uint8
     return codes.reshape(-1, height)[first : first + rows]
 
 
+def _integers(
+    stored: StoredTensor, buffers: Sequence[Buffer], start: int, rows: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
+    groups = stored.parts[1].info.shape[0]
+    scales = np.ascontiguousarray(floats(stored.parts[1], buffers[1]).reshape(groups, rows).T)
+    codes = _unpack(buffers[0], stored.columns, start % 8, rows)
+    return codes, scales, _unpack(buffers[2], groups, start % 8, rows)
+
+
 def _decode(stored: StoredTensor, buffers: Sequence[Buffer], start: int, out: NDArray[np.float32]) -> None:
-    rows, groups = len(out), stored.parts[1].info.shape[0]
-    out[:] = _unpack(buffers[0], stored.columns, start % 8, rows)
-    grouped = out.reshape(rows, groups, -1)
-    grouped -= _unpack(buffers[2], groups, start % 8, rows)[:, :, None]
-    grouped *= floats(stored.parts[1], buffers[1]).reshape(groups, rows).T[:, :, None]
+    codes, scales, zeros = _integers(stored, buffers, start, len(out))
+    out[:] = codes
+    grouped = out.reshape(*scales.shape, -1)
+    grouped -= zeros[:, :, None]
+    grouped *= scales[:, :, None]
 
 
 ENCODING = Encoding(
@@ -96,4 +105,5 @@ ENCODING = Encoding(
     open=_open,
     reads=_reads,
     decode=_decode,
+    integers=_integers,
 )

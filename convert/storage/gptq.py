@@ -19,10 +19,9 @@ from sampan.errors import brief, wrong
 from sampan.safetensors import ITEMSIZE
 
 from ..config import Config
-from ..encoding import Buffer, Encoding, Read, Rule, Scaling, StoredTensor, Tensors
+from ..encoding import Buffer, Encoding, Integers, Read, Rule, Scaling, StoredTensor, Tensors
 from ..quantization import LINEAR, only, pattern
 from ._numbers import FLOATS, floats, look_up_pairs, nibbles, pairs
-from ._q4_0 import fits, repack
 
 TABLE = pairs(np.arange(16, dtype=np.float32))
 KNOWN = (
@@ -167,8 +166,9 @@ def _groups(stored: StoredTensor, buffers: Sequence[Buffer]) -> NDArray[np.int64
     return index
 
 
-def _repack(stored: StoredTensor, buffers: Sequence[Buffer], start: int, rows: int, out: Buffer) -> None:
-    repack(nibbles(_codes(stored, buffers, rows).reshape(rows, -1)), _scales(stored, buffers, rows), out)
+def _integers(stored: StoredTensor, buffers: Sequence[Buffer], start: int, rows: int) -> Integers:
+    zeros = None if stored.scaling.symmetric else _zeros(stored, buffers, start, rows)
+    return nibbles(_codes(stored, buffers, rows).reshape(rows, -1)), _scales(stored, buffers, rows), zeros
 
 
 ENCODING = Encoding(
@@ -180,6 +180,5 @@ ENCODING = Encoding(
     open=_open,
     reads=_reads,
     decode=_decode,
-    repack={"q4_0": _repack},
-    repacks=fits,
+    integers=_integers,
 )

@@ -17,10 +17,9 @@ from sampan.errors import brief, wrong
 from sampan.safetensors import ITEMSIZE
 
 from ..config import Config
-from ..encoding import Buffer, Encoding, Read, Rule, Scaling, StoredTensor, Tensors
+from ..encoding import Buffer, Encoding, Integers, Read, Rule, Scaling, StoredTensor, Tensors
 from ._compressed import read_group
 from ._numbers import FLOATS, floats, look_up_pairs, nibbles, pairs
-from ._q4_0 import fits, repack
 
 SYMMETRIC, PLAIN = pairs(np.arange(16, dtype=np.float32) - 8), pairs(np.arange(16, dtype=np.float32))
 INTEGERS = ("I64", "I32")
@@ -74,16 +73,20 @@ def _decode(stored: StoredTensor, buffers: Sequence[Buffer], start: int, out: ND
     scales = floats(stored.parts[1], buffers[1]).reshape(len(out), -1)
     grouped = out.reshape(len(out), scales.shape[1], -1)
     if not stored.scaling.symmetric:
-        words = buffers[3].reshape(-1, scales.shape[1], 4)
-        zeros = nibbles(words).transpose(0, 2, 1).reshape(-1, scales.shape[1])
-        first = start % 8
-        grouped -= zeros[first : first + len(out), :, None]
+        grouped -= _zeros(buffers[3], scales.shape[1], start, len(out))[:, :, None]
     grouped *= scales[:, :, None]
 
 
-def _repack(stored: StoredTensor, buffers: Sequence[Buffer], start: int, rows: int, out: Buffer) -> None:
+def _zeros(raw: Buffer, groups: int, start: int, rows: int) -> NDArray[np.uint8]:
+    """Words [rows / 8, groups] → zero points uint8 [rows, groups]."""
+    codes = nibbles(raw.reshape(-1, groups, 4)).transpose(0, 2, 1).reshape(-1, groups)
+    return codes[start % 8 : start % 8 + rows]
+
+
+def _integers(stored: StoredTensor, buffers: Sequence[Buffer], start: int, rows: int) -> Integers:
     scales = floats(stored.parts[1], buffers[1]).reshape(rows, -1)
-    repack(nibbles(buffers[0].reshape(rows, -1)), scales, out)
+    zeros = None if stored.scaling.symmetric else _zeros(buffers[3], scales.shape[1], start, rows)
+    return nibbles(buffers[0].reshape(rows, -1)), scales, zeros
 
 
 ENCODING = Encoding(
@@ -95,6 +98,5 @@ ENCODING = Encoding(
     open=_open,
     reads=_reads,
     decode=_decode,
-    repack={"q4_0": _repack},
-    repacks=fits,
+    integers=_integers,
 )
