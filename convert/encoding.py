@@ -94,6 +94,11 @@ class StoredTensor:
         return self.shape[-1]
 
     @property
+    def step(self) -> int:
+        """Rows that are best read together: they share scales or words."""
+        return max(self.scaling.rows, self.encoding.step)
+
+    @property
     def label(self) -> str:
         """`bf16`, `fp8 128×128`, `gptq 1×128`."""
         if self.encoding.name == "plain":
@@ -124,10 +129,11 @@ class Encoding:
     """`formats`: quant_method, or compressed-tensors/format, as configs name it. `main`: suffix of the codes' name.
 
     `rule` reads the config (and the group of it that names the format). `open` finds and checks the companions.
-    `reads(stored, start, rows)`: the bytes that some rows need, the codes first. `decode(stored, buffers, start, out)`:
-    those bytes → float32 rows. `repack`: number type → `(stored, buffers, start, rows, out)`, which writes the same
-    numbers in that type. `integers(stored, buffers, start, rows)`, of 4-bit encodings: codes [rows, columns], scales
-    [rows, groups] and zero points [rows, groups], or None where they are 8.
+    `step`: rows that share words. `reads(stored, start, rows)`: the bytes that some rows need, the codes first.
+    `decode(stored, buffers, start, out)`: those bytes → float32 rows. `repack`: number type →
+    `(stored, buffers, start, rows, out)`, which writes the same numbers in that type. `integers(stored, buffers, start,
+    rows)`, of 4-bit encodings: codes [rows, columns], scales [rows, groups] and zero points [rows, groups], or None
+    where they are 8.
     """
 
     name: str
@@ -136,6 +142,7 @@ class Encoding:
     main: str = "weight"
     dtypes: tuple[str, ...]
     open: Callable[[str, Tensors, Scaling], StoredTensor] | None = None
+    step: int = 1
     reads: Callable[[StoredTensor, int, int], tuple[Read, ...]]
     decode: Decode
     repack: Mapping[str, Repack] = field(default_factory=dict)

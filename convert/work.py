@@ -83,8 +83,9 @@ def _cut(plan: Plan, shards: int, chunk: int, compare: bool) -> Work:
         step = max(1, chunk // columns)
         row_out = tensor.type.row_bytes(columns)
         for piece in tensor.bound.pieces:
-            for start in range(0, piece.rows, step):
-                rows = min(step, piece.rows - start)
+            whole = step // piece.stored.step * piece.stored.step or step
+            for start in range(0, piece.rows, whole):
+                rows = min(whole, piece.rows - start)
                 reads = piece.stored.encoding.reads(piece.stored, piece.start + start, rows)
                 together = reads[0].count == 1
                 offset = piece.info.offset + (reads[0].start if together else piece.info.nbytes)

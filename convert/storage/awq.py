@@ -103,6 +103,7 @@ ENCODING = Encoding(
     main=".qweight",
     dtypes=("I32",),
     open=_open,
+    step=8,
     reads=_reads,
     decode=_decode,
     integers=_integers,
