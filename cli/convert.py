@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The GGUF file or ONNX folder to write.")
 @click.option("--to", default="gguf", show_default=True, help="Output format: gguf or onnx.")
-@click.option("--quant", default="int4", show_default=True, help="Scheme: int4, int8, or an exact name such as q4_k_m.")
+@click.option(
+    "--quant", default="int4", show_default=True, help="Scheme: int4, int8, native, or a name such as q4_k_m."
+)
 @click.option(
     "--plan", "plan_only", is_flag=True, help="Print what would be written; read headers only, write nothing."
 )
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--allow-zero", is_flag=True, help="Convert matrices that hold nothing but zeros (for research).")
+@click.option("--lossless", is_flag=True, help="Refuse to change any number; goes well with --quant native.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option(
     "--validate", "check", is_flag=True, help="Measure the drift afterwards; the verdict goes into the manifest."
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
     split_size: str | None, context: int | None, accuracy_level: str | None, revision: str | None, allow_zero: bool,
-    overwrite: bool, check: bool, as_json: bool,
+    lossless: bool, overwrite: bool, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
 
@@ -54,7 +57,10 @@ def command(
       sampan convert ./Qwen2.5-0.5B --quant q4_0 -o qwen.gguf --validate
       sampan convert ./Qwen3-30B-A3B --quant q4_k_m --split-size 4G -o qwen.gguf
     """
+    from sampan.artifact import manifest_path
+    from sampan.checkpoint import read_json
     from sampan.convert.conversion import convert, prepare
+    from sampan.convert.lossless import nearest
     from sampan.errors import wrong
     from sampan.hub import open_source
     from sampan.units import human, parse_size
@@ -70,13 +76,17 @@ def command(
     checkpoint = open_source(source, revision, headers_only=plan_only)
     accuracy = None if accuracy_level is None else int(accuracy_level)
     conversion = prepare(
-        checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split, context=context, accuracy=accuracy
-    )
+        checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split, context=context, accuracy=accuracy,
+        lossless=lossless,
+    )  # fmt: skip
     if plan_only:
         click.echo(json.dumps(_plan_data(conversion), indent=1) if as_json else _plan_text(conversion))
         return
     for note in conversion.notes:
         click.echo(note, err=True)
+    if conversion.work.compare:
+        for (label, kind), tensors in nearest(conversion.plan).items():
+            click.echo(f"{len(tensors)} tensors stored as {label} become {kind}, the nearest here", err=True)
     with Progress(conversion.source_bytes, "converting") as progress:
         job = convert(conversion, allow_zero=allow_zero, overwrite=overwrite, progress=progress)
         seconds = progress.seconds
@@ -87,6 +97,8 @@ def command(
     if conversion.binding.redundant_head is not None:
         name = conversion.binding.redundant_head.name
         click.echo(f"{name} is a copy of the tied embedding: written once", err=True)
+    if conversion.work.compare:
+        click.echo(_compared(read_json(manifest_path(conversion.out))["lossless"]), err=True)
     plan = conversion.plan
     files = [str(f.path) for f in plan.files]
     if as_json:
@@ -99,6 +111,18 @@ def command(
         )
     if check:
         _validate(source, revision, conversion)
+
+
+def _compared(result: dict[str, Any]) -> str:
+    """What the comparison of every value found, in a line."""
+    changed = result["changed"]
+    if not changed:
+        return f"every value of all {result['exact']} tensors is the checkpoint's"
+    worst = max(changed, key=lambda name: float(changed[name]["relative"]))
+    return (
+        f"{result['exact']} tensors are the checkpoint's in every value, {len(changed)} are not: "
+        f"relative error up to {changed[worst]['relative']:.3g} ({worst}); all are in the manifest"
+    )
 
 
 def _validate(source: str, revision: str | None, conversion: Conversion) -> None:
@@ -117,6 +141,8 @@ def _validate(source: str, revision: str | None, conversion: Conversion) -> None
 
 
 def _plan_data(c: Conversion) -> dict[str, Any]:
+    from sampan.convert.lossless import sources
+
     plan = c.plan
     return {
         "source": c.checkpoint.source,
@@ -129,9 +155,11 @@ def _plan_data(c: Conversion) -> dict[str, Any]:
         "peak_memory": c.peak_memory,
         "disk": plan.nbytes,
         "notes": c.notes,
+        "stored": sources(plan.tensors),
         "files": [{"path": str(f.path), "bytes": f.size} for f in plan.files],
         "tensors": [
-            {"name": t.bound.spec.name, "shape": list(t.bound.spec.shape), "type": t.type.name, "bytes": t.nbytes,
+            {"name": t.bound.spec.name, "shape": list(t.bound.spec.shape), "stored": " + ".join(sources([t])),
+             "type": t.type.name, "bytes": t.nbytes,
              "file": t.file, "offsets": list(t.offsets)}
             for t in plan.tensors
         ],
@@ -139,14 +167,16 @@ def _plan_data(c: Conversion) -> dict[str, Any]:
 
 
 def _plan_text(c: Conversion) -> str:
+    from sampan.convert.lossless import nearest, sources
     from sampan.table import table
     from sampan.units import human
 
     plan = c.plan
-    rows: list[list[object]] = [["tensor", "shape", "type", "bytes", "bits"]]
+    rows: list[list[object]] = [["tensor", "shape", "stored as", "type", "bytes", "bits"]]
     for t in plan.tensors:
         shape = " × ".join(map(str, t.bound.spec.shape))
-        rows.append([t.bound.spec.name, shape, t.type.name, t.nbytes, f"{t.type.bits:.2f}"])
+        stored = " + ".join(sources([t]))
+        rows.append([t.bound.spec.name, shape, stored, t.type.name, t.nbytes, f"{t.type.bits:.2f}"])
     totals = [
         ["output", f"{plan.nbytes} bytes ({human(plan.nbytes)}) in {len(plan.files)} file(s)"],
         ["bits per weight", f"{plan.bits_per_weight:.3f} ({plan.scheme})"],
@@ -154,4 +184,7 @@ def _plan_text(c: Conversion) -> str:
         ["disk", f"{human(plan.nbytes)} for the output, nothing beside it"],
         *(["note", note] for note in c.notes),
     ]
-    return f"{table(rows, right='bde')}\n\n{table(totals)}"
+    if c.work.compare:
+        changes = [f"{len(v)} tensors {a} → {b}" for (a, b), v in nearest(plan).items()]
+        totals.append(["not exact", ", ".join(changes) or "nothing, but for scales that float16 does not hold"])
+    return f"{table(rows, right='bef')}\n\n{table(totals)}"

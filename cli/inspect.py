@@ -68,14 +68,14 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     from sampan.errors import InputError
 
     config = checkpoint.config
-    stored = [info for _, info in checkpoint.tensors().values()]
+    stored, problem = _stored(checkpoint)
     data: dict[str, Any] = {
         "checkpoint": checkpoint.source,
         "revision": checkpoint.revision,
         "architectures": config.get("architectures"),
         "shards": len(checkpoint.shards),
         "bytes": sum(s.size for s in checkpoint.shards),
-        "parameters": sum(math.prod(i.shape) for i in stored),
+        "parameters": sum(math.prod(t["shape"]) for t in stored),
     }
     try:
         _, arch = read_architecture(checkpoint)
@@ -98,10 +98,28 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             "chat template": tokenizer.chat_template is not None,
         }
     except InputError as e:
-        data["not convertible"] = str(e)
-    data["types"] = _summary((i.dtype, math.prod(i.shape), i.nbytes) for i in stored)
-    data["tensors"] = [{"name": i.name, "shape": list(i.shape), "type": i.dtype, "bytes": i.nbytes} for i in stored]
+        problem = problem or str(e)
+    if problem:
+        data["not convertible"] = problem
+    data["types"] = _summary((t["type"], math.prod(t["shape"]), t["bytes"]) for t in stored)
+    data["tensors"] = stored
     return data
+
+
+def _stored(checkpoint: Checkpoint) -> tuple[list[dict[str, Any]], str]:
+    """The weights with their storage encoding; as bare tensors, with the reason, where that cannot be told."""
+    from sampan.convert.quantization import read_storage
+    from sampan.errors import InputError
+
+    try:
+        weights = read_storage(checkpoint).values()
+    except InputError as e:
+        infos = [info for _, info in checkpoint.tensors().values()]
+        return [{"name": i.name, "shape": list(i.shape), "type": i.dtype, "bytes": i.nbytes} for i in infos], str(e)
+    return [
+        {"name": w.name, "shape": list(w.shape), "type": w.label, "bytes": sum(p.info.nbytes for p in w.parts)}
+        for w in weights
+    ], ""
 
 
 def _fields(value: Any) -> str:

@@ -13,8 +13,9 @@ from sampan.errors import brief, wrong
 from sampan.safetensors import TensorInfo
 
 from .architecture import MLA, Architecture, TensorSpec, tensor_specs
-from .encoding import Encoding, find_encoding
+from .encoding import StoredTensor
 from .family import Family, Source
+from .quantization import KEY, read_storage
 
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 
@@ -26,14 +27,21 @@ class Piece:
     `transposed`: they become all columns of output rows from `at` instead, and are converted in one piece.
     """
 
-    shard: int
-    info: TensorInfo
-    encoding: Encoding
+    stored: StoredTensor
     start: int
     rows: int
     at: int
     step: int = 1
     transposed: bool = False
+
+    @property
+    def shard(self) -> int:
+        return self.stored.main.shard
+
+    @property
+    def info(self) -> TensorInfo:
+        """The tensor that holds the values or codes."""
+        return self.stored.main.info
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,12 @@ class Bound:
     def stored_columns(self, piece: Piece) -> int:
         return self.spec.shape[-2] if piece.transposed else self.columns
 
+    @property
+    def kind(self) -> str:
+        """How it is stored, one of KINDS in quantize/scheme.py."""
+        kinds = {p.stored.kind for p in self.pieces}
+        return kinds.pop() if len(kinds) == 1 else "mixed"
+
 
 @dataclass(frozen=True, slots=True)
 class Binding:
@@ -63,33 +77,33 @@ class Binding:
     """
 
     tensors: tuple[Bound, ...]
-    redundant_head: TensorInfo | None
+    redundant_head: StoredTensor | None
     left_out: Mapping[str, tuple[TensorInfo, ...]]
 
 
 def bind(checkpoint: Checkpoint, family: Family, arch: Architecture) -> Binding:
     """Claim every tensor of the checkpoint; missing, misshapen and unclaimed ones are refused."""
-    stored = checkpoint.tensors()
+    stored = read_storage(checkpoint)
     claimed: set[str] = set()
     tensors = []
     for spec in tensor_specs(arch):
         sources = _choose(family, spec, stored, checkpoint)
         pieces = _pieces(spec, sources, stored, checkpoint, arch)
-        claimed.update(p.info.name for p in pieces)
+        claimed.update(p.stored.name for p in pieces)
         tensors.append(Bound(spec, tuple(pieces)))
     head = family.sources[HEAD][0].name
-    redundant = stored[head][1] if arch.tied and head in stored else None
+    redundant = stored[head] if arch.tied and head in stored else None
     if redundant is not None:
         claimed.add(head)
     left_out: dict[str, list[TensorInfo]] = {}
-    for name, (shard, info) in stored.items():
+    for name, tensor in stored.items():
         if name in claimed or any(re.fullmatch(p, name) for p in family.leftovers):
             continue
         part = next((what for p, what in family.left_out.items() if re.fullmatch(p, name)), None)
         if part is not None:
-            left_out.setdefault(part, []).append(info)
+            left_out.setdefault(part, []).extend(p.info for p in tensor.parts)
         else:
-            where = f"{checkpoint.shards[shard].name}: {brief(name)}"
+            where = f"{checkpoint.shards[tensor.main.shard].name}: {brief(name)}"
             raise wrong(where, f"only tensors that {arch.family} knows", "one that no rule claims")
     return Binding(tuple(tensors), redundant, {part: tuple(infos) for part, infos in left_out.items()})
 
@@ -119,63 +133,73 @@ def _names(source: Source, spec: TensorSpec) -> list[str]:
 def _pieces(
     spec: TensorSpec,
     chosen: tuple[Source, list[str]],
-    stored: Mapping[str, tuple[int, TensorInfo]],
+    stored: Mapping[str, StoredTensor],
     checkpoint: Checkpoint,
     arch: Architecture,
 ) -> list[Piece]:
     source, names = chosen
     if source.of_heads is not None:
-        return _head_pieces(arch, spec, source.of_heads, *stored[names[0]], checkpoint)
+        return _head_pieces(arch, spec, source.of_heads, stored[names[0]], checkpoint)
     part, parts = source.part
     experts = spec.shape[0] if len(spec.shape) == 3 else 1
     rows = math.prod(spec.shape[:-1]) // experts
     pieces = []
     for e, name in enumerate(names):
-        shard, info = stored[name]
-        where = f"{checkpoint.shards[shard].name}"
+        tensor = stored[name]
+        where = f"{checkpoint.shards[tensor.main.shard].name}: {tensor.main.info.name}"
         if len(names) > 1 or "{e}" in source.name:
             expected = spec.shape[1:]
         elif parts > 1:
             expected = (experts, rows * parts, spec.shape[-1])
         else:
             expected = spec.shape
-        if info.shape != expected:
-            raise wrong(f"{where}: {name}", f"shape {list(expected)}", list(info.shape))
-        encoding = find_encoding(info, where)
+        if tensor.shape != expected:
+            raise wrong(where, f"shape {list(expected)}", list(tensor.shape))
+        _check_storage(tensor, where)
         if expected == spec.shape[1:] and len(spec.shape) == 3:
-            pieces.append(Piece(shard, info, encoding, 0, rows, e * rows))
+            pieces.append(Piece(tensor, 0, rows, e * rows))
         else:  # each expert of a fused tensor is a piece of its own, so that a dead one is noticed
             for x in range(experts):
                 start = (x * parts + part) * rows
-                pieces.append(Piece(shard, info, encoding, start, rows, x * rows))
+                pieces.append(Piece(tensor, start, rows, x * rows))
     return pieces
 
 
 def _head_pieces(
-    arch: Architecture, spec: TensorSpec, part: str, shard: int, info: TensorInfo, checkpoint: Checkpoint
+    arch: Architecture, spec: TensorSpec, part: str, tensor: StoredTensor, checkpoint: Checkpoint
 ) -> list[Piece]:
     """k's or v's rows of every head of kv_b [heads · (nope + v), kv_lora]."""
     a = arch.blocks[spec.layer].attention
     assert isinstance(a, MLA)  # noqa: S101 - no other attention has such tensors
-    where = checkpoint.shards[shard].name
+    where = f"{checkpoint.shards[tensor.main.shard].name}: {tensor.name}"
     expected = (a.heads * (a.nope + a.v), a.kv_lora)
-    if info.shape != expected:
-        raise wrong(f"{where}: {info.name}", f"shape {list(expected)}", list(info.shape))
-    encoding = find_encoding(info, where)
+    if tensor.shape != expected:
+        raise wrong(where, f"shape {list(expected)}", list(tensor.shape))
+    _check_storage(tensor, where)
     skip, rows = (0, a.nope) if part == "k" else (a.nope, a.v)
     starts = [h * (a.nope + a.v) + skip for h in range(a.heads)]
-    return [Piece(shard, info, encoding, s, rows, h * spec.shape[1], part == "k") for h, s in enumerate(starts)]
+    return [Piece(tensor, s, rows, h * spec.shape[1], transposed=part == "k") for h, s in enumerate(starts)]
+
+
+def _check_storage(tensor: StoredTensor, where: str) -> None:
+    """A plain weight must be one of numbers we know, and no promise of the config may be against it."""
+    dtype = tensor.main.info.dtype
+    if dtype not in tensor.encoding.dtypes:
+        raise wrong(where, f"a dtype among {', '.join(tensor.encoding.dtypes)}", dtype)
+    if tensor.promised:
+        hint = "a module that is left out must be listed there"
+        raise wrong(where, f"{tensor.promised} codes, as {KEY} says", f"plain {dtype}", hint)
 
 
 def check_redundant_head(checkpoint: Checkpoint, binding: Binding, block: int = 1 << 23) -> None:
     """A tied checkpoint's head must be the embedding, byte for byte; reads both in blocks."""
-    head = binding.redundant_head
-    if head is None:
+    if binding.redundant_head is None:
         return
-    stored = checkpoint.tensors()
     embedding = next(b for b in binding.tensors if b.spec.name == EMBEDDING).pieces[0]
-    shard = checkpoint.shards[stored[head.name][0]]
+    head = binding.redundant_head.main.info
+    shard = checkpoint.shards[binding.redundant_head.main.shard]
     same = head.dtype == embedding.info.dtype and head.shape == embedding.info.shape
+    same = same and len(embedding.stored.parts) == len(binding.redundant_head.parts) == 1
     other = checkpoint.shards[embedding.shard]
     if same and shard.path and other.path:
         with shard.path.open("rb") as a, other.path.open("rb") as b:

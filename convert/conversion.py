@@ -18,7 +18,8 @@ from sampan.units import human
 
 from .binding import Binding, bind, check_redundant_head
 from .family import read_architecture
-from .fill import Progress, fill
+from .fill import Filled, Progress, fill
+from .lossless import check_lossless, sources
 from .plan import Format, Plan, Request
 from .work import Work, cut
 
@@ -36,6 +37,7 @@ class Conversion:
     work: Work
     out: Path
     jobs: int
+    lossless: bool
 
     @property
     def artifact(self) -> Path:
@@ -73,8 +75,9 @@ def prepare(
     split: int | None = None,
     context: int | None = None,
     accuracy: int | None = None,
+    lossless: bool = False,
 ) -> Conversion:
-    """Read the config and the headers, choose every type and lay every byte out."""
+    """Read the config and the headers, choose every type and lay every byte out; `lossless` refuses other numbers."""
     form: Format = load("sampan.convert.formats", to, "FORMAT", "--to")
     scheme_name = form.portable.get(quant, quant)
     scheme = get_scheme(scheme_name)
@@ -83,8 +86,10 @@ def prepare(
     binding = bind(checkpoint, family, arch)
     plan = form.plan(checkpoint, arch, binding, Request(out, scheme_name, scheme, split, context, accuracy))
     jobs = jobs or os.cpu_count() or 1
-    work = cut(plan, len(checkpoint.shards), jobs, max_memory)
-    return Conversion(checkpoint, plan, binding, work, out, jobs)
+    if lossless:
+        check_lossless(plan)
+    work = cut(plan, len(checkpoint.shards), jobs, max_memory, compare=lossless or scheme.native)
+    return Conversion(checkpoint, plan, binding, work, out, jobs, lossless)
 
 
 def _refuse_output_in_source(checkpoint: Checkpoint, out: Path) -> None:
@@ -101,12 +106,14 @@ def convert(
     with open_job(c.out, c.plan.files, _identity(c, allow_zero), overwrite=overwrite) as job:
         try:
             check_redundant_head(c.checkpoint, c.binding)
-            hashes = fill(c.work, c.checkpoint, job, c.jobs, allow_zero=allow_zero, progress=progress)
+            filled = fill(
+                c.work, c.checkpoint, job, c.jobs, allow_zero=allow_zero, lossless=c.lossless, progress=progress
+            )
             _check_unchanged(c.checkpoint)
         except InputError:
             discard(c.out, c.plan.files)
             raise
-        job.commit(json.dumps(_manifest(c, hashes), indent=1).encode() + b"\n")
+        job.commit(json.dumps(_manifest(c, filled), indent=1).encode() + b"\n")
     return job
 
 
@@ -115,7 +122,12 @@ def _identity(c: Conversion, allow_zero: bool) -> dict[str, Any]:
     return {
         "version": f"{version('sampan')}, llama-cpp-python {version('llama-cpp-python')}",
         "source": _source_identity(c.checkpoint),
-        "options": {"plan": c.plan.digest(), "chunk": c.work.values, "allow_zero": allow_zero},
+        "options": {
+            "plan": c.plan.digest(),
+            "chunk": c.work.values,
+            "allow_zero": allow_zero,
+            "compare": c.work.compare,
+        },
     }
 
 
@@ -135,12 +147,13 @@ def _check_unchanged(checkpoint: Checkpoint) -> None:
             raise wrong(shard.path, f"{shard.size} bytes", shard.path.stat().st_size, "it changed while it was read")
 
 
-def _manifest(c: Conversion, hashes: dict[str, str]) -> dict[str, Any]:
-    return {
+def _manifest(c: Conversion, filled: Filled) -> dict[str, Any]:
+    manifest = {
         "manifest_version": 1,
         "sampan": version("sampan"),
         "llama_cpp_python": version("llama-cpp-python"),
-        "source": {"id": c.checkpoint.source, "revision": c.checkpoint.revision, "sha256": hashes},
+        "source": {"id": c.checkpoint.source, "revision": c.checkpoint.revision, "sha256": filled.sha256},
+        "stored": sources(c.plan.tensors),
         "family": c.plan.arch.family,
         "scheme": c.plan.scheme,
         "files": {f.path.name: f.size for f in c.plan.files},
@@ -149,3 +162,19 @@ def _manifest(c: Conversion, hashes: dict[str, str]) -> dict[str, Any]:
         "left_out": {part: [t.name for t in infos] for part, infos in c.binding.left_out.items()},
         "notes": list(c.plan.notes),
     }
+    if c.work.compare:
+        manifest["lossless"] = _compared(filled)
+    return manifest
+
+
+def _compared(filled: Filled) -> dict[str, Any]:
+    """How many tensors hold the source's numbers, and how far the others are from them."""
+    changed = {
+        name: {
+            "values": d.values, "changed": d.changed,
+            "relative": float(f"{(d.error / d.norm) ** 0.5:.6g}") if d.norm else 0.0, "largest": d.largest,
+        }
+        for name, d in filled.differences.items()
+        if d.changed
+    }  # fmt: skip
+    return {"exact": len(filled.differences) - len(changed), "changed": changed}

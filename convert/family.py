@@ -13,6 +13,7 @@ from sampan.registry import load_all
 from .architecture import GQA, MLA, Architecture, Block, Dense, MoE
 from .config import Config, read_activation, read_rope, refuse_windows
 from .latent import read_latent_attention, read_sigmoid_experts
+from .quantization import read_rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,8 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:
     """Parse the config once; what would change the model and is not implemented is refused by name."""
     key, family = find_family(checkpoint)
     config = _text_config(checkpoint, family)
-    config.is_default("quantization_config")
     config.is_default("is_causal", True)
+    read_rules(checkpoint.config, config.where)
     hidden = config.natural("hidden_size")
     layers = config.natural("num_hidden_layers", limit=10_000)
     context = config.natural("max_position_embeddings")
@@ -111,7 +112,6 @@ def _text_config(checkpoint: Checkpoint, family: Family) -> Config:
     config = Config(checkpoint.config, str(checkpoint.folder / "config.json"))
     if family.text is None:
         return config
-    config.is_default("quantization_config")
     name, kinds = family.text
     text = config.section(name)
     if text.get("model_type") not in kinds:

@@ -2,7 +2,8 @@
 
 A reader goes through a shard from its first byte to its last, hashes everything it passes and hands rows
 to workers through a pool of buffers; workers decode, check, encode and write them to their place. Memory
-is the pool and two buffers a worker, whatever the model's size.
+is the pool and two buffers a worker, whatever the model's size. Scales and transposed codes, which lie elsewhere,
+are read by the workers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +24,11 @@ from numpy.typing import NDArray
 from sampan.artifact import Job
 from sampan.checkpoint import Checkpoint, Shard
 from sampan.errors import InputError, wrong
-from sampan.quantize import encode_rows
+from sampan.quantize import decode_rows, encode_rows
 
 from .binding import Piece
+from .encoding import read_parts
+from .lossless import repacker
 from .work import Item, Work, pool_size
 
 RECORD_SECONDS = 2.0  # between two journal entries
@@ -31,6 +36,26 @@ RECORD_SECONDS = 2.0  # between two journal entries
 Progress = Callable[[int], None]
 """Called with the number of source bytes passed since the last call, from the reader's thread."""
 Buffer = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Of `values` values, `changed` are not the source's; sums of squares of error and source, the greatest error."""
+
+    values: int = 0
+    changed: int = 0
+    error: float = 0.0
+    norm: float = 0.0
+    largest: float = 0.0
+
+    def __add__(self, other: Difference) -> Difference:
+        return Difference(
+            self.values + other.values,
+            self.changed + other.changed,
+            self.error + other.error,
+            self.norm + other.norm,
+            max(self.largest, other.largest),
+        )
 
 
 class _State:
@@ -43,21 +68,30 @@ class _State:
         self.done: set[int] = set()
         self.alive = bytearray(len(work.units))
         self.hashes: dict[int, str] = {}
-        self.news: dict[str, list[object]] = {"done": [], "alive": [], "sha256": []}
+        self.errors: dict[int, Difference] = {}
+        self.news: dict[str, list[Any]] = {"done": [], "alive": [], "sha256": [], "errors": []}
         for entry in job.records:
             self.done.update(entry["done"])
             self.hashes.update(entry["sha256"])
             for unit in entry["alive"]:
                 self.alive[unit] = 1
+            for unit, *difference in entry["errors"]:
+                self._add(unit, Difference(*difference))
+
+    def _add(self, unit: int, difference: Difference) -> None:
+        self.errors[unit] = self.errors.get(unit, Difference()) + difference
 
     def fail(self, error: BaseException) -> None:
         with self.lock:
             self.error = self.error or error
         self.stop.set()
 
-    def finish(self, item: Item, alive: bool) -> None:
+    def finish(self, item: Item, alive: bool, difference: Difference | None) -> None:
         with self.lock:
             self.news["done"].append(item.number)
+            if difference is not None:
+                self.news["errors"].append((item.unit, *astuple(difference)))
+                self._add(item.unit, difference)
             if alive and not self.alive[item.unit]:
                 self.alive[item.unit] = 1
                 self.news["alive"].append(item.unit)
@@ -75,6 +109,14 @@ class _State:
             job.record(news)
 
 
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """SHA-256 of each shard by name; for each tensor that was compared, by name, what changed."""
+
+    sha256: dict[str, str]
+    differences: dict[str, Difference]
+
+
 def fill(
     work: Work,
     checkpoint: Checkpoint,
@@ -82,13 +124,16 @@ def fill(
     jobs: int,
     *,
     allow_zero: bool = False,
+    lossless: bool = False,
     progress: Progress = lambda n: None,
-) -> dict[str, str]:
-    """Fill every tensor with `jobs` workers; returns the SHA-256 of each shard by name.
+) -> Filled:
+    """Fill every tensor with `jobs` workers.
 
-    Raises InputError for NaN, Inf, an all-zero matrix, a value that its type cannot hold, a changed shard.
+    Raises InputError for NaN, Inf, an all-zero matrix, a value that its type cannot hold, a changed shard; where
+    `lossless`, for a value that changes.
     """
     state = _State(work, job)
+    shards = _Shards(checkpoint)
     pool: queue.Queue[Buffer] = queue.Queue()
     for _ in range(pool_size(jobs)):
         pool.put(np.empty(work.raw_bytes, np.uint8))
@@ -104,10 +149,17 @@ def fill(
 
     def convert() -> None:
         rows, out = np.empty(work.values, np.float32), np.empty(work.out_bytes, np.uint8)
+        again = np.empty(work.values if work.compare else 0, np.float32)
         while (task := tasks.get()) is not None:
             item, raw = task
             if not state.stop.is_set():
-                state.finish(item, _convert(item, raw, rows, out, checkpoint, job))
+                alive, values, encoded = _convert(item, raw, rows, out, shards, job)
+                difference = None
+                if work.compare:
+                    difference, errors = _compare(item, values, encoded, again)
+                    if lossless and difference.changed:
+                        raise _not_lossless(item, values, errors, checkpoint)
+                state.finish(item, alive, difference)
             pool.put(raw)
 
     def guarded(run: Callable[[], None]) -> None:
@@ -116,7 +168,7 @@ def fill(
         except BaseException as e:
             state.fail(e)
 
-    with ThreadPoolExecutor(jobs + 1) as threads:
+    with shards, ThreadPoolExecutor(jobs + 1) as threads:
         for _ in range(jobs):
             threads.submit(guarded, convert)
         reader = threads.submit(guarded, read)
@@ -136,7 +188,35 @@ def fill(
     if not allow_zero:
         _check_alive(work, state.alive, checkpoint)
     state.record(job)
-    return {shard.name: state.hashes[n] for n, shard in enumerate(checkpoint.shards)}
+    differences: dict[str, Difference] = {}
+    for unit, difference in state.errors.items():
+        name = work.units[unit][0].bound.spec.name
+        differences[name] = differences.get(name, Difference()) + difference
+    return Filled({shard.name: state.hashes[n] for n, shard in enumerate(checkpoint.shards)}, differences)
+
+
+class _Shards:
+    """The shards by number, opened when first asked for, for reads that are not part of the pass."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.files: dict[int, int] = {}
+        self.lock = threading.Lock()
+
+    def __getitem__(self, shard: int) -> int:
+        with self.lock:
+            if shard not in self.files:
+                path = self.checkpoint.shards[shard].path
+                assert path is not None  # noqa: S101 - only a plan is made without files
+                self.files[shard] = os.open(path, os.O_RDONLY)
+            return self.files[shard]
+
+    def __enter__(self) -> _Shards:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for fd in self.files.values():
+            os.close(fd)
 
 
 class _StoppedError(Exception):
@@ -196,26 +276,66 @@ def _get(pool: queue.Queue[Buffer], state: _State) -> Buffer:
     raise _StoppedError
 
 
-def _convert(item: Item, raw: Buffer, rows: NDArray[np.float32], out: Buffer, checkpoint: Checkpoint, job: Job) -> bool:
-    """Decode, check, encode and write one item; returns whether any value is other than zero."""
-    piece, tensor = item.piece, item.tensor
-    columns = tensor.bound.stored_columns(piece)
+def _convert(
+    item: Item, raw: Buffer, rows: NDArray[np.float32], out: Buffer, shards: _Shards, job: Job
+) -> tuple[bool, NDArray[np.float32], Buffer]:
+    """Decode, check, encode and write one item; returns whether any value is other than zero, the values of the output
+    rows, float32 [rows, columns], and the encoded.
+    """
+    piece, tensor, checkpoint = item.piece, item.tensor, shards.checkpoint
+    stored, columns = piece.stored, tensor.bound.stored_columns(piece)
     values = rows[: item.rows * columns].reshape(item.rows, columns)
-    piece.encoding.decode(piece.info.dtype, raw[: item.nbytes], values)
+    reads = stored.encoding.reads(stored, item.first_row, item.rows)
+    buffers = read_parts(stored, reads, shards, raw, streamed=item.nbytes > 0)
+    try:
+        with np.errstate(invalid="ignore", over="ignore"):  # an infinite scale: found below
+            stored.encoding.decode(stored, buffers, item.first_row, values)
+    except InputError as e:  # a companion's values
+        raise InputError(f"{checkpoint.shards[piece.shard].name}: {e}") from None
     low, high = float(values.min()), float(values.max())  # NaN wins both
     if not (np.isfinite(low) and np.isfinite(high)):
         row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
         bad = values[row][~np.isfinite(values[row])][0]
         raise wrong(_where(piece, checkpoint), "finite values", f"{bad} in row {item.first_row + row}")
+    repack = None if piece.transposed else repacker(stored, tensor.type)
     if piece.transposed:
         values = np.ascontiguousarray(values.T)
     encoded = out[: len(values) * tensor.type.row_bytes(tensor.bound.columns)]
     try:
-        encode_rows(tensor.type, values, encoded)
+        if repack is not None:
+            repack(buffers, item.first_row, item.rows, encoded)
+        else:
+            encode_rows(tensor.type, values, encoded)
     except InputError as e:
         raise InputError(f"{_where(piece, checkpoint)}: {e}; choose another --quant") from None
     _write(item, len(values), encoded, job.fds[tensor.file])
-    return low != 0 or high != 0
+    return low != 0 or high != 0, values, encoded
+
+
+def _compare(
+    item: Item, values: NDArray[np.float32], encoded: Buffer, again: NDArray[np.float32]
+) -> tuple[Difference, NDArray[np.float32]]:
+    """What was encoded, decoded into `again`, against `values`; and the differences, float32 [rows, columns]."""
+    errors = again[: values.size].reshape(values.shape)
+    decode_rows(item.tensor.type, encoded, errors)
+    errors -= values
+    x, y = values.reshape(-1), errors.reshape(-1)
+    changed = int(np.count_nonzero(y))
+    if not changed:
+        return Difference(x.size, 0, 0.0, float(np.dot(x, x)), 0.0), errors
+    return Difference(x.size, changed, float(np.dot(y, y)), float(np.dot(x, x)), float(np.abs(y).max())), errors
+
+
+def _not_lossless(
+    item: Item, values: NDArray[np.float32], errors: NDArray[np.float32], checkpoint: Checkpoint
+) -> InputError:
+    first = int(np.flatnonzero(errors)[0])
+    kind, value = item.tensor.type.name, float(values.flat[first])
+    return wrong(
+        _where(item.piece, checkpoint), f"values that {kind} holds, for --lossless",
+        f"{value:.9g}, which becomes {value + float(errors.flat[first]):.9g}",
+        "without --lossless the nearest is written and its error reported",
+    )  # fmt: skip
 
 
 def _write(item: Item, rows: int, encoded: Buffer, fd: int) -> None:
@@ -241,7 +361,7 @@ def _pwrite(fd: int, data: Buffer, position: int) -> None:
 def _check_alive(work: Work, alive: bytearray, checkpoint: Checkpoint) -> None:
     for flag, (tensor, piece) in zip(alive, work.units, strict=True):
         if not flag and not tensor.bound.spec.may_be_zero:
-            rows = f"rows {piece.start} to {piece.start + piece.rows - 1} of " if len(piece.info.shape) == 3 else ""
+            rows = f"rows {piece.start} to {piece.start + piece.rows - 1} of " if len(piece.stored.shape) == 3 else ""
             raise wrong(
                 _where(piece, checkpoint), "values", f"nothing but zeros in {rows}it",
                 "--allow-zero converts it all the same",

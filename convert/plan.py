@@ -72,7 +72,9 @@ class Plan:
         for t in self.tensors:
             h.update(f"{t.bound.spec.name} {t.type.name} {t.file} {t.offsets}\n".encode())
             for p in t.bound.pieces:
-                h.update(f"  {p.shard} {p.info.name} {p.info.dtype} {p.start} {p.rows} {p.at} {p.step}\n".encode())
+                h.update(f"  {p.stored.label} {p.start} {p.rows} {p.at} {p.step}\n".encode())
+                for part in p.stored.parts:
+                    h.update(f"    {part.shard} {part.info.name} {part.info.dtype}\n".encode())
         return h.hexdigest()
 
 
@@ -114,4 +116,5 @@ def facts(arch: Architecture, bound: Bound, *, wide: bool = False) -> TensorFact
         experts=ffn.experts if isinstance(ffn, MoE) else 0,
         tied=arch.tied,
         wide=wide,
+        stored=bound.kind,
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from sampan.errors import wrong
 
 from .binding import Piece
+from .encoding import buffer_size
 from .plan import Plan, PlannedTensor
 
 CHUNK_VALUES = 1 << 20  # values in one work item: 4 MB as float32, which stays in the cache
@@ -15,7 +15,11 @@ CHUNK_VALUES = 1 << 20  # values in one work item: 4 MB as float32, which stays 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Some rows of one piece: `offset` in the shard, `at` the first row in the output tensor."""
+    """Some rows of one piece: `at` is the first row in the output tensor.
+
+    `offset`, `nbytes`: what the pass over the shard hands on. Codes that do not lie together (transposed weights) are
+    read by the worker when the pass is behind them: then `nbytes` is 0.
+    """
 
     number: int
     tensor: PlannedTensor
@@ -30,17 +34,22 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """All items by shard, in file order; `values`, `raw_bytes` and `out_bytes` are those of the largest item."""
+    """All items by shard, in file order; `values`, `raw_bytes` and `out_bytes` are those of the largest item.
+
+    `compare`: what was written is decoded again and compared with its source.
+    """
 
     by_shard: tuple[tuple[Item, ...], ...]
     units: tuple[tuple[PlannedTensor, Piece], ...]
     values: int
     raw_bytes: int
     out_bytes: int
+    compare: bool
 
     def buffers(self, jobs: int) -> int:
         """Bytes of all row buffers with `jobs` workers."""
-        return jobs * (4 * self.values + self.out_bytes) + pool_size(jobs) * self.raw_bytes
+        rows = 8 if self.compare else 4
+        return jobs * (rows * self.values + self.out_bytes) + pool_size(jobs) * self.raw_bytes
 
 
 def pool_size(jobs: int) -> int:
@@ -48,13 +57,13 @@ def pool_size(jobs: int) -> int:
     return jobs + 2
 
 
-def cut(plan: Plan, shards: int, jobs: int, max_memory: int) -> Work:
+def cut(plan: Plan, shards: int, jobs: int, max_memory: int, *, compare: bool = False) -> Work:
     """Cut the plan into items whose buffers stay within `max_memory` bytes (a row is never cut)."""
     chunk, one_row = CHUNK_VALUES, max(t.bound.columns for t in plan.tensors)
-    work = _cut(plan, shards, chunk)
+    work = _cut(plan, shards, chunk, compare)
     while work.buffers(jobs) > max_memory and chunk > one_row:
         chunk //= 2
-        work = _cut(plan, shards, chunk)
+        work = _cut(plan, shards, chunk, compare)
     if work.buffers(jobs) > max_memory:
         raise wrong(
             "--max-memory",
@@ -65,7 +74,7 @@ def cut(plan: Plan, shards: int, jobs: int, max_memory: int) -> Work:
     return work
 
 
-def _cut(plan: Plan, shards: int, chunk: int) -> Work:
+def _cut(plan: Plan, shards: int, chunk: int, compare: bool) -> Work:
     by_shard: list[list[Item]] = [[] for _ in range(shards)]
     units: list[tuple[PlannedTensor, Piece]] = []
     number = values = raw = out = 0
@@ -73,11 +82,13 @@ def _cut(plan: Plan, shards: int, chunk: int) -> Work:
         row_out = tensor.type.row_bytes(tensor.bound.columns)
         for piece in tensor.bound.pieces:
             columns = tensor.bound.stored_columns(piece)
-            step = piece.rows if piece.transposed else max(1, chunk // columns)
-            row_in = piece.info.nbytes // _stored_rows(piece, columns)
-            for start in range(0, piece.rows, step):
-                rows = min(step, piece.rows - start)
-                offset = piece.info.offset + (piece.start + start) * row_in
+            step = max(1, chunk // columns)
+            whole = piece.rows if piece.transposed else step // piece.stored.step * piece.stored.step or step
+            for start in range(0, piece.rows, whole):
+                rows = min(whole, piece.rows - start)
+                reads = piece.stored.encoding.reads(piece.stored, piece.start + start, rows)
+                together = reads[0].count == 1
+                offset = piece.info.offset + (reads[0].start if together else piece.info.nbytes)
                 by_shard[piece.shard].append(
                     Item(
                         number,
@@ -86,18 +97,14 @@ def _cut(plan: Plan, shards: int, chunk: int) -> Work:
                         len(units),
                         piece.start + start,
                         offset,
-                        rows * row_in,
+                        reads[0].nbytes if together else 0,
                         rows,
                         piece.at + start * piece.step,
                     )
                 )
                 number += 1
-                values, raw = max(values, rows * columns), max(raw, rows * row_in)
+                values, raw = max(values, rows * columns), max(raw, buffer_size(reads))
                 out = max(out, (columns if piece.transposed else rows) * row_out)
             units.append((tensor, piece))
     ordered = tuple(tuple(sorted(items, key=lambda i: i.offset)) for items in by_shard)
-    return Work(ordered, tuple(units), values, raw, out)
-
-
-def _stored_rows(piece: Piece, columns: int) -> int:
-    return max(1, math.prod(piece.info.shape) // columns)
+    return Work(ordered, tuple(units), values, raw, out, compare)

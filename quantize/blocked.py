@@ -70,6 +70,15 @@ def encode_rows(kind: BlockType, rows: Floats, out: Bytes) -> None:
     if k % kind.block:
         rows = np.pad(rows, ((0, 0), (0, blocks * kind.block - k)))
     q, scales, zeros = kind.encode(rows.reshape(-1, kind.block))
+    pack_rows(kind, q, scales, zeros, n, out)
+
+
+def pack_rows(kind: BlockType, q: Bytes, scales: NDArray[np.float16], zeros: Bytes | None, n: int, out: Bytes) -> None:
+    """Values uint8, scales and zero points of n rows, block after block, → their arrays in `out`.
+
+    Raises InputError when a scale does not fit float16.
+    """
+    blocks = scales.size // n
     if not np.isfinite(scales).all():
         raise InputError(f"its values do not fit {kind.name} (a scale overflows float16)")
     arrays = [_pack(q, kind.width), scales.view(np.uint8)]

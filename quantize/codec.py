@@ -28,6 +28,28 @@ def encode_rows(kind: TensorType, rows: NDArray[np.float32], out: NDArray[np.uin
         ggml.encode_rows(kind, rows, out)
 
 
+def pack_integers(
+    kind: TensorType,
+    codes: NDArray[np.uint8],
+    scales: NDArray[np.float32],
+    zeros: NDArray[np.uint8] | None,
+    out: NDArray[np.uint8],
+) -> None:
+    """4-bit codes [n, k] → `kind`, as they are: (code - zero point) · scale, the zero point 8 where `zeros` is None.
+
+    `scales` and `zeros`: [n, blocks of the type]; scales become float16. Raises InputError when one overflows it.
+    """
+    if isinstance(kind, BlockType):
+        with np.errstate(over="ignore"):
+            half = scales.astype(np.float16).reshape(-1)
+        if kind.zero_points and zeros is None:
+            zeros = np.full(scales.shape, 8, np.uint8)
+        blocked.pack_rows(kind, codes.reshape(-1, kind.block), half, zeros, len(codes), out)
+    else:
+        ggml.pack_q4_0(codes, scales, out)
+        ggml.validate_rows(kind, out)
+
+
 def decode_rows(kind: TensorType, data: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
     """Decode what `encode_rows` wrote into `out`, float32 [n, k]."""
     if isinstance(kind, BlockType):

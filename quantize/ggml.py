@@ -47,8 +47,25 @@ def encode_rows(
     )
     if written != out.nbytes:
         raise AssertionError(f"ggml_quantize_chunk wrote {written} bytes of {kind.name}, expected {out.nbytes}")
-    if not lib.ggml_validate_row_data(kind.id, out.ctypes.data, out.nbytes):
+    validate_rows(kind, out)
+
+
+def validate_rows(kind: NumberType, data: NDArray[np.uint8]) -> None:
+    """Refuse encoded blocks whose scale is not finite."""
+    if not _library().ggml_validate_row_data(kind.id, data.ctypes.data, data.nbytes):
         raise InputError(f"its values do not fit {kind.name} (a scale overflows float16)")
+
+
+def pack_q4_0(codes: NDArray[np.uint8], scales: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
+    """Codes [n, k] with scales [n, k / 32] of values (code - 8) · scale → Q4_0 blocks; a scale is rounded to float16.
+
+    A block (`block_q4_0` in ggml-common.h) is the scale and 16 bytes; byte j holds value j low and value j + 16 high.
+    """
+    blocks = out.reshape(-1, 18)
+    with np.errstate(over="ignore"):  # infinite scales are refused by their validation
+        blocks[:, :2] = scales.astype("<f2").reshape(-1, 1).view(np.uint8)
+    halves = codes.reshape(-1, 2, 16)
+    np.bitwise_or(halves[:, 0], halves[:, 1] << 4, out=blocks[:, 2:])
 
 
 def decode_rows(kind: NumberType, data: NDArray[np.uint8], out: NDArray[np.float32]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from sampan.registry import load
 
@@ -28,6 +29,7 @@ class TensorFacts:
     experts: int
     tied: bool  # the embedding is the head too
     wide: bool  # the model that llama.cpp calls 70B, whose attn_v gets more bits
+    stored: str  # one of KINDS
 
 
 LAYERS: Mapping[str, Callable[[int, int], bool]] = {
@@ -42,12 +44,24 @@ LAYERS: Mapping[str, Callable[[int, int], bool]] = {
     "ends and thirds": lambda i, n: i < -(-n // 8) or i >= n - -(-n // 8) or (i - -(-n // 8)) % 3 == 1,
 }
 
+# How a checkpoint holds a weight. int4: symmetric, in blocks of 32; other int4: columns out of order, odd groups
+KINDS = (
+    "bf16", "f16", "f32", "fp8", "mxfp4", "int4", "int4 with zeros by 32", "int4 with zeros by 128", "other int4",
+    "mixed",
+)  # fmt: skip
+
+
+def _is_stored(kind: str, t: TensorFacts) -> bool:
+    return t.stored == kind
+
+
 CONDITIONS: Mapping[str, Callable[[TensorFacts], bool]] = {
     "always": lambda t: True,
     "tied": lambda t: t.tied,
     "gqa of 4 or more": lambda t: t.gqa >= 4,
     "8 experts": lambda t: t.experts == 8,
     "wide": lambda t: t.wide,
+    **{f"stored as {kind}": partial(_is_stored, kind) for kind in KINDS},
 }
 
 
@@ -70,11 +84,19 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """`file_type` is llama.cpp's number for the scheme (`general.file_type`); None for one that it does not have."""
+    """`file_type` is llama.cpp's number for the scheme (`general.file_type`); None for one that it does not have.
+
+    `native`: types follow what is stored, so every value is compared with its source.
+    """
 
     default: str
     file_type: int | None
     rules: tuple[Rule, ...] = ()
+    native: bool = False
+
+    @property
+    def types(self) -> set[str]:
+        return {self.default, *(r.type for r in self.rules)}
 
 
 # A type whose block does not divide the row falls back to one that may, and at last to f16.

@@ -45,6 +45,10 @@ def number_type(name: str) -> NumberType:
     return _table()[name]
 
 
+def is_number_type(name: str) -> bool:
+    return name in _table()
+
+
 def number_type_by_id(type_id: int) -> NumberType | None:
     """The type with ggml's number `type_id`, or None for one that the gguf package does not know."""
     return next((t for t in _table().values() if t.id == type_id), None)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import encoders
 import pytest
 import tiny
 
@@ -26,6 +27,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if name not in built:
             built[name] = tiny.build(name, tmp_path_factory.mktemp("models") / name)
         return built[name]
+
+    return get
+
+
+Pair = Callable[[str], tuple[Path, Path]]
+
+
+@pytest.fixture(scope="session")
+def pair(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """`pair(encoding)` → a checkpoint in one of encoders.ENCODERS, and the plain one with the same values."""
+    made: dict[str, tuple[Path, Path]] = {}
+
+    def get(name: str) -> tuple[Path, Path]:
+        if name not in made:
+            made[name] = encoders.encode(model(encoders.TINY), tmp_path_factory.mktemp(name), name)
+        return made[name]
 
     return get
 

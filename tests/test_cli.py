@@ -44,7 +44,7 @@ def test_plan_tells_the_truth_and_writes_nothing(gguf: Callable[[str, str], Path
     types = json.loads(made.with_name(made.name + ".manifest.json").read_text())["tensors"]
     assert {t["name"]: t["type"] for t in data["tensors"]} == types
     text = run_cli("convert", str(tiny.FIXTURE), "--plan").stdout
-    assert re.search(r"^token_embd\.weight +2048 × 256  q6_k +430080 +6\.56$", text, re.MULTILINE)
+    assert re.search(r"^token_embd\.weight +2048 × 256  bf16 +q6_k +430080 +6\.56$", text, re.MULTILINE)
     assert (
         f"{made.stat().st_size} bytes" in text and "row buffers" in text and "bits per weight  5.040 (q4_k_m)" in text
     )
@@ -100,7 +100,7 @@ def test_sharded_source_gives_the_same_file(gguf: Callable[[str, str], Path], tm
 def test_inspect_a_checkpoint() -> None:
     shown = run_cli("inspect", str(tiny.FIXTURE))
     assert shown.returncode == 0, shown.stderr
-    for text in ("qwen3", "GQA(heads=4, kv_heads=2, head_dim=128", "pre-tokenizer", "BF16", "<|im_end|>"):
+    for text in ("qwen3", "GQA(heads=4, kv_heads=2, head_dim=128", "pre-tokenizer", "bf16", "<|im_end|>"):
         assert text in shown.stdout
     data = json.loads(run_cli("inspect", str(tiny.FIXTURE), "--json", "--tensors").stdout)
     assert data["parameters"] == sum(int(np.prod(t["shape"])) for t in data["tensors"])
@@ -111,7 +111,7 @@ def test_inspect_says_why_a_checkpoint_cannot_be_converted(tmp_path: Path) -> No
     tiny.edit_json(folder / "config.json", hidden_act="gelu")
     data = json.loads(run_cli("inspect", str(folder), "--json").stdout)
     assert "hidden_act: expected silu, found gelu" in data["not convertible"]
-    assert data["types"]["BF16"]["tensors"] == 46
+    assert data["types"]["bf16"]["tensors"] == 46
 
 
 def test_inspect_a_gguf(gguf: Callable[[str, str], Path]) -> None:

@@ -35,9 +35,9 @@ main()
 """
 
 
-def start_slow(source: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+def start_slow(source: Path, out: Path, *options: str, quant: str = "q8_0") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", SLOW, "convert", str(source), "--quant", "q8_0", "-o", str(out), *options],
+        [sys.executable, "-c", SLOW, "convert", str(source), "--quant", quant, "-o", str(out), *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -54,8 +54,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
-def kill_on_the_way(source: Path, out: Path, lines: int = 4) -> None:
-    process = start_slow(source, out)
+def kill_on_the_way(source: Path, out: Path, lines: int = 4, quant: str = "q8_0") -> None:
+    process = start_slow(source, out, quant=quant)
     wait_for(lambda: journal_lines(out) >= lines or process.poll() is not None)
     assert process.poll() is None, "it finished before it could be killed"
     process.send_signal(signal.SIGKILL)
@@ -72,7 +72,7 @@ def test_a_killed_run_continues_and_gives_the_same_bytes(gguf: Callable[[str, st
     converted = []
     real = fill._convert
 
-    def count(item: fill.Item, *rest: object) -> bool:
+    def count(item: fill.Item, *rest: object) -> object:
         converted.append(item.number)
         return real(item, *rest)  # type: ignore[arg-type]
 

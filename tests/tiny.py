@@ -68,6 +68,10 @@ MODELS: dict[str, Tiny] = {
     "qwen3-odd-widths": _qwen(
         "Qwen3Config", hidden_size=96, head_dim=48, intermediate_size=176, num_attention_heads=4
     ),
+    # 160 and 288 are multiples of 32 and not of 128; for checkpoints with blocks of either
+    "qwen3-odd-blocks": _qwen(
+        "Qwen3Config", hidden_size=160, head_dim=40, intermediate_size=288, num_hidden_layers=2
+    ),
     "qwen3-yarn": _qwen("Qwen3Config", head_dim=64, rope_parameters=YARN),
     "qwen3-yarn-attention": _qwen(
         "Qwen3Config",

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from sampan.checkpoint import Checkpoint
 from sampan.convert.binding import EMBEDDING, HEAD, Bound, Piece, bind
+from sampan.convert.encoding import buffer_size, read_parts
 from sampan.convert.family import read_architecture
 from sampan.quantize.ggml import decode_rows, encode_rows
 
@@ -73,8 +74,8 @@ def audit(
     result.findings += [f"{name}: an orphan, the checkpoint has no such tensor" for name in stored]
     jobs = jobs or os.cpu_count() or 1
     with ExitStack() as files:
-        fds = {s.path: files.enter_context(s.path.open("rb")).fileno() for s in checkpoint.shards if s.path}
-        fds |= {p: files.enter_context(p.open("rb")).fileno() for p in {t.path for _, t in pairs}}
+        shards = {n: files.enter_context(s.path.open("rb")).fileno() for n, s in enumerate(checkpoint.shards) if s.path}
+        fds = {p: files.enter_context(p.open("rb")).fileno() for p in {t.path for _, t in pairs}}
         lock = threading.Lock()
 
         def one(pair: tuple[Bound, Stored]) -> tuple[TensorError, list[str], int]:
@@ -82,7 +83,7 @@ def audit(
                 with lock:
                     progress(n)
 
-            return _Pair(*pair, checkpoint, fds).compare(passed)
+            return _Pair(*pair, shards, fds).compare(passed)
 
         with ThreadPoolExecutor(jobs) as threads:
             for error, findings, nbytes in threads.map(one, pairs):
@@ -106,20 +107,19 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 class _Pair:
     """One tensor on both sides."""
 
-    def __init__(self, bound: Bound, stored: Stored, checkpoint: Checkpoint, fds: dict[Path, int]) -> None:
-        self.bound, self.stored, self.checkpoint, self.fds = bound, stored, checkpoint, fds
+    def __init__(self, bound: Bound, stored: Stored, shards: dict[int, int], fds: dict[Path, int]) -> None:
+        self.bound, self.stored, self.shards, self.fds = bound, stored, shards, fds
         self.columns, self.rows = bound.columns, bound.rows
         self.nbytes = 0
 
     def source(self, piece: Piece, start: int, rows: int) -> NDArray[np.float32]:
         """Rows of a piece, float32 [rows, columns]."""
-        row = piece.info.nbytes // (int(np.prod(piece.info.shape)) // self.columns)
-        path = self.checkpoint.shards[piece.shard].path
-        assert path is not None  # noqa: S101 - only a plan is made without files
-        raw = os.pread(self.fds[path], rows * row, piece.info.offset + (piece.start + start) * row)
-        self.nbytes += len(raw)
+        stored = piece.stored
+        reads = stored.encoding.reads(stored, piece.start + start, rows)
+        buffers = read_parts(stored, reads, self.shards, np.empty(buffer_size(reads), np.uint8))
+        self.nbytes += sum(r.total for r in reads)
         out = np.empty((rows, self.columns), np.float32)
-        piece.encoding.decode(piece.info.dtype, np.frombuffer(raw, np.uint8), out)
+        stored.encoding.decode(stored, buffers, piece.start + start, out)
         return out
 
     def target(self, start: int, rows: int) -> NDArray[np.float32]:

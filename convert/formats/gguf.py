@@ -11,6 +11,7 @@ from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint, read_json
 from sampan.errors import brief, wrong
 from sampan.quantize import NumberType, Scheme, choose_type, get_scheme
+from sampan.quantize.types import is_number_type
 
 from ..architecture import MLA, Architecture, Dense, LinearScaling, MoE, YarnScaling, kv_heads
 from ..binding import Binding, Bound, bind
@@ -33,7 +34,7 @@ def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: 
     for option, value in (("--context", request.context), ("--accuracy-level", request.accuracy)):
         if value is not None:
             raise wrong(option, "none with --to gguf: it is for ONNX graphs", value)
-    if scheme.file_type is None:
+    if not all(map(is_number_type, scheme.types)):
         raise wrong("--quant", "a scheme of llama.cpp, such as q4_k_m", request.scheme_name)
     check_engine(checkpoint.folder / "config.json", _engine(arch), arch)
     wide = (_engine(arch), len(arch.blocks)) == WIDE
@@ -126,7 +127,8 @@ def _metadata(
     elif attention.qk_norm:  # elsewhere llama.cpp derives it, see check_engine
         w.add_key_length(attention.head_dim)
         w.add_value_length(attention.head_dim)
-    w.add_file_type(scheme.file_type)
+    if scheme.file_type is not None:
+        w.add_file_type(scheme.file_type)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _tokenizer(w, tokenizer)
     return {key: _value(value) for key, value in w.kv_data[0].items()}

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sampan.quantize.ggml import decode_rows
 from sampan.quantize.types import number_type
+from sampan.safetensors import ITEMSIZE
 
-from ..encoding import Encoding
-
-
-def _decode(dtype: str, raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-    decode_rows(number_type(dtype.lower()), raw, out)
+from ..encoding import Buffer, Encoding, Read, StoredTensor
 
 
-ENCODING = Encoding(dtypes=("BF16", "F16", "F32"), decode=_decode)
+def _reads(stored: StoredTensor, start: int, rows: int) -> tuple[Read, ...]:
+    row = stored.columns * ITEMSIZE[stored.main.info.dtype]
+    return (Read(0, start * row, rows * row),)
+
+
+def _decode(stored: StoredTensor, buffers: Sequence[Buffer], start: int, out: NDArray[np.float32]) -> None:
+    decode_rows(number_type(stored.main.info.dtype.lower()), buffers[0], out)
+
+
+ENCODING = Encoding(name="plain", dtypes=("BF16", "F16", "F32"), reads=_reads, decode=_decode)

@@ -116,9 +116,11 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         "expected qwen3 with Qwen3ForCausalLM, found qwen2",
     ),
     "unknown-activation": (CONFIG | {"hidden_act": "relu2"}, "hidden_act: expected silu, found relu2"),
-    "quantised": (
-        CONFIG | {"quantization_config": {"quant_method": "fp8"}},
-        "quantization_config: expected none, found {'quant_method': 'fp8'}",
+    "unknown-quantisation": (
+        CONFIG | {"quantization_config": {"quant_method": "bitsandbytes"}},
+        "quantization_config: quant_method: expected one of awq, fp8, compressed-tensors/float-quantized, "
+        "compressed-tensors/naive-quantized, gptq, compressed-tensors/mxfp4-pack-quantized, "
+        "compressed-tensors/pack-quantized, found bitsandbytes",
     ),
     "unknown-rope": (
         CONFIG | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
@@ -273,6 +275,70 @@ CONFIGS |= {
     "vision-no-text": (vision(text_config=None), "model_type: expected deepseek_v3 or kimi_k2, found None"),
     "vision-tied-outside": (vision(tie_word_embeddings=True), "tie_word_embeddings: expected False, found True"),
 }  # fmt: skip
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+
+
+def quantised(**settings: Any) -> dict[str, Any]:
+    return CONFIG | {"quantization_config": settings}
+
+
+def packed(weights: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": WEIGHTS | (weights or {})}
+    packing = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": group}}
+    return quantised(**packing | settings)
+
+
+CONFIGS |= {
+    "quantisation-is-text": (CONFIG | {"quantization_config": "fp8"}, "quantization_config: expected an object"),
+    "nested-quantisation-differs": (
+        quantised(**FP8) | {"text_config": {"quantization_config": GPTQ}},
+        "text_config: quantization_config: expected the same as quantization_config at the top, found another",
+    ),
+    "fp8-unknown-key": (quantised(**FP8, rotation="hadamard"), "expected only quant_method, fmt,"),
+    "fp8-e5m2": (quantised(**FP8 | {"fmt": "e5m2"}), "fmt: expected 'e4m3', found e5m2"),
+    "fp8-block-of-one": (
+        quantised(**FP8 | {"weight_block_size": [128]}),
+        "weight_block_size: expected rows and columns of a block, found [128]",
+    ),
+    "fp8-list-of-numbers": (
+        quantised(**FP8, modules_to_not_convert=[3]),
+        "modules_to_not_convert: expected a list of names, found [3]",
+    ),
+    "gptq-3-bits": (quantised(**GPTQ | {"bits": 3}), "bits: expected 4, found 3"),
+    "gptq-no-group": (quantised(**GPTQ | {"group_size": 0}), "group_size: expected values in a group, or -1, found 0"),
+    "gptq-marlin": (
+        quantised(**GPTQ, checkpoint_format="marlin"),
+        "checkpoint_format: expected gptq or gptq_v2, found marlin",
+    ),
+    "gptq-other-bits-for-some": (
+        quantised(**GPTQ, dynamic={"+:.*down.*": {"bits": 8}}),
+        "dynamic: expected the same settings for all modules, found +:.*down.*: {'bits': 8}",
+    ),
+    "gptq-endless-pattern": (
+        quantised(**GPTQ, dynamic={"-:(a+)+$": {}}),
+        "expected a pattern of at most 400 characters without repeated groups, found (a+)+$",
+    ),
+    "awq-gemv": (
+        quantised(quant_method="awq", bits=4, group_size=128, version="gemv"),
+        "version: expected gemm, found gemv",
+    ),
+    "packed-without-groups": (packed(config_groups={}), "config_groups: expected groups of modules, found none"),
+    "packed-8-bits": (packed({"num_bits": 8}), "weights: expected 4-bit integers, found 8-bit int"),
+    "packed-by-tensor": (
+        packed({"strategy": "tensor", "group_size": None}),
+        "strategy: expected group with a group_size, or channel, found tensor with group_size -1",
+    ),
+    "packed-moved-columns": (packed({"actorder": "group"}), "actorder: expected 'weight' or 'static' or False"),
+    "packed-rotated": (
+        packed(transform_config={"config_groups": {"R1": {"type": "hadamard"}}}),
+        "transform_config: config_groups: expected",
+    ),
+    "packed-sparse": (packed(sparsity_config={"format": "sparse-24-bitmask"}), "sparsity_config: format: expected"),
+    "packed-unknown-format": (packed(format="marlin-24"), "format: expected one of awq, fp8,"),
+    "packed-bad-pattern": (packed(ignore=["re:("]), "ignore: expected a regular expression, found (: missing )"),
+}
 
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"

@@ -68,4 +68,4 @@ def _block(part: object) -> Callable[[Cpu, Any, int, Edge], Edge]:
     return write
 
 
-FORMAT = Format(portable={"int8": "q8_0", "fp16": "f16", "fp32": "f32"}, plan=plan)
+FORMAT = Format(portable={"int8": "q8_0", "native": "native_onnx", "fp16": "f16", "fp32": "f32"}, plan=plan)

@@ -143,5 +143,8 @@ def _stack(parts: list[Bound], name: str, interleave: bool) -> tuple[Bound, tupl
 def _as_column(bound: Bound) -> Bound:
     """A vector as rows of one value, so that vectors stack."""
     n = bound.columns
-    pieces = tuple(replace(p, start=p.start * n, rows=p.rows * n, at=p.at * n) for p in bound.pieces)
+    pieces = tuple(
+        replace(p, stored=replace(p.stored, shape=(n, 1)), start=p.start * n, rows=p.rows * n, at=p.at * n)
+        for p in bound.pieces
+    )
     return Bound(replace(bound.spec, shape=(n, 1)), pieces)

@@ -1,0 +1,127 @@
+"""The checkpoint's quantization_config → rules, and every tensor as a stored weight with its companions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from sampan.checkpoint import Checkpoint
+from sampan.errors import brief, wrong
+
+from .config import Config
+from .encoding import Encoding, Part, Rule, StoredTensor, Tensors, encodings
+
+KEY = "quantization_config"
+MAX_PATTERN = 400  # characters
+# the modules that quantisers take unless told otherwise: linear layers of the blocks, the router not among them
+LINEAR = re.compile(r"(.*\.)?\d+\..*(_proj|_proj_with_mqa|\.w[123])")
+
+
+def read_storage(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """Every weight of the checkpoint by the name that families know; companions are part of their weight."""
+    rules = read_rules(checkpoint.config, str(checkpoint.folder / "config.json"))
+    tensors = Tensors(checkpoint.tensors(), [s.name for s in checkpoint.shards])
+    used: dict[str, Encoding] = {r.encoding.name: r.encoding for r in rules}
+    stored: dict[str, StoredTensor] = {}
+    claimed: set[str] = set()
+    for name, (_, info) in tensors.tensors.items():
+        encoding = _encoding(name, info.dtype, used.values())
+        if encoding is None:
+            continue
+        module = name.removesuffix(encoding.main).removesuffix(".weight")
+        if any(r.covers(module) is False for r in rules) and not any(r.covers(module) for r in rules):
+            raise wrong(tensors.where(name), f"plain numbers, as {KEY} lists it", f"{encoding.name} codes")
+        own = [r for r in rules if r.encoding is encoding]
+        rule = next((r for r in own if r.covers(module)), own[0])
+        assert encoding.open is not None  # noqa: S101 - only plain has none, and no rule names it
+        weight = encoding.open(name, tensors, rule.scaling)
+        stored[weight.name] = weight
+        claimed.update(p.info.name for p in weight.parts)
+    plain = encodings()["plain"]
+    for name, (shard, info) in tensors.tensors.items():
+        if name in claimed:
+            continue
+        if name in stored:
+            raise wrong(tensors.where(name), f"one storage, {stored[name].main.info.name}", "two")
+        rule_of = next((r for r in rules if r.covers(name.removesuffix(".weight"))), None)
+        promised = rule_of.encoding.name if rule_of and len(info.shape) > 1 else ""
+        stored[name] = StoredTensor(name, info.shape, plain, (Part(shard, info),), promised=promised)
+    return stored
+
+
+def _encoding(name: str, dtype: str, used: Iterable[Encoding]) -> Encoding | None:
+    """The encoding whose codes this tensor is, by name and dtype; by its name alone, so that `open` can refuse it."""
+    named = [e for e in used if name.endswith(e.main)]
+    return next((e for e in named if dtype in e.dtypes), next((e for e in named if e.main), None))
+
+
+def read_rules(values: Mapping[str, Any], where: str) -> tuple[Rule, ...]:
+    """What quantization_config says, at the top or in text_config; an unknown method or setting is refused."""
+    config = Config(values, where)
+    outer, inner = config.section(KEY), config.section("text_config").section(KEY)
+    if outer.values and inner.values and outer.values != inner.values:
+        raise wrong(inner.where, f"the same as {KEY} at the top", "another")
+    chosen = outer if outer.values else inner
+    if not chosen.values:
+        return ()
+    known = {f: e for e in encodings().values() for f in e.formats}
+    method = chosen.get("quant_method")
+    if method != "compressed-tensors":
+        return (_rule(chosen, chosen, chosen.at("quant_method"), method, known),)
+    groups = chosen.section("config_groups")
+    if not groups.values:
+        raise wrong(groups.where, "groups of modules", "none")
+    rules = []
+    for key in groups.values:
+        group = groups.section(key)
+        format_ = group if group.get("format") is not None else chosen
+        name = f"compressed-tensors/{format_.get('format')}"
+        rules.append(_rule(chosen, group, format_.at("format"), name, known))
+    return tuple(rules)
+
+
+def _rule(config: Config, group: Config, where: str, name: object, known: Mapping[str, Encoding]) -> Rule:
+    if name not in known:
+        raise wrong(where, f"one of {', '.join(known)}", brief(name))
+    read = known[str(name)].rule
+    assert read is not None  # noqa: S101 - an encoding with formats has one
+    return read(config, group)
+
+
+def only(config: Config, *keys: str) -> None:
+    """Refuse keys that nobody here knows: they might change the numbers."""
+    other = next((k for k, v in config.values.items() if k not in keys and v is not None), None)
+    if other is not None:
+        raise wrong(config.where, f"only {', '.join(keys)}", brief(other))
+
+
+def texts(config: Config, key: str) -> list[str]:
+    """A list of strings; absent is empty."""
+    value = config.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise wrong(config.at(key), "a list of names", brief(value))
+    return value
+
+
+def pattern(text: str, where: str) -> re.Pattern[str]:
+    """A regular expression of a stranger: short, valid, and no repeated group, which could run forever."""
+    if len(text) > MAX_PATTERN or re.search(r"\)[*+{]", text):
+        raise wrong(where, f"a pattern of at most {MAX_PATTERN} characters without repeated groups", brief(text))
+    try:
+        return re.compile(text)
+    except (re.error, RecursionError, OverflowError) as e:
+        raise wrong(where, "a regular expression", brief(f"{text}: {e}")) from None
+
+
+def named(names: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a module is one of `names` or lies in one: `lm_head`, `mlp.gate`, `model.layers.0`."""
+    listed = [f".{n}." for n in names]
+    return lambda module: any(n in f".{module}." for n in listed)
+
+
+def covers(plain: Callable[[str], bool]) -> Callable[[str], bool | None]:
+    """The usual rule: what `plain` tells is plain, linear layers of blocks are not, the rest may be either."""
+    return lambda module: False if plain(module) else True if LINEAR.fullmatch(module) else None

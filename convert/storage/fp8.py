@@ -1,0 +1,135 @@
+"""FP8 (E4M3) weights with float scales: blocks of 128×128, one per row, or one for all.
+
+Block scales are `weight_scale_inv` (DeepSeek-V3, Kimi K2, Qwen3-FP8), multiplied in spite of the name:
+transformers' integrations/finegrained_fp8.py, `weight_dequant` in DeepSeek-V3's inference/kernel.py. The last
+block of a row or column may be cut. compressed-tensors writes `weight_scale` ([rows, 1], [1] or blocks):
+compressors/naive_quantized and `_process_block` in quantization/lifecycle/forward_helpers.py.
+
+E4M3 has no infinity: 0x7f and 0xff are NaN, exponent bias 7 (arXiv 2209.05433).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampan.errors import brief, wrong
+from sampan.safetensors import ITEMSIZE
+
+from ..config import Config
+from ..encoding import Buffer, Encoding, Read, Rule, Scaling, StoredTensor, Tensors
+from ..quantization import covers, named, only, texts
+from ._compressed import Group, read_group
+from ._numbers import FLOATS, floats, look_up
+
+BLOCK = [128, 128]  # transformers' FineGrainedFP8Config
+
+
+def _table() -> NDArray[np.float32]:
+    code = np.arange(256)
+    exponent, mantissa = code >> 3 & 15, code & 7
+    size = np.where(exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0))
+    size[code & 127 == 127] = np.nan
+    return np.where(code < 128, size, -size).astype(np.float32)
+
+
+TABLE = _table()
+
+
+def _rule(config: Config, group: Config) -> Rule:
+    if config.get("quant_method") == "compressed-tensors":
+        return _compressed(read_group(config, group))
+    only(config, "quant_method", "fmt", "activation_scheme", "weight_block_size", "modules_to_not_convert", "scale_fmt")
+    config.is_default("fmt", "e4m3")
+    config.is_default("scale_fmt", "float", "ue8m0")  # ue8m0: float32 scales that are powers of two
+    rows, columns = _check_block(config.at("weight_block_size"), config.get("weight_block_size") or BLOCK)
+    plain = named(texts(config, "modules_to_not_convert"))
+    return Rule(ENCODING, Scaling(rows, columns, suffix="_scale_inv"), covers(plain))
+
+
+def _compressed(g: Group) -> Rule:
+    where = g.weights.where
+    if (g.bits, g.type, g.symmetric) != (8, "float", True):
+        raise wrong(where, "symmetric 8-bit floats", f"{g.bits}-bit {brief(g.type)}")
+    rows, columns = 1, 0
+    if g.strategy == "block":
+        rows, columns = _check_block(g.weights.at("block_structure"), g.weights.get("block_structure"))
+    elif g.strategy == "tensor":
+        rows = 0
+    elif g.strategy != "channel":
+        raise wrong(g.weights.at("strategy"), "block, channel or tensor", brief(g.strategy))
+    return Rule(ENCODING, Scaling(rows, columns, suffix="_scale"), g.covers)
+
+
+def _check_block(where: str, value: object) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2 or not all(type(v) is int and 0 < v < 2**31 for v in value):
+        raise wrong(where, "rows and columns of a block", brief(value))
+    return value[0], value[1]
+
+
+def _open(name: str, tensors: Tensors, scaling: Scaling) -> StoredTensor:
+    info = tensors.tensors[name][1]
+    main = tensors.main(name, ENCODING.dtypes, 3 if len(info.shape) == 3 else 2)
+    *lead, rows, columns = info.shape
+    if scaling.rows == 0:
+        shapes: list[tuple[int, ...]] = [(1,), (), (1, 1)]
+    elif scaling.columns == 0:
+        shapes = [(*lead, rows, 1), (*lead, rows)]
+    else:
+        shapes = [(*lead, -(-rows // scaling.rows), -(-columns // scaling.columns))]
+    scale = tensors.companion(name, name + scaling.suffix, FLOATS, shapes, _why(scaling))
+    return StoredTensor(name, info.shape, ENCODING, (main, scale), scaling)
+
+
+def _why(scaling: Scaling) -> str:
+    return f" for blocks of {scaling.rows}×{scaling.columns}" if scaling.rows and scaling.columns else ""
+
+
+def _scale_rows(stored: StoredTensor, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The row of the scale tensor, seen as a matrix, for rows of the weight."""
+    if not stored.scaling.rows:
+        return np.zeros_like(rows)
+    height = stored.shape[-2]  # of one expert: blocks do not cross experts
+    return rows // height * -(-height // stored.scaling.rows) + rows % height // stored.scaling.rows
+
+
+def _reads(stored: StoredTensor, start: int, rows: int) -> tuple[Read, ...]:
+    first, last = _scale_rows(stored, np.array([start, start + rows - 1])).tolist()
+    scale = stored.parts[1].info
+    width = _width(stored) * ITEMSIZE[scale.dtype]
+    columns = stored.columns
+    return Read(0, start * columns, rows * columns), Read(1, first * width, (last - first + 1) * width)
+
+
+def _width(stored: StoredTensor) -> int:
+    """Scales in a row."""
+    return -(-stored.columns // stored.scaling.columns) if stored.scaling.columns else 1
+
+
+def _decode(stored: StoredTensor, buffers: Sequence[Buffer], start: int, out: NDArray[np.float32]) -> None:
+    look_up(TABLE, buffers[0], out.reshape(-1))
+    scales = floats(stored.parts[1], buffers[1]).reshape(-1, _width(stored))
+    index = _scale_rows(stored, np.arange(start, start + len(out)))
+    index -= index[0]
+    if stored.scaling.columns == 0:
+        out *= scales[index]
+        return
+    ends = [*np.flatnonzero(np.diff(index)) + 1, len(out)]
+    begin = 0
+    for end in map(int, ends):
+        out[begin:end] *= np.repeat(scales[index[begin]], stored.scaling.columns)[: stored.columns]
+        begin = end
+
+
+ENCODING = Encoding(
+    name="fp8",
+    formats=("fp8", "compressed-tensors/float-quantized", "compressed-tensors/naive-quantized"),
+    rule=_rule,
+    main="",
+    dtypes=("F8_E4M3",),
+    open=_open,
+    reads=_reads,
+    decode=_decode,
+)
