@@ -243,7 +243,7 @@ def test_a_shard_that_the_index_does_not_describe(copy: Path) -> None:
 
 def test_unknown_scheme_and_format(copy: Path) -> None:
     assert_refused(copy, "--quant: expected one of bf16, f16,", "found 'q9_9'", quant="q9_9")
-    assert_refused(copy, "--to: expected one of gguf, found 'tflite'", options=("--to", "tflite"))
+    assert_refused(copy, "--to: expected one of gguf, onnx, found 'tflite'", options=("--to", "tflite"))
 
 
 def test_memory_that_is_too_small(copy: Path) -> None:
