@@ -165,7 +165,7 @@ def _histogram(counts: dict[str, list[float]]) -> str:
     top = max(max(c) for c in counts.values())
     body = "".join(_line(c, top, COLOURS[i % len(COLOURS)]) for i, c in enumerate(counts.values()))
     first, last, _ = HISTOGRAM
-    ticks = [(_x((k - first) / (last - first)), f"10^{k}") for k in range(int(first) + 1, int(last))]
+    ticks = [(_x((k - first) / (last - first)), f"10^{k}") for k in range(int(first) + 1, int(last), 2)]
     return _plot(body, "share of positions by KLD", top, ticks)
 
 
