@@ -6,8 +6,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := torch==2.13.0
 LLAMA := $(shell sed -n 's/.*"llama-cpp-python==\([0-9.]*\)".*/\1/p' pyproject.toml)
 
-# Where the compiled llama-cpp-python wheel is kept. Safe to delete; then it is compiled anew.
+# Where the compiled llama-cpp-python wheel is kept. Safe to delete; then it is compiled anew. It holds the
+# instructions of the processor that compiled it, so every kind of processor has a folder of its own.
 SAMPAN_WHEELS ?= build/wheels
+CPU := $(shell { uname -m; grep -m 1 -E '^(flags|Features)' /proc/cpuinfo; } 2>/dev/null | cksum | cut -d ' ' -f 1)
+WHEELS := $(SAMPAN_WHEELS)/$(CPU)
 
 .PHONY: demo test test-all lint types bench docs clean
 
@@ -43,13 +46,13 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/llama: $(VENV)/bin/python pyproject.toml
-	@mkdir -p $(SAMPAN_WHEELS)
-	@ls $(SAMPAN_WHEELS)/llama_cpp_python-$(LLAMA)-*.whl >/dev/null 2>&1 || { \
+	@mkdir -p $(WHEELS)
+	@ls $(WHEELS)/llama_cpp_python-$(LLAMA)-*.whl >/dev/null 2>&1 || { \
 	  echo "Compiling llama.cpp (llama-cpp-python $(LLAMA) has no wheel on PyPI): about 6 minutes on 2 cores, once."; \
-	  $(PIP) wheel --quiet --no-deps --wheel-dir $(SAMPAN_WHEELS) "llama-cpp-python==$(LLAMA)" & pid=$$!; start=$$(date +%s); \
+	  $(PIP) wheel --quiet --no-cache-dir --no-deps --wheel-dir $(WHEELS) "llama-cpp-python==$(LLAMA)" & pid=$$!; start=$$(date +%s); \
 	  while kill -0 $$pid 2>/dev/null; do sleep 1; now=$$(( $$(date +%s) - start )); \
 	    [ $$((now % 30)) -ne 0 ] || echo "  compiling, $$now s"; done; wait $$pid; }
-	$(PIP) install --quiet --find-links $(SAMPAN_WHEELS) "llama-cpp-python==$(LLAMA)"
+	$(PIP) install --quiet --find-links $(WHEELS) "llama-cpp-python==$(LLAMA)"
 	@touch $@
 
 $(VENV)/sampan: $(VENV)/llama pyproject.toml

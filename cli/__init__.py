@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from typing import NoReturn
 
 import click
 
@@ -60,13 +61,23 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left: nothing to say, nobody to say it to
         sys.exit(EXIT_BAD_INPUT)
+    except OSError as e:
+        if debug:
+            traceback.print_exc()
+        if e.filename is None:
+            _internal(e, debug)
+        _fail(f"{e.filename}: {e.strerror}", EXIT_BAD_INPUT)
     except Exception as e:
         if debug:
             traceback.print_exc()
-        hint = "" if debug else "; run with `sampan --debug …` and report what it prints"
-        _fail(f"internal error: {type(e).__name__}: {e}{hint}", EXIT_INTERNAL)
+        _internal(e, debug)
 
 
-def _fail(message: str, code: int) -> None:
+def _internal(e: Exception, debug: bool) -> NoReturn:
+    hint = "" if debug else "; run with `sampan --debug …` and report what it prints"
+    _fail(f"internal error: {type(e).__name__}: {e}{hint}", EXIT_INTERNAL)
+
+
+def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
     sys.exit(code)

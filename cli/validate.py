@@ -79,6 +79,9 @@ def command(
 
     if len(candidates) > 2:
         raise wrong("CANDIDATE", "one or two", len(candidates))
+    for option, file in (("--json", json_file), ("--html", html_file)):
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise wrong(option, "a file name in a folder that exists", file)
     given = {
         "kld": ("--max-kld", max_kld),
         "top1": ("--min-top1", min_top1),

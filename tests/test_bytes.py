@@ -17,7 +17,8 @@ from sampan.gguf import Header, read_header
 from sampan.quantize import get_scheme
 from sampan.quantize.types import number_type_by_id
 
-SCHEMES = [s for s in registry.names("sampan.quantize.schemes") if get_scheme(s).file_type is not None]
+# those that llama.cpp has too
+SCHEMES = [n for n in registry.names("sampan.quantize.schemes") if get_scheme(n).file_type is not None]
 QUICK = {"qwen2", "qwen3-odd-widths", "qwen3_moe-8-experts"}
 NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ("trained", *tiny.MODELS)]
 

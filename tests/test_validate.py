@@ -24,6 +24,7 @@ from sampan.errors import InputError
 from sampan.validate import isolated, reference
 from sampan.validate.drift import Side, measure
 from sampan.validate.gguf_file import compose, dequantise, open_gguf, read_rows
+from sampan.validate.text import text_report
 from sampan.validate.windows import cut
 
 __all__ = ["cache"]  # a fixture of every test here
@@ -90,7 +91,11 @@ def test_torch_as_the_reference(gguf: Callable[[str, str], Path]) -> None:
 def test_a_gguf_as_the_reference_and_its_floor(gguf: Callable[[str, str], Path]) -> None:
     report = run(gguf("trained", "q4_0"), gguf("trained", "bf16"))
     assert report["candidates"][0]["checks"] == []
-    assert 0 < report["reference"]["floor"] < report["candidates"][0]["drift"]["total"]["mean"]["kld"]["value"] / 10
+    floor = report["reference"]["floor"]
+    assert 0 < floor < report["candidates"][0]["drift"]["total"]["mean"]["kld"]["value"] / 10
+    text = text_report(report)
+    assert f"drift as deployed (the reference's own floor: KLD {floor:.2g})" in text
+    assert f"(the reference's own floor: KLD {floor:.2g})" in text.splitlines()[-1]
 
 
 def test_a_reference_that_does_not_fit_in_float32(
@@ -116,7 +121,7 @@ def test_experts_that_differ_are_counted(model: Callable[[str], Path], gguf: Cal
         run(gguf("qwen3_moe", q), model("qwen3_moe"), replace(QUICK, kv="f32"))["candidates"][0]["experts"]
         for q in ("f32", "q4_0")
     )
-    assert exact[0] < 0.02
+    assert exact[0] < 0.05
     assert 0.1 < coarse[1] < coarse[0] < 1
 
 
@@ -193,6 +198,10 @@ def test_what_cannot_be_compared(
         InputError, match=rf"vocabulary: expected {len(tokens)} tokens, .* found {len(tokens) + 1} tokens"
     ):
         run(bad)
+    other = {"tokenizer.ggml.tokens": [*tokens[:7], "other", *tokens[8:]]}
+    bad = with_metadata(gguf("trained", "q8_0"), tmp_path / "bad.gguf", **other)
+    with pytest.raises(InputError, match=r"vocabulary: expected .* at 7, as the reference has, found other$"):
+        run(bad, gguf("trained", "f32"))
     with pytest.raises(InputError, match=r"nothing\.gguf: expected a GGUF file, found no such file"):
         run(tmp_path / "nothing.gguf")
     with pytest.raises(InputError, match="--reference torch: expected a checkpoint as REFERENCE, found an artifact"):
@@ -220,6 +229,27 @@ def test_texts_that_cannot_be_used(
         line,
         line.replace("found 0", "found 3"),
     )
+
+
+def test_a_text_whose_name_means_something_else(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
+    path = tmp_path / "mean.txt"
+    path.write_text("a text " * 999)
+    with pytest.raises(InputError, match=r"mean\.txt: expected a name other than mean and each, .*found mean"):
+        run(gguf("trained", "q8_0"), options=replace(QUICK, texts=(path,)))
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_report_that_cannot_be_written_is_refused_at_once(option: str, tmp_path: Path) -> None:
+    result = run_cli("validate", str(tiny.FIXTURE), "m.gguf", option, str(tmp_path / "none" / "report"))
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {option}: expected a file name in a folder that exists, found ")
+
+
+def test_default_limits_follow_the_main_type_not_the_mean(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """A 4-bit scheme on a model with a large embedding has more bits a weight, but its blocks drift as 4 bits do."""
+    nominal = {q: open_gguf(gguf("trained", q)).nominal_bits for q in ("f16", "q8_0", "q6_k", "q4_k_m", "q4_0", "q2_k")}
+    assert nominal == {"f16": 16, "q8_0": 8.5, "q6_k": 6.5625, "q4_k_m": 4.5, "q4_0": 4.5, "q2_k": 2.625}
+    assert open_gguf(gguf("trained", "q4_k_m")).bits_per_weight > 5
 
 
 def test_a_limit_on_a_domain_that_is_not_measured(gguf: Callable[[str, str], Path]) -> None:

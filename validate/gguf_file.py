@@ -65,6 +65,14 @@ class GGUF:
         return 8 * sum(t.nbytes for t in self.tensors.values()) / values
 
     @property
+    def nominal_bits(self) -> float:
+        """Bits of the number type that holds most of the values: 4.5 for q4_k_m, whatever its embedding has."""
+        values: dict[float, int] = {}
+        for t in self.tensors.values():
+            values[t.type.bits] = values.get(t.type.bits, 0) + math.prod(t.shape)
+        return max(values, key=lambda bits: values[bits])
+
+    @property
     def types(self) -> set[str]:
         """The number types of its matrices."""
         return {t.type.name for t in self.tensors.values() if len(t.shape) > 1}

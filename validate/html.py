@@ -10,7 +10,7 @@ from typing import Any
 from sampan.units import human
 
 from .summary import HISTOGRAM, MEAN, metrics
-from .text import COLUMNS, deciding_line
+from .text import COLUMNS, QUANTILES, beside, comparison_line, deciding_line, expert_line, facts, label, with_interval
 from .validation import PARTS
 
 COLOURS = ("#2563a8", "#c2571a", "#3b8551", "#8a4fa3", "#b3313f", "#5c6570")
@@ -28,7 +28,7 @@ h3{font-size:1rem;margin-bottom:.3rem}
 .failed{border-color:var(--fail)}.undecided{border-color:var(--open)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
 td,th{padding:.2rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-td:first-child,th:first-child{text-align:left}
+td:first-child,th:first-child{text-align:left}small{color:var(--dim)}
 svg{width:100%;max-width:34rem;height:auto;display:block}svg text{font:11px system-ui,sans-serif;fill:var(--dim)}
 .axis{stroke:var(--line)}
 .key{font-size:.85rem;color:var(--dim)}
@@ -40,11 +40,13 @@ def html_report(report: dict[str, Any]) -> str:
     """The page, as text."""
     parts = [f"<h1>Drift from {_e(report['reference']['source'])}</h1>"]
     parts += [f'<p class="verdict {_e(c["verdict"])}">{_e(deciding_line(c))}</p>' for c in report["candidates"]]
-    floor = report["reference"]["floor"]
-    own = floor if isinstance(floor, str) else f"KLD {floor:.2g}"
-    parts.append(f'<p class="key">The reference\'s own floor: {_e(own)}</p>')
+    parts.append('<p class="key">' + "<br>".join(_e(f"{name}: {value}") for name, value in facts(report)) + "</p>")
+    if "comparison" in report:
+        parts.append(f"<p>{_e(comparison_line(report))}</p>")
     for candidate in report["candidates"]:
         parts += _candidate(candidate)
+    if "blame" in report:
+        parts += _blame(report["blame"])
     title = f"Drift from {_e(report['reference']['source'])}"
     viewport = '<meta name="viewport" content="width=device-width,initial-scale=1">'
     head = f'<meta charset="utf-8">{viewport}<title>{title}</title>'
@@ -63,7 +65,10 @@ def _candidate(c: dict[str, Any]) -> list[str]:
     size = f"{human(c['bytes'])}, {c['bits_per_weight']:.2f} bits per weight"
     parts = [f"<h2>{_e(c['path'])}</h2>", f"<p>{_e(size)}</p>"]
     for part, domains in c.get("drift", {}).items():
-        parts += [f"<h3>Drift {_e(PARTS[part])}</h3>", _table(domains)]
+        own = "" if part == "engine" else beside(c)
+        parts += [f"<h3>Drift {_e(PARTS[part])}{_e(own)}</h3>", _table(domains)]
+    if line := expert_line(c):
+        parts.append(f"<p>{_e(line)}</p>")
     if "drift" in c:
         main = next(iter(c["drift"].values()))
         names = [n for n in main if n != MEAN]
@@ -81,17 +86,34 @@ def _candidate(c: dict[str, Any]) -> list[str]:
 
 
 def _table(domains: dict[str, Any]) -> str:
+    """Values with their 95 % intervals below, and the quantiles of the KLD."""
     known = metrics()
-    head = "".join(
-        f"<th>{_e(t)}</th>" for t in ["", *(known[m].title for m in COLUMNS), "median", "99 %", "99.9 %", "max"]
-    )
-    rows = []
+    rows = [["", *(known[m].title for m in COLUMNS), *QUANTILES]]
     for name, numbers in domains.items():
-        cells = [f"{numbers[m]['value']:.{known[m].digits}f}" for m in COLUMNS]
-        cells += [f"{numbers['kld'][q]:.4f}" for q in ("median", "99 %", "99.9 %", "max")]
-        label = "mean of domains" if name == MEAN else name
-        rows.append(f"<tr><td>{_e(label)}</td>" + "".join(f"<td>{_e(x)}</td>" for x in cells) + "</tr>")
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+        cells = []
+        for m in COLUMNS:
+            value, span = with_interval(m, numbers[m])
+            cells.append(f"{_e(value)}<br><small>{_e(span)}</small>" if span else _e(value))
+        rows.append([_e(label(name)), *cells, *(f"{numbers['kld'][q]:.4f}" for q in QUANTILES)])
+    return _rows(rows)
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already; it scrolls by itself where the screen is narrower."""
+    head = "".join(f"<th>{cell}</th>" for cell in rows[0])
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows[1:])
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _blame(blame: dict[str, Any]) -> list[str]:
+    parts = ["<h2>Where the drift comes from</h2>"]
+    for partition in ("kinds", "layers"):
+        rows = [[partition, "share", "bytes"]]
+        rows += [[_e(r["group"]), f"{100 * r['share']:.1f} %", str(r["bytes"])] for r in blame[partition]]
+        rows.append(["sum (100 % if additive)", f"{100 * blame[f'{partition}_sum']:.1f} %", ""])
+        parts.append(_rows(rows))
+    keep = ", ".join(blame["keep"]) or "nothing stands out"
+    return [*parts, f"<p>Keep at higher precision: {_e(keep)}</p>"]
 
 
 def _key(names: Sequence[str]) -> str:
@@ -143,7 +165,7 @@ def _histogram(counts: dict[str, list[float]]) -> str:
     top = max(max(c) for c in counts.values())
     body = "".join(_line(c, top, COLOURS[i % len(COLOURS)]) for i, c in enumerate(counts.values()))
     first, last, _ = HISTOGRAM
-    ticks = [(_x((k - first) / (last - first)), f"10^{k}") for k in range(int(first) + 1, int(last))]
+    ticks = [(_x((k - first) / (last - first)), f"10^{k}") for k in range(int(first) + 1, int(last), 2)]
     return _plot(body, "share of positions by KLD", top, ticks)
 
 

@@ -11,15 +11,16 @@ from .summary import MEAN, metrics
 from .validation import PARTS
 
 COLUMNS = ("kld", "top1", "rms_dp", "ppl_ratio", "ppl_reference", "ppl_candidate")
+QUANTILES = ("median", "99 %", "99.9 %", "max")
 
 
 def text_report(report: dict[str, Any]) -> str:
     """Every candidate's tables, the comparison, the blame, and the verdict as the last line."""
-    blocks = [_head(report)]
+    blocks = [table(facts(report))]
     for candidate in report["candidates"]:
         blocks += _candidate(candidate)
     if "comparison" in report:
-        blocks.append(_comparison(report))
+        blocks.append(comparison_line(report))
     if "blame" in report:
         blocks.append(_blame(report["blame"]))
     blocks.append("\n".join(deciding_line(c) for c in report["candidates"]))
@@ -33,30 +34,51 @@ def deciding_line(candidate: dict[str, Any]) -> str:
     more = ""
     if outcome == "undecided" and decision["tokens"]:
         more = f"; about {decision['tokens']} scored tokens would decide"
-    return f"{outcome}: {candidate['path']}: {decision['text']}{more}"
+    return f"{outcome}: {candidate['path']}: {decision['text']}{beside(candidate)}{more}"
 
 
-def _head(report: dict[str, Any]) -> str:
-    floor = report["reference"]["floor"]
+def beside(candidate: dict[str, Any]) -> str:
+    """The reference's own floor, for the place beside a number; nothing where the reference is exact."""
+    floor = candidate["floor"]
+    if floor == 0:
+        return ""
+    return f" (the reference's own floor: {floor if isinstance(floor, str) else f'KLD {floor:.2g}'})"
+
+
+def facts(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was compared with what, on which text."""
+    reference = report["reference"]
+    floor = reference["floor"]
     own = floor if isinstance(floor, str) else f"KLD {floor:.2g} from its own weights in float32"
+    if reference["floor_experts"]:
+        own += f"; {_experts(reference['floor_experts'])}"
     scored = sum(d["scored"] for d in report["domains"].values())
-    runs = "transformers" if report["reference"]["engine"] == "torch" else "the engine"
-    kinds = ", ".join(report["reference"]["types"])
-    rows = [
-        ["reference", f"{report['reference']['source']} ({kinds}, in {runs})"],
-        ["its floor", own],
-        ["text", f"{', '.join(report['domains'])}: {scored} positions scored"],
+    runs = "transformers" if reference["engine"] == "torch" else "the engine"
+    return [
+        ("reference", f"{reference['source']} ({', '.join(reference['types'])}, in {runs})"),
+        ("its floor", own),
+        ("text", f"{', '.join(report['domains'])}: {scored} positions scored"),
     ]
-    return table(rows)
+
+
+def expert_line(candidate: dict[str, Any]) -> str | None:
+    """How often other experts were chosen; None for a dense model."""
+    found = candidate.get("experts")
+    return f"other experts than the reference's: {_experts(found)}" if found else None
+
+
+def _experts(shares: tuple[float, float]) -> str:
+    anywhere, pairs = (f"{100 * share:.1f} %" for share in shares)
+    return f"other experts at {anywhere} of the positions, {pairs} of all choices"
 
 
 def _candidate(c: dict[str, Any]) -> list[str]:
     blocks = [f"{c['path']}: {human(c['bytes'])}, {c['bits_per_weight']:.2f} bits per weight"]
     for part, domains in c.get("drift", {}).items():
-        blocks.append(f"drift {PARTS[part]}\n" + _numbers(domains))
-    if c.get("experts"):
-        any_layer, pairs = (f"{100 * share:.1f} %" for share in c["experts"])
-        blocks.append(f"other experts than the reference's: at {any_layer} of the positions, {pairs} of all choices")
+        own = "" if part == "engine" else beside(c)
+        blocks += [f"drift {PARTS[part]}{own}\n" + _kld(domains), _others(domains)]
+    if line := expert_line(c):
+        blocks.append(line)
     if c["checks"]:
         rows = []
         for check in c["checks"]:
@@ -67,23 +89,40 @@ def _candidate(c: dict[str, Any]) -> list[str]:
     return blocks
 
 
-def _numbers(domains: dict[str, Any]) -> str:
-    known = metrics()
-    rows: list[list[object]] = [
-        ["", *(known[m].title for m in COLUMNS[:1]), "95 % interval", "median", "99 %", "99.9 %", "max",
-         *(known[m].title for m in COLUMNS[1:])]
-    ]  # fmt: skip
+def _kld(domains: dict[str, Any]) -> str:
+    rows: list[list[object]] = [["", "KLD", "95 % interval", *QUANTILES]]
     for name, numbers in domains.items():
         kld = numbers["kld"]
-        span = "none (< 30 chunks)" if kld["low"] is None else f"{kld['low']:.5f} – {kld['high']:.5f}"
-        tail = [f"{kld[q]:.4f}" for q in ("median", "99 %", "99.9 %", "max")]
-        rest = [f"{numbers[m]['value']:.{known[m].digits}f}" for m in COLUMNS[1:]]
-        label = "mean of domains" if name == MEAN else name
-        rows.append([label, f"{kld['value']:.5f}", span, *tail, *rest])
+        value, span = with_interval("kld", kld)
+        rows.append([label(name), value, span or "none (< 30 chunks)", *(f"{kld[q]:.4f}" for q in QUANTILES)])
+    return table(rows, right="bcdefg")
+
+
+def _others(domains: dict[str, Any]) -> str:
+    known = metrics()
+    narrow, wide = COLUMNS[-2:], COLUMNS[1:-2]  # the perplexities' own intervals stand in JSON and HTML
+    titles = [cell for m in wide for cell in (known[m].title, "95 %")] + [known[m].title for m in narrow]
+    rows: list[list[object]] = [["", *titles]]
+    for name, numbers in domains.items():
+        cells = [cell for m in wide for cell in with_interval(m, numbers[m])]
+        rows.append([label(name), *cells, *(with_interval(m, numbers[m])[0] for m in narrow)])
     return table(rows, right="bcdefghijkl")
 
 
-def _comparison(report: dict[str, Any]) -> str:
+def with_interval(metric: str, number: dict[str, Any]) -> tuple[str, str]:
+    """A value and its interval, which is empty where there is none, in the metric's digits."""
+    digits = metrics()[metric].digits
+    span = "" if number["low"] is None else f"{number['low']:.{digits}f} – {number['high']:.{digits}f}"
+    return f"{number['value']:.{digits}f}", span
+
+
+def label(domain: str) -> str:
+    """What a row of a domain is called."""
+    return "mean of domains" if domain == MEAN else domain
+
+
+def comparison_line(report: dict[str, Any]) -> str:
+    """Which of two candidates is better, or that they tie."""
     c = report["comparison"]
     first, second = (e["path"] for e in report["candidates"])
     line = f"KLD of {first} / {second}: {c['ratio']:.3f}"

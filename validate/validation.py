@@ -15,7 +15,7 @@ import numpy as np
 
 from sampan.artifact import write_atomically
 from sampan.checkpoint import read_json
-from sampan.errors import InputError, wrong
+from sampan.errors import InputError, brief, wrong
 from sampan.units import human
 
 from . import audit as tensors
@@ -68,6 +68,8 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
     exact = open_gguf(ref.artifact)
     for artifact in artifacts:
         _check_comparable(exact, artifact)
+        if ref.checkpoint is None:
+            _check_tokens(exact, artifact)
     texts = _texts(ref, exact, options)
     domains = [windows.cut(name, ids, options.windows) for name, ids in _ids(ref, texts).items()]
     names = [d.name for d in domains]
@@ -80,10 +82,11 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
         "candidates": [],
     }
     side = _reference_side(ref, options)
-    report["reference"] |= {"engine": side.engine, "floor": _floor(ref, exact, side, domains, bars)}
+    report["reference"] |= {"engine": side.engine} | _floor(ref, exact, side, domains, bars)
     scores = []
     for artifact in artifacts:
         entry, drift = _candidate(ref, side, artifact, texts, domains, options, bars)
+        entry["floor"] = report["reference"]["floor"]  # to be printed beside its numbers
         report["candidates"].append(entry)
         scores.append(drift)
     if len(scores) == 2 and scores[0] and scores[1]:
@@ -122,6 +125,15 @@ def _check_comparable(exact: GGUF, candidate: GGUF) -> None:
             a, b = f"{len(a)} tokens", f"{len(b)} tokens" if isinstance(b, list) else "none"
         if a != b:
             raise wrong(f"{candidate.path}: {what}", f"{a}, as the reference has", b)
+
+
+def _check_tokens(exact: GGUF, candidate: GGUF) -> None:
+    """Refuse other tokens where no checkpoint's tokenizer is there to name them one by one."""
+    key = "tokenizer.ggml.tokens"
+    pairs = enumerate(zip(exact.value(key), candidate.value(key), strict=True))
+    at, (a, b) = next(((i, p) for i, p in pairs if p[0] != p[1]), (0, ("", "")))
+    if a != b:
+        raise wrong(f"{candidate.path}: vocabulary", f"{brief(a)} at {at}, as the reference has", brief(b))
 
 
 def _texts(ref: Reference, exact: GGUF, options: Options) -> dict[str, str]:
@@ -168,16 +180,25 @@ def _sample(domains: Sequence[Domain], n: int) -> list[Domain]:
     return [replace(d, windows=d.windows[:n]) for d in domains if len(d.windows) > 1] or list(domains)
 
 
-def _floor(ref: Reference, exact: GGUF, side: Side, domains: Sequence[Domain], bars: Bars) -> Any:
-    """KLD of the reference from its own weights in float32, which is what no candidate can be told from."""
+def _floor(ref: Reference, exact: GGUF, side: Side, domains: Sequence[Domain], bars: Bars) -> dict[str, Any]:
+    """KLD of the reference from its own weights in float32, which is what no candidate can be told from.
+
+    `floor_experts` is `Drift.experts` of the same two runs.
+    """
     if side.engine == "torch" or exact.types <= {"f32"}:
-        return 0.0
+        return {"floor": 0.0, "floor_experts": None}
     if not fits(_f32_bytes(exact) + exact.nbytes):
-        return "not measured: does not fit"
+        return {"floor": "not measured: does not fit", "floor_experts": None}
     with tempfile.TemporaryDirectory(dir=ref.artifact.parent) as folder:
         whole = replace(side, path=dequantise(exact, Path(folder) / "f32.gguf"))
-        drift = _measure(whole, replace(side, role="candidate"), _sample(domains, FLOOR_WINDOWS), "floor", bars)
-    return float(np.mean([s.kld.mean() for s in drift.scores.values()]))
+        sample, own = _sample(domains, FLOOR_WINDOWS), replace(side, role="candidate")
+        drift = _measure(whole, own, sample, "floor", bars, experts=_has_experts(exact))
+    kld = float(np.mean([s.kld.mean() for s in drift.scores.values()]))
+    return {"floor": kld, "floor_experts": drift.experts}
+
+
+def _has_experts(artifact: GGUF) -> bool:
+    return any(len(t.shape) == 3 for t in artifact.tensors.values())
 
 
 def _measure(a: Side, b: Side, domains: Sequence[Domain], what: str, bars: Bars, *, experts: bool = False) -> Drift:
@@ -203,7 +224,7 @@ def _candidate(
     }
     checks = _checks(ref, artifact, texts, entry, bars)
     entry["checks"] = [asdict(c) for c in checks]
-    limits = list(options.limits) or verdict.default_limits(artifact.bits_per_weight)
+    limits = list(options.limits) or verdict.default_limits(artifact.nominal_bits)
     decisions = [verdict.Decision("failed", f"{c.name}: {c.findings[0]}{_more(c)}") for c in checks if c.findings]
     scores = None
     try:
@@ -254,7 +275,7 @@ def _checks(ref: Reference, artifact: GGUF, texts: dict[str, str], entry: dict[s
 def _drifts(side: Side, artifact: GGUF, domains: Sequence[Domain], options: Options, bars: Bars) -> dict[str, Drift]:
     """The drift that the verdict is about, first, and its parts where asked for."""
     deployed = Side("candidate", artifact.path, kv=options.kv, threads=options.threads)
-    name, moe = artifact.path.name, any(len(t.shape) == 3 for t in artifact.tensors.values())
+    name, moe = artifact.path.name, _has_experts(artifact)
     found: dict[str, Drift] = {}
     if not options.weights_only:
         found["total"] = _measure(side, deployed, domains, name, bars, experts=moe)

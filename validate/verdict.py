@@ -20,7 +20,7 @@ from .windows import STRIDE
 Outcome = Literal["passed", "failed", "undecided"]
 EACH = "each"
 
-# Bits per weight from which the row holds → KLD, top-1, PPL ratio. Set by hand: a little worse than what good
+# Nominal bits from which the row holds → KLD, top-1, PPL ratio. Set by hand: a little worse than what good
 # schemes reach on 1.5B parameters (docs/benchmarks.md), so that a broken one fails; smaller models drift more.
 DEFAULTS = (
     (15.0, 0.002, 0.97, 1.01),
@@ -53,9 +53,9 @@ class Decision:
     tokens: int | None = None
 
 
-def default_limits(bits_per_weight: float) -> list[Limit]:
-    """Limits on the mean of the domains for a model of that many bits per weight."""
-    _, kld, top1, ratio = next(row for row in DEFAULTS if bits_per_weight >= row[0])
+def default_limits(nominal_bits: float) -> list[Limit]:
+    """Limits on the mean of the domains for a model whose main number type has that many bits a value."""
+    _, kld, top1, ratio = next(row for row in DEFAULTS if nominal_bits >= row[0])
     return [Limit("kld", MEAN, kld), Limit("top1", MEAN, top1), Limit("ppl_ratio", MEAN, ratio)]
 
 

@@ -20,6 +20,7 @@ WINDOWS = 32  # of a domain, by default
 LONG_SCORED = 128  # positions of a long document that count as one chunk
 DOMAINS = ("zh", "en", "code", "chat")
 LONG = ("long_zh", "long_en")
+RESERVED = ("mean", "each")  # what limits call the domains' mean and every one of them
 MAX_TEXT = 50_000_000  # bytes of a user's file
 
 
@@ -70,6 +71,8 @@ def user_texts(paths: Sequence[Path]) -> dict[str, str]:
             raise InputError(f"{path}: cannot be read: {e.strerror}") from None
         except UnicodeDecodeError as e:
             raise wrong(path, "text in UTF-8", f"the byte 0x{e.object[e.start]:02x} at {e.start}") from None
+        if path.stem in RESERVED or "=" in path.stem:
+            raise wrong(path, f"a name other than {' and '.join(RESERVED)}, without '='", path.stem, "rename it")
         if path.stem in texts:
             raise wrong("--text", "files with names of their own", f"{path.stem} twice")
         texts[path.stem] = text
