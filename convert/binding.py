@@ -60,7 +60,7 @@ class Bound:
         return self.spec.shape[-1]
 
     def stored_columns(self, piece: Piece) -> int:
-        return self.spec.shape[-2] if piece.transposed else self.columns
+        return piece.stored.columns if piece.transposed else self.columns
 
     @property
     def kind(self) -> str:

@@ -45,7 +45,7 @@ def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: 
 def _write(graph: Graph, weights: Weights, arch: Architecture, context: int, accuracy: int) -> None:
     """Embedding, blocks, head. A norm takes the residual sum before it along."""
     cos, sin = (weights.table(f"/rope/{n}", t) for n, t in zip(("cos", "sin"), tables(arch.rope, context), strict=True))
-    form = Cpu(graph, weights, arch.norm_eps, arch.vocab, (cos, sin), accuracy)
+    form = Cpu(graph, weights, arch, (cos, sin), accuracy)
     x = form.embedding()
     normed = form.norm("/layers.0/input_layernorm", x, "blk.0.attn_norm.weight")
     for i, block in enumerate(arch.blocks):

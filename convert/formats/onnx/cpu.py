@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from sampan.errors import wrong
-from sampan.quantize import TensorType
+from sampan.quantize import TensorType, tensor_type
 from sampan.quantize.blocked import BlockType
 
-from ...architecture import MoE
+from ...architecture import Architecture, MoE
 from .graph import CONTRIB, FLOAT, INT32, INT64, Edge, Graph
 from .weights import Weights
 
@@ -23,15 +23,16 @@ EMBEDDING = "token_embd.weight"
 
 
 class Cpu:
-    """Writes into `graph` with the weights of `weights`. `eps` is every norm's, `accuracy` every product's level."""
+    """Writes into `graph` with the weights of `weights`. `tables`: cos and sin; `accuracy`: every product's level."""
 
     def __init__(
-        self, graph: Graph, weights: Weights, eps: float, vocab: int, rope: tuple[Edge, Edge], accuracy: int
+        self, graph: Graph, weights: Weights, arch: Architecture, tables: tuple[Edge, Edge], accuracy: int
     ) -> None:
-        self.graph, self.weights, self._eps, self._rope = graph, weights, eps, rope
+        self.graph, self.weights, self.rope = graph, weights, arch.rope
+        self._eps, self._tables = arch.norm_eps, tables
         self._accuracy = accuracy
         self.ids = graph.input("input_ids", INT64, (1, "sequence"))
-        self._logits = graph.output("logits", FLOAT, (1, "wanted", vocab))
+        self._logits = graph.output("logits", FLOAT, (1, "wanted", arch.vocab))
         mask = graph.input("attention_mask", INT64, (1, "total"))
         g, at = graph, "/attn_mask"
         shape = g.node("Shape", at, [mask], (2,), INT64)
@@ -93,10 +94,10 @@ class Cpu:
         """Whether some weights can be one linear layer."""
         return len({self.weights.kind(n).name for n in names}) == 1
 
-    def norm(self, path: str, x: Edge, name: str) -> Edge:
-        """RMS norm over the last dimension."""
-        scale = self.weights.vector(path, name)
-        return self.graph.node("RMSNormalization", path, [x, scale], x.shape, axis=-1, epsilon=self._eps)
+    def norm(self, path: str, x: Edge, name: str, eps: float | None = None) -> Edge:
+        """RMS norm over the last dimension, with the model's epsilon or another."""
+        scale, eps = self.weights.vector(path, name), self._eps if eps is None else eps
+        return self.graph.node("RMSNormalization", path, [x, scale], x.shape, axis=-1, epsilon=eps)
 
     def add_norm(self, path: str, x: Edge, delta: Edge, name: str) -> tuple[Edge, Edge]:
         """(x + delta, its RMS norm)."""
@@ -108,13 +109,40 @@ class Cpu:
         )  # fmt: skip
         return total, normed
 
-    def head_norm(self, path: str, x: Edge, name: str, heads: int, head_dim: int) -> Edge:
-        """RMS norm of every head of [1, sequence, heads · head_dim]."""
-        g = self.graph
-        shape = (1, x.shape[1], heads, head_dim)
-        split = g.node("Reshape", f"{path}/split", [x, g.ints(1, -1, heads, head_dim)], shape)
-        normed = self.norm(path, split, name)
-        return g.node("Reshape", f"{path}/join", [normed, g.ints(1, -1, heads * head_dim)], x.shape)
+    def head_norm(self, path: str, x: Edge, name: str, heads: int) -> Edge:
+        """RMS norm of every head of [1, sequence, heads · width]."""
+        return self.join(f"{path}/join", self.norm(path, self.heads(f"{path}/split", x, heads), name))
+
+    def heads(self, path: str, x: Edge, heads: int) -> Edge:
+        """[1, sequence, heads · width] → [1, sequence, heads, width]."""
+        width = int(x.shape[-1]) // heads
+        shape = (1, x.shape[1], heads, width)
+        return self.graph.node("Reshape", path, [x, self.graph.ints(1, -1, heads, width)], shape)
+
+    def join(self, path: str, x: Edge) -> Edge:
+        """[1, sequence, heads, width] → [1, sequence, heads · width]."""
+        width = int(x.shape[2]) * int(x.shape[3])
+        return self.graph.node("Reshape", path, [x, self.graph.ints(1, -1, width)], (1, x.shape[1], width))
+
+    def each_head(self, path: str, x: Edge, name: str) -> Edge:
+        """[1, sequence, heads, n] times a matrix [m, n] of every head → [1, sequence, heads, m], in float32.
+
+        No operator multiplies stacked quantised matrices: these stay in float16 where others have fewer bits.
+        """
+        heads, rows, _ = self.weights.shape(name)
+        kind = self.weights.kind(name)
+        (w,) = self.weights.experts(path, (name,), tensor_type("f16") if isinstance(kind, BlockType) else kind)
+        g, sequence = self.graph, x.shape[1]
+        by_head = g.node("Transpose", f"{path}/in", [x], (1, heads, sequence, x.shape[3]), perm=[0, 2, 1, 3])
+        y = g.node(
+            "FusedMatMul", path, [by_head, self._float(path, w)], (1, heads, sequence, rows), domain=CONTRIB, transB=1
+        )
+        return g.node("Transpose", f"{path}/out", [y], (1, sequence, heads, rows), perm=[0, 2, 1, 3])
+
+    def concat(self, path: str, a: Edge, b: Edge) -> Edge:
+        """Along the last dimension."""
+        shape = (*a.shape[:-1], int(a.shape[-1]) + int(b.shape[-1]))
+        return self.graph.node("Concat", path, [a, b], shape, axis=-1)
 
     def split(self, path: str, x: Edge, *widths: int) -> list[Edge]:
         """Cut the last dimension."""
@@ -123,19 +151,28 @@ class Cpu:
         return parts
 
     def attention(
-        self, path: str, layer: int, qkv: Sequence[Edge], heads: int, kv_heads: int, head_dim: int
-    ) -> Edge:  # fmt: skip
-        """Rotate, append to the cache, attend. `qkv`: q, k and v, or the three in one."""
-        g = self.graph
-        past = [
-            g.input(f"past_key_values.{layer}.{n}", FLOAT, (1, kv_heads, "past", head_dim)) for n in ("key", "value")
-        ]
-        present = [g.output(f"present.{layer}.{n}", FLOAT, (1, kv_heads, "total", head_dim)) for n in ("key", "value")]
+        self,
+        path: str,
+        layer: int,
+        qkv: Sequence[Edge],
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float | None = None,
+    ) -> Edge:
+        """Rotate, append to the cache, attend. `qkv`: q, k and v, or the three in one. `scale` None: 1/√head_dim.
+
+        A rotation of fewer dimensions than a head has is of its first ones.
+        """
+        g, parts = self.graph, ("key", "value")
+        past = [g.input(f"past_key_values.{layer}.{n}", FLOAT, (1, kv_heads, "past", head_dim)) for n in parts]
+        present = [g.output(f"present.{layer}.{n}", FLOAT, (1, kv_heads, "total", head_dim)) for n in parts]
         query = [*qkv, None, None][:3]
+        more: dict[str, Any] = {} if scale is None else {"scale": scale}
         return g.node(
-            "GroupQueryAttention", path, [*query, *past, self._last, self._total, *self._rope],
+            "GroupQueryAttention", path, [*query, *past, self._last, self._total, *self._tables],
             (1, "sequence", heads * head_dim), domain=CONTRIB, more=present, num_heads=heads, kv_num_heads=kv_heads,
-            do_rotary=1, rotary_interleaved=0,
+            do_rotary=1, rotary_interleaved=int(self.rope.interleaved), **more,
         )  # fmt: skip
 
     def gated(self, path: str, gate: Edge, up: Edge) -> Edge:
@@ -152,32 +189,63 @@ class Cpu:
     def sigmoid(self, path: str, x: Edge) -> Edge:
         return self.graph.node("Sigmoid", path, [x], x.shape)
 
-    def experts(self, path: str, x: Edge, logits: Edge, moe: MoE, gate: str, up: str, down: str) -> Edge:
-        """The chosen experts of every token, weighted; `logits` [1, sequence, experts] of the router."""
-        g = self.graph
-        flat = g.node("Reshape", f"{path}/router", [logits, g.ints(-1, moe.experts)], ("tokens", moe.experts))
-        kind = self.weights.kind(gate)
-        kinds: set[TensorType] = {kind, self.weights.kind(up), self.weights.kind(down)}
-        first = self.weights.experts(f"{path}/gate_up", (gate, up), kind)
-        second = self.weights.experts(f"{path}/down", (down,), kind)
-        if len(kinds) != 1:
-            raise AssertionError(f"experts of several types: {kinds}")
+    def route(self, path: str, logits: Edge, moe: MoE, bias: str) -> Edge:
+        """The router's logits [1, sequence, experts] → what `experts` chooses by, [tokens, experts].
+
+        Sigmoid gating: ln of the chosen experts' scores, and next to nothing elsewhere, so that a softmax over the
+        chosen gives their shares. `bias` names what is added to the scores for the choice only.
+        """
+        g, shape = self.graph, (logits.shape[1], moe.experts)
+        flat = g.node("Reshape", path, [logits, g.ints(-1, moe.experts)], shape)
+        if moe.gating == "softmax":
+            return flat
+        if moe.selection_bias:
+            b = self.weights.vector(path, bias)
+        else:
+            b = g.constant(f"/constants/no_bias_{moe.experts}", np.zeros(moe.experts, np.float32))
+        return g.node(
+            "MoEGroupRouter", path, [flat, b], shape, domain=CONTRIB, top_k=moe.used, n_group=moe.groups,
+            topk_group=moe.groups_used, group_topk=2,
+        )  # fmt: skip
+
+    def experts(self, path: str, x: Edge, flat: Edge, moe: MoE, gate: str, up: str, down: str) -> Edge:
+        """The chosen experts of every token, weighted; `flat` from `route`."""
+        g, w, sigmoid = self.graph, self.weights, moe.gating == "sigmoid"
+        kinds: set[TensorType] = {w.kind(n) for n in (gate, up, down)}
+        kind = tensor_type("f32") if len(kinds) > 1 else w.kind(gate)  # one operator takes one type
+        first, second = w.experts(f"{path}/gate_up", (gate, up), kind), w.experts(f"{path}/down", (down,), kind)
         options: dict[str, Any] = {
-            "k": moe.used, "normalize_routing_weights": int(moe.normalise), "activation_type": "swiglu",
+            "k": moe.used, "normalize_routing_weights": int(moe.normalise or sigmoid), "activation_type": "swiglu",
             "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0,
         }  # fmt: skip
         if isinstance(kind, BlockType):
             (w1, s1, *z1), (w2, s2, *z2) = first, second
             zero: list[Edge | None] = [*z1, *z2, None] if z1 else [None] * 3
             # without normalisation the operator's own routing differs from the models' softmax over all experts
-            weights = [] if moe.normalise else [g.node("Softmax", f"{path}/router", [flat], flat.shape, axis=-1)]
-            more = [None, None, None, *zero, *weights] if z1 or weights else []
-            return g.node(
+            plain = not options["normalize_routing_weights"]
+            shares = [g.node("Softmax", f"{path}/router", [flat], flat.shape, axis=-1)] if plain else []
+            more = [None, None, None, *zero, *shares] if z1 or shares else []
+            y = g.node(
                 "QMoE", path, [x, flat, w1, s1, None, w2, s2, None, *more], x.shape, domain=CONTRIB,
                 expert_weight_bits=kind.width, block_size=kind.block, accuracy_level=self._level(path, kind), **options,
             )  # fmt: skip
-        w1, w2 = (self._float(f"{path}/{n}", w) for n, (w,) in (("gate_up", first), ("down", second)))
-        return g.node("MoE", path, [x, flat, w1, None, w2], x.shape, domain=CONTRIB, **options)
+        else:
+            w1, w2 = (self._float(f"{path}/{n}", a) for n, (a,) in (("gate_up", first), ("down", second)))
+            y = g.node("MoE", path, [x, flat, w1, None, w2], x.shape, domain=CONTRIB, **options)
+        return self._scaled(path, y, flat, moe) if sigmoid else y
+
+    def _scaled(self, path: str, y: Edge, flat: Edge, moe: MoE) -> Edge:
+        """Times the routed scale, and times the sum of the chosen scores where they are not normalised."""
+        g = self.graph
+        if not moe.normalise:
+            scores = g.node("Exp", f"{path}/scores", [flat], flat.shape)
+            total = g.node("ReduceSum", f"{path}/scores", [scores, g.ints(1)], (flat.shape[0], 1), keepdims=1)
+            by_token = g.node("Unsqueeze", f"{path}/scores", [total, g.ints(0)], (1, flat.shape[0], 1))
+            y = self.multiply(f"{path}/scores", y, by_token)
+        if moe.scale == 1:
+            return y
+        factor = g.constant(f"/constants/scale_{moe.scale!r}", np.array(moe.scale, np.float32))
+        return self.multiply(f"{path}/scale", y, factor)
 
     def _level(self, path: str, kind: BlockType) -> int:
         if kind.width != 4 and self._accuracy == 0:

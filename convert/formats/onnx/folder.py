@@ -9,12 +9,15 @@ from sampan.checkpoint import Checkpoint, read_json
 from sampan.errors import brief, wrong
 
 from ... import tiktoken
-from ...architecture import GQA, Architecture
+from ...architecture import MLA, Architecture
 from ...tokenizer import Tokenizer, read_tokenizer, read_tokenizer_json
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 # our family → a model type that onnxruntime-genai runs as a plain decoder
-GENAI_TYPES = {"qwen2": "qwen2", "qwen2_moe": "qwen2", "qwen3": "qwen3", "qwen3_moe": "qwen3"}
+GENAI_TYPES = {
+    "qwen2": "qwen2", "qwen2_moe": "qwen2", "qwen3": "qwen3", "qwen3_moe": "qwen3",
+    "deepseek_v3": "qwen2", "kimi_k25": "qwen2", "kimi_vl": "qwen2",
+}  # fmt: skip
 SEARCH = {"top_k": int, "top_p": float, "temperature": float, "repetition_penalty": float}
 
 
@@ -35,7 +38,10 @@ def _genai(checkpoint: Checkpoint, arch: Architecture, tokenizer: Tokenizer, con
     generation = read_json(path) if path.exists() else {}
     ends = _ends(generation, tokenizer, str(path))
     attention = arch.blocks[0].attention
-    assert isinstance(attention, GQA)  # noqa: S101 - no other attention has a block file yet
+    if isinstance(attention, MLA):  # in its absorbed form, see blocks/mla.py
+        kv_heads, head_dim = 1, attention.rope + attention.kv_lora
+    else:
+        kv_heads, head_dim = attention.kv_heads, attention.head_dim
     model: dict[str, Any] = {
         "type": GENAI_TYPES[arch.family],
         "vocab_size": arch.vocab,
@@ -46,9 +52,9 @@ def _genai(checkpoint: Checkpoint, arch: Architecture, tokenizer: Tokenizer, con
             "filename": "model.onnx",
             "session_options": {"provider_options": []},
             "hidden_size": arch.hidden,
-            "head_size": attention.head_dim,
+            "head_size": head_dim,
             "num_attention_heads": attention.heads,
-            "num_key_value_heads": attention.kv_heads,
+            "num_key_value_heads": kv_heads,
             "num_hidden_layers": len(arch.blocks),
             "inputs": {
                 "input_ids": "input_ids",

@@ -23,8 +23,8 @@ def write(form: Cpu, a: GQA, layer: int, x: Edge) -> Edge:
         ]
     if a.qk_norm:
         q, k, v = form.split(f"{at}/qkv", qkv[0], *widths) if len(qkv) == 1 else qkv
-        q = form.head_norm(f"{at}/q_norm", q, f"{blk}q_norm.weight", a.heads, a.head_dim)
-        k = form.head_norm(f"{at}/k_norm", k, f"{blk}k_norm.weight", a.kv_heads, a.head_dim)
+        q = form.head_norm(f"{at}/q_norm", q, f"{blk}q_norm.weight", a.heads)
+        k = form.head_norm(f"{at}/k_norm", k, f"{blk}k_norm.weight", a.kv_heads)
         qkv = [q, k, v]
     y = form.attention(at, layer, qkv, a.heads, a.kv_heads, a.head_dim)
     return form.linear(f"{at}/o_proj", y, f"{blk}output.weight")

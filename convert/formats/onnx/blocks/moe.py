@@ -13,7 +13,8 @@ def write(form: Cpu, moe: MoE, layer: int, x: Edge) -> Edge:
     at, blk = f"/layers.{layer}/moe", f"blk.{layer}.ffn_"
     logits = form.linear(f"{at}/router", x, f"{blk}gate_inp.weight")
     names = [f"{blk}{p}_exps.weight" for p in ("gate", "up", "down")]
-    y = form.experts(f"{at}/experts", x, logits, moe, *names)
+    choice = form.route(f"{at}/experts/router", logits, moe, f"blk.{layer}.exp_probs_b.bias")
+    y = form.experts(f"{at}/experts", x, choice, moe, *names)
     if not moe.shared_width:
         return y
     shared = gated(form, f"{at}/shared", x, f"{blk}{{}}_shexp.weight")
