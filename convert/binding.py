@@ -43,6 +43,12 @@ class Piece:
         """The tensor that holds the values or codes."""
         return self.stored.main.info
 
+    @property
+    def kind(self) -> str:
+        """How it is stored, one of KINDS in quantize/scheme.py; packed codes cannot be transposed as they are."""
+        packed = self.stored.encoding.integers is not None or self.stored.encoding.repack
+        return "other int4" if self.transposed and packed else self.stored.kind
+
 
 @dataclass(frozen=True, slots=True)
 class Bound:
@@ -65,7 +71,7 @@ class Bound:
     @property
     def kind(self) -> str:
         """How it is stored, one of KINDS in quantize/scheme.py."""
-        kinds = {p.stored.kind for p in self.pieces}
+        kinds = {p.kind for p in self.pieces}
         return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
@@ -171,7 +177,7 @@ def _head_pieces(
     """k's or v's rows of every head of kv_b [heads · (nope + v), kv_lora]."""
     a = arch.blocks[spec.layer].attention
     assert isinstance(a, MLA)  # noqa: S101 - no other attention has such tensors
-    where = f"{checkpoint.shards[tensor.main.shard].name}: {tensor.name}"
+    where = f"{checkpoint.shards[tensor.main.shard].name}: {tensor.main.info.name}"
     expected = (a.heads * (a.nope + a.v), a.kv_lora)
     if tensor.shape != expected:
         raise wrong(where, f"shape {list(expected)}", list(tensor.shape))

@@ -82,7 +82,7 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:
     key, family = find_family(checkpoint)
     config = _text_config(checkpoint, family)
     config.is_default("is_causal", True)
-    read_rules(checkpoint.config, config.where)
+    read_rules(checkpoint)
     hidden = config.natural("hidden_size")
     layers = config.natural("num_hidden_layers", limit=10_000)
     context = config.natural("max_position_embeddings")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sampan.errors import wrong
 from sampan.quantize import NumberType, TensorType, pack_integers
 
+from .binding import Piece
 from .encoding import Buffer, StoredTensor
 from .plan import Plan, PlannedTensor
 
@@ -51,18 +52,18 @@ def _repeat(values: NDArray[Any], times: int) -> NDArray[Any]:
     return values if times == 1 else np.repeat(values, times, axis=1)
 
 
-def exact(stored: StoredTensor, kind: TensorType) -> bool:
-    """Whether `kind` holds the numbers of `stored`, but for scales that float16 does not hold."""
-    if isinstance(kind, NumberType) and kind.name in ("f32", stored.label):
+def exact(piece: Piece, kind: TensorType) -> bool:
+    """Whether `kind` holds the numbers of a piece, but for scales that float16 does not hold."""
+    if isinstance(kind, NumberType) and kind.name in ("f32", piece.stored.label):
         return True
-    return repacker(stored, kind) is not None
+    return not piece.transposed and repacker(piece.stored, kind) is not None
 
 
 def nearest(plan: Plan) -> dict[tuple[str, str], list[PlannedTensor]]:
     """(stored as, output type) → the tensors that change on the way."""
     found: dict[tuple[str, str], list[PlannedTensor]] = {}
     for tensor in plan.tensors:
-        for label in {p.stored.label for p in tensor.bound.pieces if not exact(p.stored, tensor.type)}:
+        for label in {p.stored.label for p in tensor.bound.pieces if not exact(p, tensor.type)}:
             found.setdefault((label, tensor.type.name), []).append(tensor)
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from sampan.checkpoint import Checkpoint
 from sampan.errors import brief, wrong
@@ -20,7 +19,7 @@ LINEAR = re.compile(r"(.*\.)?\d+\..*(_proj|_proj_with_mqa|\.w[123])")
 
 def read_storage(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     """Every weight of the checkpoint by the name that families know; companions are part of their weight."""
-    rules = read_rules(checkpoint.config, str(checkpoint.folder / "config.json"))
+    rules = read_rules(checkpoint)
     tensors = Tensors(checkpoint.tensors(), [s.name for s in checkpoint.shards])
     used: dict[str, Encoding] = {r.encoding.name: r.encoding for r in rules}
     stored: dict[str, StoredTensor] = {}
@@ -56,9 +55,9 @@ def _encoding(name: str, dtype: str, used: Iterable[Encoding]) -> Encoding | Non
     return next((e for e in named if dtype in e.dtypes), next((e for e in named if e.main), None))
 
 
-def read_rules(values: Mapping[str, Any], where: str) -> tuple[Rule, ...]:
+def read_rules(checkpoint: Checkpoint) -> tuple[Rule, ...]:
     """What quantization_config says, at the top or in text_config; an unknown method or setting is refused."""
-    config = Config(values, where)
+    config = Config(checkpoint.config, str(checkpoint.folder / "config.json"))
     outer, inner = config.section(KEY), config.section("text_config").section(KEY)
     if outer.values and inner.values and outer.values != inner.values:
         raise wrong(inner.where, f"the same as {KEY} at the top", "another")

@@ -194,7 +194,7 @@ ENCODERS: dict[str, tuple[Callable[[Array], Encoded], dict[str, Any]]] = {
 }
 
 TINY = "qwen3-odd-blocks"  # of tiny.py
-LINEAR = re.compile(r"model\.layers\.\d+\..*_proj\.weight")
+LINEAR = re.compile(r"model\.layers\.\d+\..*_proj(_with_mqa)?\.weight")
 
 
 def encode(

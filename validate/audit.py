@@ -112,14 +112,24 @@ class _Pair:
         self.columns, self.rows = bound.columns, bound.rows
         self.nbytes = 0
 
+    def rows_of(self, piece: Piece) -> int:
+        """How many rows of the artifact a piece makes."""
+        return self.bound.stored_columns(piece) if piece.transposed else piece.rows
+
     def source(self, piece: Piece, start: int, rows: int) -> NDArray[np.float32]:
-        """Rows of a piece, float32 [rows, columns]."""
+        """Rows of what a piece makes, float32 [rows, columns]."""
+        if piece.transposed:
+            whole = self._decode(piece, piece.start, piece.rows)
+            return np.ascontiguousarray(whole.T[start : start + rows])
+        return self._decode(piece, piece.start + start, rows)
+
+    def _decode(self, piece: Piece, start: int, rows: int) -> NDArray[np.float32]:
         stored = piece.stored
-        reads = stored.encoding.reads(stored, piece.start + start, rows)
+        reads = stored.encoding.reads(stored, start, rows)
         buffers = read_parts(stored, reads, self.shards, np.empty(buffer_size(reads), np.uint8))
         self.nbytes += sum(r.total for r in reads)
-        out = np.empty((rows, self.columns), np.float32)
-        stored.encoding.decode(stored, buffers, piece.start + start, out)
+        out = np.empty((rows, self.bound.stored_columns(piece)), np.float32)
+        stored.encoding.decode(stored, buffers, start, out)
         return out
 
     def target(self, start: int, rows: int) -> NDArray[np.float32]:
@@ -133,8 +143,9 @@ class _Pair:
         dead: list[str] = []
         for piece in self.bound.pieces:
             step = max(1, STEP // self.columns)
-            for start in range(0, piece.rows, step):
-                rows, before = min(step, piece.rows - start), self.nbytes
+            made = self.rows_of(piece)
+            for start in range(0, made, step):
+                rows, before = min(step, made - start), self.nbytes
                 x = self.source(piece, start, rows)
                 y = self.target(piece.at + start, rows)
                 at = slice(piece.at + start, piece.at + start + rows)
@@ -143,7 +154,7 @@ class _Pair:
                 errors[at] = np.einsum("ij,ij->i", x, x)
                 largest = max(largest, float(np.abs(x, out=x).max()))
                 progress(self.nbytes - before)
-            part = slice(piece.at, piece.at + piece.rows)
+            part = slice(piece.at, piece.at + made)
             # a zero artifact is as far from its source as the source is from zero
             if norms[part].sum() > 0 and np.allclose(errors[part], norms[part], rtol=1e-6) and self._zero(piece):
                 dead.append(f"{self.stored.name}: nothing but zeros in rows {part.start} to {part.stop - 1}")
@@ -175,7 +186,7 @@ class _Pair:
 
     def _too_far(self, row: int, error: float, norm: float) -> bool:
         """Whether a row is further from its source than its own type makes it."""
-        piece = next(p for p in self.bound.pieces if p.at <= row < p.at + p.rows)
+        piece = next(p for p in self.bound.pieces if p.at <= row < p.at + self.rows_of(p))
         x = self.source(piece, row - piece.at, 1)
         encoded = np.empty(self.stored.type.row_bytes(self.columns), np.uint8)
         encode_rows(self.stored.type, x, encoded)
