@@ -12,9 +12,9 @@ from sampan.errors import wrong
 from sampan.registry import load
 
 from ...architecture import Architecture
-from ...binding import HEAD, Binding
+from ...binding import EMBEDDING, HEAD, Binding
 from ...plan import Format, Plan, Request
-from .cpu import EMBEDDING, Cpu
+from .cpu import Cpu
 from .folder import companions
 from .graph import DATA_FILE, Edge, Graph
 from .rope import tables

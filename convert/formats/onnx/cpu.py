@@ -16,10 +16,9 @@ from sampan.quantize import TensorType, tensor_type
 from sampan.quantize.blocked import BlockType
 
 from ...architecture import Architecture, MoE
+from ...binding import EMBEDDING
 from .graph import CONTRIB, FLOAT, INT32, INT64, Edge, Graph
 from .weights import Weights
-
-EMBEDDING = "token_embd.weight"
 
 
 class Cpu:
@@ -48,9 +47,8 @@ class Cpu:
 
     def embedding(self) -> Edge:
         w, kind, at = self.weights, self.weights.kind(EMBEDDING), "/embed_tokens"
-        _, hidden = w.shape(EMBEDDING)
-        out = (1, "sequence", hidden)
         arrays = w.rows(at, EMBEDDING, kind)
+        out = (1, "sequence", w.columns_of(EMBEDDING))
         if isinstance(kind, BlockType):
             values, scales, *zero = arrays
             return self.graph.node(
@@ -74,7 +72,7 @@ class Cpu:
         """x · Wᵀ + b of one or several canonical weights of one type, their rows stacked."""
         kind = self.weights.kind(names[0])
         b = self.weights.vector(path, *bias) if bias else None
-        rows = sum(self.weights.shape(n)[0] for n in names)
+        rows = sum(self.weights.rows_of(n) for n in names)
         shape = (*x.shape[:-1], rows)
         arrays = self.weights.matrix(path, names, kind)
         if isinstance(kind, BlockType):
@@ -124,20 +122,16 @@ class Cpu:
         width = int(x.shape[2]) * int(x.shape[3])
         return self.graph.node("Reshape", path, [x, self.graph.ints(1, -1, width)], (1, x.shape[1], width))
 
-    def each_head(self, path: str, x: Edge, name: str) -> Edge:
-        """[1, sequence, heads, n] times a matrix [m, n] of every head → [1, sequence, heads, m], in float32.
+    def repeat(self, path: str, x: Edge, heads: int) -> Edge:
+        """[1, sequence, 1, width] → the same for every head."""
+        return self.graph.node("Tile", path, [x, self.graph.ints(1, 1, heads, 1)], (*x.shape[:2], heads, x.shape[3]))
 
-        No operator multiplies stacked quantised matrices: these stay in float16 where others have fewer bits.
-        """
-        heads, rows, _ = self.weights.shape(name)
-        kind = self.weights.kind(name)
-        (w,) = self.weights.experts(path, (name,), tensor_type("f16") if isinstance(kind, BlockType) else kind)
-        g, sequence = self.graph, x.shape[1]
-        by_head = g.node("Transpose", f"{path}/in", [x], (1, heads, sequence, x.shape[3]), perm=[0, 2, 1, 3])
-        y = g.node(
-            "FusedMatMul", path, [by_head, self._float(path, w)], (1, heads, sequence, rows), domain=CONTRIB, transB=1
-        )
-        return g.node("Transpose", f"{path}/out", [y], (1, sequence, heads, rows), perm=[0, 2, 1, 3])
+    def pad(self, path: str, x: Edge, width: int) -> Edge:
+        """Zeros after the last dimension, up to `width`."""
+        more = width - int(x.shape[-1])
+        if not more:
+            return x
+        return self.graph.node("Pad", path, [x, self.graph.ints(*[0] * 7, more)], (*x.shape[:-1], width))
 
     def concat(self, path: str, a: Edge, b: Edge) -> Edge:
         """Along the last dimension."""

@@ -38,8 +38,8 @@ def _genai(checkpoint: Checkpoint, arch: Architecture, tokenizer: Tokenizer, con
     generation = read_json(path) if path.exists() else {}
     ends = _ends(generation, tokenizer, str(path))
     attention = arch.blocks[0].attention
-    if isinstance(attention, MLA):  # in its absorbed form, see blocks/mla.py
-        kv_heads, head_dim = 1, attention.rope + attention.kv_lora
+    if isinstance(attention, MLA):  # expanded, see blocks/mla.py
+        kv_heads, head_dim = attention.heads, attention.nope + attention.rope
     else:
         kv_heads, head_dim = attention.kv_heads, attention.head_dim
     model: dict[str, Any] = {

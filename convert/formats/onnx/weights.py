@@ -14,7 +14,7 @@ from sampan.quantize.blocked import BLOCK_TYPES, BlockType
 from sampan.registry import load_all
 
 from ...architecture import Architecture
-from ...binding import Binding, Bound
+from ...binding import EMBEDDING, Binding, Bound
 from ...plan import PlannedTensor, Slice, facts
 from .graph import FLOAT, FLOAT16, UINT8, Edge, Graph
 
@@ -30,14 +30,14 @@ class Weights:
         self.graph, self.tensors, self.end = graph, list[PlannedTensor](), 0
         self.tables: list[NDArray[np.float32]] = []
         self._arch, self._scheme, self._scheme_name = arch, scheme, scheme_name
-        self._bound = {b.spec.name: b for b in binding.tensors}
+        self._bound = {b.spec.name: _upright(b) for b in binding.tensors}
         self._placed: dict[tuple[str, ...], tuple[int, ...]] = {}  # names → offsets of their arrays
 
-    def has(self, name: str) -> bool:
-        return name in self._bound
+    def rows_of(self, name: str) -> int:
+        return self._bound[name].rows
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._bound[name].spec.shape
+    def columns_of(self, name: str) -> int:
+        return self._bound[name].columns
 
     def kind(self, name: str) -> TensorType:
         """The number type of a canonical tensor."""
@@ -49,7 +49,7 @@ class Weights:
             raise wrong("--quant", f"a scheme that ONNX can hold: {', '.join(known)}", self._scheme_name)
         kind = tensor_type(chosen)
         # a row of an embedding or an expert cannot be padded to whole blocks
-        whole = len(bound.spec.shape) == 3 or name == "token_embd.weight"
+        whole = name.endswith("_exps.weight") or name == EMBEDDING
         return tensor_type("f32") if whole and bound.columns % kind.block else kind
 
     def table(self, name: str, values: NDArray[np.float32]) -> Edge:
@@ -83,7 +83,7 @@ class Weights:
 
     def experts(self, path: str, names: Sequence[str], kind: TensorType) -> tuple[Edge, ...]:
         """Stacked experts [experts, rows, …]; the rows of several tensors take turns."""
-        experts, rows, columns = self.shape(names[0])
+        experts, rows, columns = self._bound[names[0]].spec.shape
         return self._arrays(path, names, kind, (experts, len(names) * rows, columns), flat=True)
 
     def _arrays(
@@ -138,6 +138,15 @@ def _stack(parts: list[Bound], name: str, interleave: bool) -> tuple[Bound, tupl
         slices.append(Slice(part.spec.name, part.spec.shape, first, step))
         at += part.rows
     return Bound(replace(parts[0].spec, name=name, shape=(at, parts[0].columns)), tuple(pieces)), tuple(slices)
+
+
+def _upright(bound: Bound) -> Bound:
+    """k_b as the checkpoint has it, [heads, nope, kv_lora]: the expanded attention multiplies by it that way."""
+    if not any(p.transposed for p in bound.pieces):
+        return bound
+    heads, columns, rows = bound.spec.shape
+    pieces = tuple(replace(p, at=h * rows, transposed=False) for h, p in enumerate(bound.pieces))
+    return Bound(replace(bound.spec, shape=(heads, rows, columns)), pieces)
 
 
 def _as_column(bound: Bound) -> Bound:

@@ -1,12 +1,15 @@
-"""Multi-head latent attention in its absorbed form: queries go into the latent space, the cache holds latents.
+"""Multi-head latent attention, expanded: every head gets its own key and value from the latent.
 
-With q·k = q_rope·k_rope + (W_kbᵀ q_nope)·latent, all heads share one key of rope + kv_lora dimensions, and the value
-is the same vector before its rotation; of the result only the latent part counts (arXiv 2405.04434, section 2.1.2).
+The absorbed form, which caches latents, needs less memory and is several times slower in this operator: numbers in
+docs/decisions.md (benchmarks/latent.py). A head's rotated dimensions stand first here, as the operator rotates them,
+and values are padded to the width of keys, as it wants them.
 """
 
 from __future__ import annotations
 
 import math
+
+from sampan.errors import wrong
 
 from ....architecture import MLA, YarnScaling
 from ..cpu import Cpu
@@ -15,24 +18,32 @@ from ..graph import Edge
 
 def write(form: Cpu, a: MLA, layer: int, x: Edge) -> Edge:
     """x [1, sequence, hidden] → the attention's output, before the residual."""
-    at, blk = f"/layers.{layer}/attn", f"blk.{layer}.attn_"
+    at, blk, width = f"/layers.{layer}/attn", f"blk.{layer}.attn_", a.nope + a.rope
+    if a.v > width:
+        raise wrong("--to onnx", f"values of at most the {width} dimensions of a key", a.v)
     if a.q_lora is None:
         q = form.linear(f"{at}/q_proj", x, f"{blk}q.weight")
     else:
         q_latent = form.linear(f"{at}/q_a_proj", x, f"{blk}q_a.weight")
         q_latent = form.norm(f"{at}/q_a_norm", q_latent, f"{blk}q_a_norm.weight", a.latent_eps)
         q = form.linear(f"{at}/q_b_proj", q_latent, f"{blk}q_b.weight")
+    q_nope, q_rope = form.split(f"{at}/q", form.heads(f"{at}/q/heads", q, a.heads), a.nope, a.rope)
+    query = form.join(f"{at}/query/join", form.concat(f"{at}/query", q_rope, q_nope))
+
     kv = form.linear(f"{at}/kv_a_proj", x, f"{blk}kv_a_mqa.weight")
-    latent, k_rope = form.split(f"{at}/kv", kv, a.kv_lora, a.rope)
+    latent, k_rope = form.split(f"{at}/kv_a", kv, a.kv_lora, a.rope)
     latent = form.norm(f"{at}/kv_a_norm", latent, f"{blk}kv_a_norm.weight", a.latent_eps)
-    key = form.concat(f"{at}/key", k_rope, latent)
-    nope, q_rope = form.split(f"{at}/q", form.heads(f"{at}/q/heads", q, a.heads), a.nope, a.rope)
-    absorbed = form.each_head(f"{at}/k_b", nope, f"{blk}k_b.weight")
-    query = form.join(f"{at}/query/join", form.concat(f"{at}/query", q_rope, absorbed))
-    width = a.rope + a.kv_lora
-    y = form.attention(at, layer, [query, key, key], a.heads, 1, width, scale(form, a))
-    _, y = form.split(f"{at}/out", form.heads(f"{at}/out/heads", y, a.heads), a.rope, a.kv_lora)
-    y = form.join(f"{at}/value/join", form.each_head(f"{at}/v_b", y, f"{blk}v_b.weight"))
+    kv = form.linear(f"{at}/kv_b_proj", latent, f"{blk}k_b.weight", f"{blk}v_b.weight")
+    k_nope, value = form.split(f"{at}/kv_b", kv, a.heads * a.nope, a.heads * a.v)
+    shared = form.repeat(f"{at}/k_rope", form.heads(f"{at}/k_rope/heads", k_rope, 1), a.heads)
+    key = form.concat(f"{at}/key", shared, form.heads(f"{at}/k/heads", k_nope, a.heads))
+    padded = form.pad(f"{at}/value", form.heads(f"{at}/v/heads", value, a.heads), width)
+
+    qkv = [query, form.join(f"{at}/key/join", key), form.join(f"{at}/value/join", padded)]
+    y = form.attention(at, layer, qkv, a.heads, a.heads, width, scale(form, a))
+    if a.v < width:
+        y = form.split(f"{at}/out", form.heads(f"{at}/out/heads", y, a.heads), a.v, width - a.v)[0]
+        y = form.join(f"{at}/out/join", y)
     return form.linear(f"{at}/o_proj", y, f"{blk}output.weight")
 
 

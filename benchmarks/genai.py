@@ -2,9 +2,9 @@
 """ONNX folders beside those of onnxruntime-genai's own builder: export, speed, drift. Alternating runs, medians.
 
     pip install onnxruntime-genai==0.18.0 onnx_ir torch transformers
-    python benchmarks/onnx.py export CHECKPOINT [--schemes int4,int8] [--runs 3] [--shape-0.6b]
-    python benchmarks/onnx.py speed OURS THEIRS [--runs 5]
-    python benchmarks/onnx.py drift CHECKPOINT FOLDER… [--windows 2] [--level 0]
+    python benchmarks/genai.py export CHECKPOINT [--schemes int4,int8] [--runs 3] [--shape-0.6b]
+    python benchmarks/genai.py speed OURS THEIRS [--runs 5]
+    python benchmarks/genai.py drift CHECKPOINT FOLDER… [--windows 2] [--level 0]
 
 `export` measures the whole processes: wall time, ru_maxrss, bytes of graph and data; `--shape-0.6b` takes random
 weights of Qwen3-0.6B's shape with CHECKPOINT's tokenizer instead. `speed` runs our folder in our runtime and the
