@@ -18,7 +18,7 @@ from ..binding import Binding, Bound, bind
 from ..family import read_architecture
 from ..plan import Format, Plan, PlannedTensor, Request, facts
 from ..tokenizer import Tokenizer, read_tokenizer
-from ._llama import check_engine, notes
+from ._llama import YARN_BETAS, check_engine, notes
 
 # our family → llama.cpp's general.architecture
 ARCHITECTURES = {
@@ -165,7 +165,7 @@ def _describe(w: Any, checkpoint: Checkpoint, binding: Binding) -> None:
 
     specs = [b.spec for b in binding.tensors]
     total = sum(math.prod(s.shape) for s in specs)
-    stacked = [s for s in specs if len(s.shape) == 3]
+    stacked = [s for s in specs if "_exps." in s.name]
     expert = sum(math.prod(s.shape[1:]) for s in stacked)
     experts = stacked[0].shape[0] if stacked else 0
     shared = total - sum(math.prod(s.shape) for s in stacked)
@@ -209,8 +209,9 @@ def _rope(w: Any, arch: Architecture) -> None:
         w.add_rope_scaling_factor(scaling.factor)
         w.add_rope_scaling_orig_ctx_len(scaling.original_context)
         if arch.rope.interleaved:  # deepseek2, see check_engine
-            w.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
-            w.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
+            if (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
+                w.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
+                w.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
             w.add_rope_scaling_yarn_log_mul(0.1 * scaling.mscale_all_dim)  # llama.cpp divides by 0.1 again
         elif scaling.attention_factor is not None:
             # llama.cpp multiplies this by the paper's own factor; yarn_attn_factor it reads and overrides
