@@ -30,7 +30,8 @@ class Tokenizer:
     """Byte-level BPE. `tokens` and `types` by id, `merges` in order of rank, each `left right`.
 
     `special` maps roles such as eos to ids, `add` says whether bos or eos is put around a text.
-    `chat_template` is the template, or named templates, or None.
+    `chat_template` is the template, or named templates, or None. `whole`: there are tokens that no merge makes and
+    that stand only for a piece that equals them.
     """
 
     pre: str
@@ -40,6 +41,7 @@ class Tokenizer:
     special: dict[str, int]
     add: dict[str, bool]
     chat_template: str | list[dict[str, str]] | None
+    whole: bool = False
 
 
 def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
@@ -48,15 +50,16 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
     model = _section(parsed, "model", path)
     if model.get("type") != "BPE":
         raise wrong(f"{path}: model.type", "BPE", brief(model.get("type")))
-    for key, harmless in (("byte_fallback", False), ("dropout", None), ("ignore_merges", False),
+    pre = _pre_tokenizer(parsed, path)
+    whole = pre == tiktoken.PRE and model.get("ignore_merges") is True
+    for key, harmless in (("byte_fallback", False), ("dropout", None), ("ignore_merges", whole),
                           ("continuing_subword_prefix", ""), ("end_of_word_suffix", "")):  # fmt: skip
         if model.get(key) not in (harmless, None):
             raise wrong(f"{path}: model.{key}", repr(harmless), brief(model[key]))
-    pre = _pre_tokenizer(parsed, path)
     added = _added(parsed, path)
     tokens, types = _vocabulary(model, added, vocab, path)
     special, add, template = _special(folder, added, vocab)
-    return Tokenizer(pre, tokens, types, _merges(model, path), special, add, template)
+    return Tokenizer(pre, tokens, types, _merges(model, path), special, add, template, whole)
 
 
 def read_tokenizer_json(folder: Path, vocab: int) -> tuple[Path, dict[str, Any]]:

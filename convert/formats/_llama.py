@@ -96,4 +96,6 @@ def notes(arch: Architecture, tokenizer: Tokenizer) -> list[str]:
         )
     if tokenizer.pre == tiktoken.PRE:
         found.append("llama.cpp splits words at combining marks (Hindi, Thai) and at \u3007, Kimi's tokenizer does not")
+    if tokenizer.whole:
+        found.append("llama.cpp never makes the tokens of tiktoken.model that stand for whole words only")
     return found
