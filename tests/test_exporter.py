@@ -81,12 +81,10 @@ def test_exports_equal_transformers(name: str, checkpoints: Path, environment: P
     assert json.loads(done.stdout)["export"]["largest_error"] < 2e-5
     wanted = reference(source, ids())
     assert np.abs(logits(tmp_path / "fp32") - wanted).max() <= 2e-5 * max(1.0, np.abs(wanted).max())
-    for quant, bits, most in (("int8", 8.5, 0.05), ("int4", 4.5, 0.4)):
-        out = tmp_path / quant
-        done = run_cli("convert", str(source), *CONVERT, "--quant", quant, "-o", str(out))
-        assert done.returncode == 0, done.stderr
-        assert f"{bits:.2f} bits per weight" in done.stdout
-        assert 1e-4 < relative(logits(out), wanted) < most
+    out = tmp_path / "int4"
+    done = run_cli("convert", str(source), *CONVERT, "--quant", "int4", "-o", str(out))
+    assert done.returncode == 0 and "4.50 bits per weight" in done.stdout, done.stderr
+    assert 1e-3 < relative(logits(out), wanted) < 0.4
     manifest = json.loads((out / "manifest.json").read_text())
     assert (
         manifest["graph"] == "optimum"
