@@ -138,7 +138,7 @@ class _Rewriter:
     def _type(self, canonical: str, name: str, layer: int, tied: bool) -> TensorType:
         facts = TensorFacts(
             name=canonical, dims=2, columns=self._stored[name].shape[0], layer=layer, layers=self._layers, gqa=1,
-            experts=0, tied=tied, wide=False,
+            experts=0, tied=tied, wide=False, stored="f32",
         )  # fmt: skip
         kind = held_type(choose_name(self._scheme, facts), self._scheme_name)
         if isinstance(kind, BlockType) and kind.width != 4 and self._accuracy == 0:
