@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     "--accuracy-level", type=click.Choice(["0", "4"]),
     help="Of an ONNX graph's products: 4 rounds activations to int8, which is fast, 0 does not.  [default: 4]",
 )  # fmt: skip
+@click.option("--exporter", help="Another exporter for architectures that are not known here: optimum.")
+@click.option("--make-exporter", is_flag=True, help="Make its environment with pip, if there is none: about 2 GB.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--allow-zero", is_flag=True, help="Convert matrices that hold nothing but zeros (for research).")
 @click.option("--lossless", is_flag=True, help="Refuse to change any number; goes well with --quant native.")
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
 def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
-    split_size: str | None, context: int | None, accuracy_level: str | None, revision: str | None, allow_zero: bool,
-    lossless: bool, overwrite: bool, check: bool, as_json: bool,
+    split_size: str | None, context: int | None, accuracy_level: str | None, exporter: str | None, make_exporter: bool,
+    revision: str | None, allow_zero: bool, lossless: bool, overwrite: bool, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
 
@@ -55,6 +57,7 @@ def command(
       sampan convert Qwen/Qwen3-0.6B --to onnx --quant int4 -o qwen-onnx
       sampan convert ./Qwen2.5-7B-Instruct --quant q8_0 --plan
       sampan convert ./Qwen2.5-0.5B --quant q4_0 -o qwen.gguf --validate
+      sampan convert ./Llama-3.2-1B --to onnx --exporter optimum -o llama-onnx
       sampan convert ./Qwen3-30B-A3B --quant q4_k_m --split-size 4G -o qwen.gguf
     """
     from sampan.artifact import manifest_path
@@ -65,6 +68,7 @@ def command(
     from sampan.hub import open_source
     from sampan.units import human, parse_size
 
+    from . import _export
     from ._progress import Progress
 
     if output is None:
@@ -73,8 +77,18 @@ def command(
         output = Path(f"{Path(source).name}.{to}")
     memory = parse_size(max_memory, "--max-memory")
     split = parse_size(split_size, "--split-size") if split_size else None
+    if exporter:
+        refused: dict[str, object] = {"--plan": plan_only, "--split-size": split_size, "--validate": check}
+        refused["--lossless"] = lossless
+        place = _export.environment(exporter, to, refused, make_exporter)
     checkpoint = open_source(source, revision, headers_only=plan_only)
     accuracy = None if accuracy_level is None else int(accuracy_level)
+    if exporter:
+        from sampan.convert.exported import Request
+
+        wanted = Request(output, quant, jobs, memory, context, accuracy, allow_zero, overwrite)
+        _export.run(checkpoint, place, wanted, as_json)
+        return
     conversion = prepare(
         checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split, context=context, accuracy=accuracy,
         lossless=lossless,

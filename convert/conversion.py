@@ -151,6 +151,8 @@ def _manifest(c: Conversion, filled: Filled) -> dict[str, Any]:
     manifest = {
         "manifest_version": 1,
         "sampan": version("sampan"),
+        # an engine may rely on what our graphs do beside the usual
+        **({"graph": "sampan"} if c.plan.files[0].folder else {}),
         "llama_cpp_python": version("llama-cpp-python"),
         "source": {"id": c.checkpoint.source, "revision": c.checkpoint.revision, "sha256": filled.sha256},
         "stored": sources(c.plan.tensors),

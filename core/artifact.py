@@ -96,7 +96,7 @@ def open_job(out: Path, files: tuple[OutputFile, ...], identity: dict[str, Any],
     Raises InputError when the output exists, is being written by another run, or does not fit the disk.
     """
     if files[0].folder:
-        _check_folder(out, overwrite)
+        check_folder(out, overwrite)
         _part(out).mkdir(parents=True, exist_ok=True)
     else:
         for file in files:
@@ -138,7 +138,7 @@ def _check_file(path: Path, overwrite: bool) -> None:
         raise wrong(path, "a new file name", "an existing file", "use --overwrite to replace it")
 
 
-def _check_folder(out: Path, overwrite: bool) -> None:
+def check_folder(out: Path, overwrite: bool) -> None:
     """Only an artifact of ours is ever replaced: a folder may hold anything."""
     if out.exists() and not out.is_dir():
         raise wrong(out, "a folder name for the output", "a file")

@@ -32,6 +32,8 @@ class JsonTokenizer:
         """Ids of a text; without `special`, control tokens in it are plain text."""
         self._reader.encode_special_tokens = not special
         ids: list[int] = self._reader.encode(text).ids
+        if special and len(ids) > 1 and ids[0] == ids[1] and self.piece(ids[0]) == b"":
+            return ids[1:]  # a chat template wrote the token that the tokenizer begins every text with
         return ids
 
     def piece(self, token: int) -> bytes:

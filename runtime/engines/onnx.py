@@ -52,7 +52,7 @@ class OnnxEngine:
         self._config = _read(path / "genai_config.json")
         self._generation = _read(path / "generation_config.json")
         model = self._config.get("model", {})
-        self._ours = "sampan" in _read(path / "manifest.json")
+        self._ours = _read(path / "manifest.json").get("graph") == "sampan"
         self.vocab: int = model.get("vocab_size", 0) or self._tokenizer.size
         ends = model.get("eos_token_id", self._generation.get("eos_token_id", []))
         self._ends = set(ends if isinstance(ends, list) else [ends])

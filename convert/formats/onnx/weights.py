@@ -42,12 +42,7 @@ class Weights:
     def kind(self, name: str) -> TensorType:
         """The number type of a canonical tensor."""
         bound = self._bound[name]
-        chosen = choose_name(self._scheme, facts(self._arch, bound))
-        chosen = FALLBACK.get(chosen, chosen)
-        if chosen not in BLOCK_TYPES and chosen not in PLAIN:
-            known = [n for n, s in load_all("sampan.quantize.schemes", "SCHEME").items() if _holds(s.default)]
-            raise wrong("--quant", f"a scheme that ONNX can hold: {', '.join(known)}", self._scheme_name)
-        kind = tensor_type(chosen)
+        kind = held_type(choose_name(self._scheme, facts(self._arch, bound)), self._scheme_name)
         # a row of an embedding or an expert cannot be padded to whole blocks
         whole = name.endswith("_exps.weight") or name == EMBEDDING
         return tensor_type("f32") if whole and bound.columns % kind.block else kind
@@ -122,6 +117,15 @@ class Weights:
             self.end = offsets[-1] + nbytes
         self.tensors.append(PlannedTensor(bound, kind, 0, tuple(offsets), slices))
         self._placed[names] = tuple(offsets)
+
+
+def held_type(name: str, scheme: str) -> TensorType:
+    """The type that a scheme chose, or the next larger one that ONNX Runtime's operators read."""
+    name = FALLBACK.get(name, name)
+    if not _holds(name):
+        known = [n for n, s in load_all("sampan.quantize.schemes", "SCHEME").items() if _holds(s.default)]
+        raise wrong("--quant", f"a scheme that ONNX can hold: {', '.join(known)}", scheme)
+    return tensor_type(name)
 
 
 def _holds(name: str) -> bool:

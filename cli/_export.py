@@ -1,0 +1,60 @@
+"""The part of `sampan convert` that goes through another exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from sampan.checkpoint import Checkpoint
+    from sampan.convert.exported import Request
+
+
+def environment(exporter: str, to: str, refused: dict[str, object], make_it: bool) -> Path:
+    """The exporter's environment, made where that is asked for. `refused`: options that mean nothing with it."""
+    from sampan.convert.exporters import optimum
+    from sampan.errors import wrong
+
+    if exporter != "optimum":
+        raise wrong("--exporter", "optimum", repr(exporter))
+    if to != "onnx":
+        raise wrong("--to", "onnx with --exporter", to)
+    option = next((name for name, value in refused.items() if value), None)
+    if option:
+        raise wrong(option, "none with --exporter", refused[option])
+    place = optimum.environment()
+    return optimum.make(place) if make_it else optimum.find(place)
+
+
+def run(checkpoint: Checkpoint, place: Path, request: Request, as_json: bool) -> None:
+    """Convert, and say what was written."""
+    from sampan.convert.exported import convert_exported
+    from sampan.convert.family import find_family
+    from sampan.errors import InputError
+    from sampan.units import human
+
+    from ._progress import Progress
+
+    with contextlib.suppress(InputError):
+        click.echo(f"{find_family(checkpoint)[0]} needs no --exporter: without it, it is faster", err=True)
+    start = time.monotonic()
+    click.echo("exporting and comparing with transformers", err=True)
+    new = convert_exported(checkpoint, place, request, lambda total: Progress(total, "quantising"))
+    seconds = time.monotonic() - start
+    manifest = json.loads((request.out / "manifest.json").read_text())
+    nbytes = sum(manifest["files"].values())
+    if as_json:
+        keys = ("scheme", "bits_per_weight", "export")
+        files = [str(request.out / n) for n in manifest["files"]]
+        data = {"files": files, "bytes": nbytes, "seconds": round(seconds, 3)}
+        click.echo(json.dumps(data | {k: manifest[k] for k in keys}))
+        return
+    error, bound = (manifest["export"][k] for k in ("largest_error", "largest_allowed"))
+    click.echo(f"the exported graph is within {error:.1e} of transformers' logits ({bound:.1e} allowed)", err=True)
+    size = f"{human(nbytes)}, {new.bits_per_weight:.2f} bits per weight"
+    click.echo(f"{request.out}: {manifest['scheme']}, {size}, {seconds:.1f} s")

@@ -1,0 +1,154 @@
+"""Convert through another exporter: its checked float32 graph, rewritten in our number types, as an ONNX folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from sampan.artifact import OutputFile, check_folder, discard, open_job
+from sampan.checkpoint import Checkpoint, read_json
+from sampan.errors import InputError, wrong
+from sampan.quantize import get_scheme
+
+from .config import Config
+from .exporters import optimum
+from .formats.onnx import FORMAT
+from .formats.onnx.folder import COPIED, SEARCH
+from .formats.onnx.graph import DATA_FILE
+from .formats.onnx.rewrite import Rewritten, rewrite, source_bytes, write
+
+# model types that onnxruntime-genai knows by name; it runs any other plain decoder as llama
+GENAI_TYPES = {"gemma", "gemma2", "llama", "mistral", "nemotron", "olmo", "phi", "phi3", "qwen2", "qwen3", "smollm3"}
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for; the fields are those of the command line."""
+
+    out: Path
+    quant: str
+    jobs: int | None = None
+    max_memory: int = 256 * 10**6
+    context: int | None = None
+    accuracy: int | None = None
+    allow_zero: bool = False
+    overwrite: bool = False
+
+
+def convert_exported(
+    checkpoint: Checkpoint, place: Path, request: Request, progress: Callable[[int], Progress]
+) -> Rewritten:
+    """Export, check, rewrite, write. The float32 graph lies in a temporary folder beside the output meanwhile.
+
+    `place`: the exporter's environment. `progress(total)` gives a function that is called with bytes done.
+    """
+    scheme_name = FORMAT.portable.get(request.quant, request.quant)
+    scheme, out = get_scheme(scheme_name), request.out
+    tokenizer = checkpoint.folder / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise wrong(tokenizer, "a tokenizer", "no such file", "transformers writes one from tokenizer.model")
+    check_folder(out, request.overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    hashes = _hashes(checkpoint)
+    with tempfile.TemporaryDirectory(prefix=f"{out.name}.export.", dir=out.parent) as work:
+        exported = optimum.export(checkpoint, place, Path(work), request.context)
+        new = rewrite(exported.graph, scheme_name, scheme, 4 if request.accuracy is None else request.accuracy)
+        small = {"model.onnx": new.model, **_companions(checkpoint, new.model, exported.context)}
+        files = [OutputFile(out / DATA_FILE, b"", new.size, folder=True)]
+        files += [OutputFile(out / name, data, len(data), folder=True) for name, data in small.items()]
+        jobs = request.jobs or os.cpu_count() or 1
+        with open_job(out, tuple(files), {"exporter": "optimum"}, overwrite=request.overwrite) as job:
+            try:
+                done = progress(source_bytes(new))
+                write(new, job.fds[0], jobs, request.max_memory, done, allow_zero=request.allow_zero)
+            except InputError:
+                discard(out, files)
+                raise
+            manifest = {
+                "manifest_version": 1,
+                "sampan": version("sampan"),
+                "graph": "optimum",
+                "source": {"id": checkpoint.source, "revision": checkpoint.revision, "sha256": hashes},
+                "family": checkpoint.config["model_type"],
+                "scheme": scheme_name,
+                "export": exported.record,
+                "files": {f.path.name: f.size for f in files},
+                "bits_per_weight": round(new.bits_per_weight, 4),
+                "tensors": {m.name: m.type.name for m in new.matrices if m.type},
+            }
+            job.commit(json.dumps(manifest, indent=1).encode() + b"\n")
+    return new
+
+
+def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
+    """SHA-256 of each shard by name, compared with the hub's."""
+    found = {}
+    for shard in checkpoint.shards:
+        assert shard.path is not None  # noqa: S101 - only a plan is made without files
+        with shard.path.open("rb") as f:
+            found[shard.name] = hashlib.file_digest(f, "sha256").hexdigest()
+        if shard.sha256 not in (None, found[shard.name]):
+            listed = f"SHA-256 {shard.sha256} as the hub lists"
+            raise wrong(shard.path, listed, found[shard.name], "delete the file and run again")
+    return found
+
+
+def _companions(checkpoint: Checkpoint, model: bytes, context: int) -> dict[str, bytes]:
+    """Name → bytes of tokenizer, template and configurations."""
+    files = {n: (checkpoint.folder / n).read_bytes() for n in COPIED if (checkpoint.folder / n).is_file()}
+    return files | {"genai_config.json": json.dumps(_genai(checkpoint, model, context), indent=1).encode() + b"\n"}
+
+
+def _genai(checkpoint: Checkpoint, model: bytes, context: int) -> dict[str, Any]:
+    """genai_config.json, its sizes read from the graph's own inputs."""
+    graph = onnx.load_from_string(model).graph
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.input, *graph.output]}
+    layers = sum(1 for n in shapes if n.startswith("past_key_values.") and n.endswith(".key"))
+    path = checkpoint.folder / "generation_config.json"
+    generation = read_json(path) if path.is_file() else {}
+    config = Config(checkpoint.config, str(checkpoint.folder / "config.json"))
+    ends = generation.get("eos_token_id") or config.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    if not ends or not all(type(i) is int and i >= 0 for i in ends):
+        raise wrong(config.at("eos_token_id"), "the tokens that end an answer", ends)
+    pad, bos = (generation.get(f"{k}_token_id", config.get(f"{k}_token_id")) for k in ("pad", "bos"))
+    kind = config.get("model_type")
+    inputs = {n: n for n in ("input_ids", "attention_mask", "position_ids") if n in shapes}
+    cache = {"key_names": "%d.key", "value_names": "%d.value"}
+    data: dict[str, Any] = {
+        "type": kind if kind in GENAI_TYPES else "llama",
+        "vocab_size": shapes["logits"][-1] or config.natural("vocab_size"),
+        "context_length": context,
+        "eos_token_id": ends,
+        "pad_token_id": pad if type(pad) is int and pad >= 0 else ends[0],
+        "decoder": {
+            "filename": "model.onnx",
+            "session_options": {"provider_options": []},
+            "hidden_size": config.natural("hidden_size", "n_embd", "d_model"),
+            "head_size": shapes["past_key_values.0.key"][3],
+            "num_attention_heads": config.natural("num_attention_heads", "n_head", "n_heads"),
+            "num_key_value_heads": shapes["past_key_values.0.key"][1],
+            "num_hidden_layers": layers,
+            "inputs": inputs | {f"past_{k}": f"past_key_values.{v}" for k, v in cache.items()},
+            "outputs": {"logits": "logits"} | {f"present_{k}": f"present.{v}" for k, v in cache.items()},
+        },
+    }
+    if type(bos) is int:
+        data["bos_token_id"] = bos
+    search: dict[str, Any] = {
+        "max_length": context,
+        "do_sample": bool(generation.get("do_sample", False)),
+        "past_present_share_buffer": False,
+    }
+    search |= {k: kind(generation[k]) for k, kind in SEARCH.items() if generation.get(k) is not None}
+    return {"model": data, "search": search}

@@ -1,0 +1,1 @@
+"""Other exporters: each makes a float32 ONNX graph of architectures that no family here knows."""
