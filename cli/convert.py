@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     help="Of an ONNX graph's products: 4 rounds activations to int8, which is fast, 0 does not.  [default: 4]",
 )  # fmt: skip
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--stream", is_flag=True, help="Of a hub id, keep one shard at a time on the disk.")
 @click.option("--allow-zero", is_flag=True, help="Convert matrices that hold nothing but zeros (for research).")
 @click.option("--lossless", is_flag=True, help="Refuse to change any number; goes well with --quant native.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
 def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
-    split_size: str | None, context: int | None, accuracy_level: str | None, revision: str | None, allow_zero: bool,
-    lossless: bool, overwrite: bool, check: bool, as_json: bool,
+    split_size: str | None, context: int | None, accuracy_level: str | None, revision: str | None, stream: bool,
+    allow_zero: bool, lossless: bool, overwrite: bool, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
 
@@ -56,6 +57,7 @@ def command(
       sampan convert ./Qwen2.5-7B-Instruct --quant q8_0 --plan
       sampan convert ./Qwen2.5-0.5B --quant q4_0 -o qwen.gguf --validate
       sampan convert ./Qwen3-30B-A3B --quant q4_k_m --split-size 4G -o qwen.gguf
+      sampan convert moonshotai/Kimi-K2-Instruct --stream -o kimi.gguf
     """
     from sampan.artifact import manifest_path
     from sampan.checkpoint import read_json
@@ -73,7 +75,9 @@ def command(
         output = Path(f"{Path(source).name}.{to}")
     memory = parse_size(max_memory, "--max-memory")
     split = parse_size(split_size, "--split-size") if split_size else None
-    checkpoint = open_source(source, revision, headers_only=plan_only)
+    if stream and check:
+        raise wrong("--validate", "a checkpoint that stays on the disk", "--stream", "validate the output by itself")
+    checkpoint = open_source(source, revision, headers_only=plan_only, stream=stream)
     accuracy = None if accuracy_level is None else int(accuracy_level)
     conversion = prepare(
         checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split, context=context, accuracy=accuracy,
