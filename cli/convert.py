@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--exporter", help="Another exporter for architectures that are not known here: optimum.")
 @click.option("--make-exporter", is_flag=True, help="Make its environment with pip, if there is none: about 2 GB.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--stream", is_flag=True, help="Of a hub id, keep one shard at a time on the disk.")
 @click.option("--allow-zero", is_flag=True, help="Convert matrices that hold nothing but zeros (for research).")
 @click.option("--lossless", is_flag=True, help="Refuse to change any number; goes well with --quant native.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
     split_size: str | None, context: int | None, accuracy_level: str | None, exporter: str | None, make_exporter: bool,
-    revision: str | None, allow_zero: bool, lossless: bool, overwrite: bool, check: bool, as_json: bool,
+    revision: str | None, stream: bool, allow_zero: bool, lossless: bool, overwrite: bool, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
 
@@ -59,6 +60,7 @@ def command(
       sampan convert ./Qwen2.5-0.5B --quant q4_0 -o qwen.gguf --validate
       sampan convert ./Llama-3.2-1B --to onnx --exporter optimum -o llama-onnx
       sampan convert ./Qwen3-30B-A3B --quant q4_k_m --split-size 4G -o qwen.gguf
+      sampan convert moonshotai/Kimi-K2-Instruct --stream -o kimi.gguf
     """
     from sampan.artifact import manifest_path
     from sampan.checkpoint import read_json
@@ -77,11 +79,13 @@ def command(
         output = Path(f"{Path(source).name}.{to}")
     memory = parse_size(max_memory, "--max-memory")
     split = parse_size(split_size, "--split-size") if split_size else None
+    if stream and check:
+        raise wrong("--validate", "a checkpoint that stays on the disk", "--stream", "validate the output by itself")
     if exporter:
         refused: dict[str, object] = {"--plan": plan_only, "--split-size": split_size, "--validate": check}
-        refused["--lossless"] = lossless
+        refused |= {"--lossless": lossless, "--stream": stream}
         place = _export.environment(exporter, to, refused, make_exporter)
-    checkpoint = open_source(source, revision, headers_only=plan_only)
+    checkpoint = open_source(source, revision, headers_only=plan_only, stream=stream)
     accuracy = None if accuracy_level is None else int(accuracy_level)
     if exporter:
         from sampan.convert.exported import Request

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sampan.checkpoint import Checkpoint
-from sampan.errors import brief, wrong
+from sampan.errors import InputError, brief, wrong
 from sampan.safetensors import TensorInfo
 
 from .architecture import MLA, Architecture, TensorSpec, tensor_specs
-from .encoding import StoredTensor
+from .encoding import Part, StoredTensor
 from .family import Family, Source
 from .quantization import KEY, read_storage
 
@@ -197,27 +197,42 @@ def _check_storage(tensor: StoredTensor, where: str) -> None:
         raise wrong(where, f"{tensor.promised} codes, as {KEY} says", f"plain {dtype}", hint)
 
 
+def tied_pair(binding: Binding) -> tuple[Part, ...]:
+    """The embedding and a tied checkpoint's own copy of it, or nothing."""
+    if binding.redundant_head is None:
+        return ()
+    embedding = next(b for b in binding.tensors if b.spec.name == EMBEDDING).pieces[0]
+    return embedding.stored.main, binding.redundant_head.main
+
+
 def check_redundant_head(checkpoint: Checkpoint, binding: Binding, block: int = 1 << 23) -> None:
-    """A tied checkpoint's head must be the embedding, byte for byte; reads both in blocks."""
+    """A tied checkpoint's head must be the embedding, byte for byte; reads both in blocks. Of streamed shards, whose
+    pass compares the bytes, dtype and shape only.
+    """
     if binding.redundant_head is None:
         return
-    embedding = next(b for b in binding.tensors if b.spec.name == EMBEDDING).pieces[0]
-    head = binding.redundant_head.main.info
-    shard = checkpoint.shards[binding.redundant_head.main.shard]
-    same = head.dtype == embedding.info.dtype and head.shape == embedding.info.shape
-    same = same and len(embedding.stored.parts) == len(binding.redundant_head.parts) == 1
-    other = checkpoint.shards[embedding.shard]
-    if same and shard.path and other.path:
-        with shard.path.open("rb") as a, other.path.open("rb") as b:
-            for offset in range(0, head.nbytes, block):
-                n = min(block, head.nbytes - offset)
-                if os.pread(a.fileno(), n, head.offset + offset) != os.pread(
+    embedding, head = tied_pair(binding)
+    stored = next(b for b in binding.tensors if b.spec.name == EMBEDDING).pieces[0].stored
+    same = head.info.dtype == embedding.info.dtype and head.info.shape == embedding.info.shape
+    same = same and len(stored.parts) == len(binding.redundant_head.parts) == 1
+    paths = checkpoint.shards[head.shard].path, checkpoint.shards[embedding.shard].path
+    if same and paths[0] and paths[1]:
+        with paths[0].open("rb") as a, paths[1].open("rb") as b:
+            for offset in range(0, head.info.nbytes, block):
+                n = min(block, head.info.nbytes - offset)
+                if os.pread(a.fileno(), n, head.info.offset + offset) != os.pread(
                     b.fileno(), n, embedding.info.offset + offset
                 ):
                     same = False
                     break
     if not same:
-        raise wrong(
-            f"{shard.name}: {head.name}", f"a copy of {embedding.info.name}, since tie_word_embeddings is true",
-            "other values", "set tie_word_embeddings to false in config.json if the head is its own",
-        )  # fmt: skip
+        raise other_head(checkpoint, embedding, head)
+
+
+def other_head(checkpoint: Checkpoint, embedding: Part, head: Part) -> InputError:
+    """The error of a tied checkpoint whose head is not the embedding."""
+    return wrong(
+        f"{checkpoint.shards[head.shard].name}: {head.info.name}",
+        f"a copy of {embedding.info.name}, since tie_word_embeddings is true",
+        "other values", "set tie_word_embeddings to false in config.json if the head is its own",
+    )  # fmt: skip

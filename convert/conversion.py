@@ -11,7 +11,7 @@ from typing import Any
 
 from sampan.artifact import Job, discard, open_job
 from sampan.checkpoint import Checkpoint
-from sampan.errors import InputError, wrong
+from sampan.errors import InputError, UnfinishedError, wrong
 from sampan.quantize import get_scheme
 from sampan.registry import load
 from sampan.units import human
@@ -21,6 +21,7 @@ from .family import read_architecture
 from .fill import Filled, Progress, fill
 from .lossless import check_lossless, sources
 from .plan import Format, Plan, Request
+from .shards import Shards, Stream, is_streamed
 from .work import Work, cut
 
 DEFAULT_MEMORY = 256 * 10**6  # bytes of row buffers
@@ -88,7 +89,10 @@ def prepare(
     jobs = jobs or os.cpu_count() or 1
     if lossless:
         check_lossless(plan)
-    work = cut(plan, len(checkpoint.shards), jobs, max_memory, compare=lossless or scheme.native)
+    work = cut(
+        plan, len(checkpoint.shards), jobs, max_memory, compare=lossless or scheme.native,
+        streamed=is_streamed(checkpoint),
+    )  # fmt: skip
     return Conversion(checkpoint, plan, binding, work, out, jobs, lossless)
 
 
@@ -102,14 +106,19 @@ def _refuse_output_in_source(checkpoint: Checkpoint, out: Path) -> None:
 def convert(
     c: Conversion, *, allow_zero: bool = False, overwrite: bool = False, progress: Progress = lambda n: None
 ) -> Job:
-    """Write the artifact. A killed run leaves `.part` and `.journal` files, and the same call resumes it."""
+    """Write the artifact. A killed run leaves `.part` and `.journal` files, a streamed one a `.shard` too, and the same
+    call resumes it, as it does behind an UnfinishedError.
+    """
     with open_job(c.out, c.plan.files, _identity(c, allow_zero), overwrite=overwrite) as job:
         try:
             check_redundant_head(c.checkpoint, c.binding)
-            filled = fill(
-                c.work, c.checkpoint, job, c.jobs, allow_zero=allow_zero, lossless=c.lossless, progress=progress
+            shards = (
+                Stream(c.checkpoint, c.work, c.binding, c.out) if is_streamed(c.checkpoint) else Shards(c.checkpoint)
             )
+            filled = fill(c.work, shards, job, c.jobs, allow_zero=allow_zero, lossless=c.lossless, progress=progress)
             _check_unchanged(c.checkpoint)
+        except UnfinishedError:
+            raise
         except InputError:
             discard(c.out, c.plan.files)
             raise
@@ -132,9 +141,12 @@ def _identity(c: Conversion, allow_zero: bool) -> dict[str, Any]:
 
 
 def _source_identity(checkpoint: Checkpoint) -> list[list[Any]]:
-    identity = []
+    """Of a streamed shard its SHA-256, which no commit that leaves the weights alone changes."""
+    identity: list[list[Any]] = []
     for shard in checkpoint.shards:
-        assert shard.path is not None  # noqa: S101 - only a plan is made without files
+        if shard.path is None:
+            identity.append([shard.name, shard.size, shard.sha256, shard.header_sha256])
+            continue
         status = shard.path.stat()
         identity.append([shard.name, status.st_size, status.st_mtime_ns, shard.header_sha256])
     return identity
@@ -142,8 +154,7 @@ def _source_identity(checkpoint: Checkpoint) -> list[list[Any]]:
 
 def _check_unchanged(checkpoint: Checkpoint) -> None:
     for shard in checkpoint.shards:
-        assert shard.path is not None  # noqa: S101 - only a plan is made without files
-        if shard.path.stat().st_size != shard.size:
+        if shard.path is not None and shard.path.stat().st_size != shard.size:
             raise wrong(shard.path, f"{shard.size} bytes", shard.path.stat().st_size, "it changed while it was read")
 
 

@@ -22,13 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.artifact import Job
-from sampan.checkpoint import Checkpoint, Shard
+from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, wrong
 from sampan.quantize import decode_rows, encode_rows
 
 from .binding import Piece
 from .encoding import read_parts
 from .lossless import repacker
+from .shards import Digests, Shards
 from .work import Item, Work, pool_size
 
 RECORD_SECONDS = 2.0  # between two journal entries
@@ -62,16 +63,19 @@ class _State:
     """What the threads share: finished items, which units hold a value other than zero, the first error."""
 
     def __init__(self, work: Work, job: Job) -> None:
-        self.lock = threading.Lock()
+        self.lock, self.recording = threading.Lock(), threading.Lock()
         self.stop = threading.Event()
         self.error: BaseException | None = None
-        self.done: set[int] = set()
+        self.done = bytearray(work.count)  # by earlier runs
         self.alive = bytearray(len(work.units))
         self.hashes: dict[int, str] = {}
         self.errors: dict[int, Difference] = {}
-        self.news: dict[str, list[Any]] = {"done": [], "alive": [], "sha256": [], "errors": []}
+        self.ranges: Digests = {}
+        self.news: dict[str, list[Any]] = {"done": [], "alive": [], "sha256": [], "errors": [], "ranges": []}
         for entry in job.records:
-            self.done.update(entry["done"])
+            for number in entry["done"]:
+                self.done[number] = 1
+            self.ranges.update(entry["ranges"])
             self.hashes.update(entry["sha256"])
             for unit in entry["alive"]:
                 self.alive[unit] = 1
@@ -101,12 +105,21 @@ class _State:
             self.hashes[shard] = digest
             self.news["sha256"].append((shard, digest))
 
+    def same(self, digests: Digests, shards: Shards) -> None:
+        """Compare what was read with what was read of the same name before."""
+        for name, digest in digests.items():
+            if self.ranges.setdefault(name, digest) != digest:
+                raise shards.differs(name)
+            with self.lock:
+                self.news["ranges"].append((name, digest))
+
     def record(self, job: Job) -> None:
         """Write what happened since the last call into the journal."""
-        with self.lock:
-            news, self.news = self.news, {key: [] for key in self.news}
-        if any(news.values()):
-            job.record(news)
+        with self.recording:
+            with self.lock:
+                news, self.news = self.news, {key: [] for key in self.news}
+            if any(news.values()):
+                job.record(news)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +132,7 @@ class Filled:
 
 def fill(
     work: Work,
-    checkpoint: Checkpoint,
+    shards: Shards,
     job: Job,
     jobs: int,
     *,
@@ -133,17 +146,27 @@ def fill(
     `lossless`, for a value that changes.
     """
     state = _State(work, job)
-    shards = _Shards(checkpoint)
+    checkpoint = shards.checkpoint
     pool: queue.Queue[Buffer] = queue.Queue()
     for _ in range(pool_size(jobs)):
         pool.put(np.empty(work.raw_bytes, np.uint8))
     tasks: queue.Queue[tuple[Item, Buffer] | None] = queue.Queue()
 
+    def settle() -> None:
+        """Wait until the workers have given every buffer back, and record what they did."""
+        for buffer in [_get(pool, state) for _ in range(pool_size(jobs))]:
+            pool.put(buffer)
+        state.record(job)
+
     def read() -> None:
         for n, shard in enumerate(checkpoint.shards):
-            items = [i for i in work.by_shard[n] if i.number not in state.done]
+            items = [i for i in work.items(n) if not state.done[i.number]]
             if items or n not in state.hashes:
-                state.hashed(n, _read_shard(shard, items, pool, tasks, state, progress))
+                state.same(shards.begin(n, items), shards)
+                digest = _read_shard(n, shards, items, pool, tasks, state, progress)
+                state.same(shards.check(n, digest), shards)
+                state.hashed(n, digest)
+                shards.release(settle)
             else:
                 progress(shard.size)
 
@@ -190,33 +213,9 @@ def fill(
     state.record(job)
     differences: dict[str, Difference] = {}
     for unit, difference in state.errors.items():
-        name = work.units[unit][0].bound.spec.name
+        name = work.units[unit].tensor.bound.spec.name
         differences[name] = differences.get(name, Difference()) + difference
     return Filled({shard.name: state.hashes[n] for n, shard in enumerate(checkpoint.shards)}, differences)
-
-
-class _Shards:
-    """The shards by number, opened when first asked for, for reads that are not part of the pass."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
-        self.files: dict[int, int] = {}
-        self.lock = threading.Lock()
-
-    def __getitem__(self, shard: int) -> int:
-        with self.lock:
-            if shard not in self.files:
-                path = self.checkpoint.shards[shard].path
-                assert path is not None  # noqa: S101 - only a plan is made without files
-                self.files[shard] = os.open(path, os.O_RDONLY)
-            return self.files[shard]
-
-    def __enter__(self) -> _Shards:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for fd in self.files.values():
-            os.close(fd)
 
 
 class _StoppedError(Exception):
@@ -224,7 +223,8 @@ class _StoppedError(Exception):
 
 
 def _read_shard(
-    shard: Shard,
+    n: int,
+    shards: Shards,
     items: list[Item],
     pool: queue.Queue[Buffer],
     tasks: queue.Queue[tuple[Item, Buffer] | None],
@@ -232,38 +232,26 @@ def _read_shard(
     progress: Progress,
 ) -> str:
     """Pass over a whole shard: hash every byte, hand the items' bytes to the workers; returns the SHA-256."""
-    assert shard.path is not None  # noqa: S101 - only a plan is made without files
-    digest = hashlib.sha256()
+    digest, size = hashlib.sha256(), shards.checkpoint.shards[n].size
     position = 0
-    with shard.path.open("rb") as f:
 
-        def take(end: int) -> Buffer:
-            """The next bytes, up to `end` or a buffer full, in a buffer of the pool."""
-            nonlocal position
-            buffer = _get(pool, state)
-            view = memoryview(buffer.data)[: end - position]
-            got = os.preadv(f.fileno(), [view], position)
-            if got != len(view):
-                found = f"{position + got} bytes"
-                raise wrong(shard.path, f"{shard.size} bytes", found, "the file changed while it was read")
-            digest.update(view)
-            position += got
-            progress(got)
-            return buffer
+    def take(end: int) -> Buffer:
+        """The next bytes, up to `end` or a buffer full, in a buffer of the pool."""
+        nonlocal position
+        buffer = _get(pool, state)
+        view = memoryview(buffer.data)[: max(0, end - position)]
+        shards.read(n, view, position)
+        digest.update(view)
+        position += len(view)
+        progress(len(view))
+        return buffer
 
-        for item in items:
-            while position < item.offset:
-                pool.put(take(item.offset))
-            tasks.put((item, take(item.offset + item.nbytes)))
-        while position < shard.size:
-            pool.put(take(shard.size))
-    if shard.sha256 is not None and digest.hexdigest() != shard.sha256:
-        raise wrong(
-            shard.path,
-            f"SHA-256 {shard.sha256} as the hub lists",
-            digest.hexdigest(),
-            "delete the file and run again",
-        )
+    for item in items:
+        while position < item.offset:
+            pool.put(take(item.offset))
+        tasks.put((item, take(item.offset + item.nbytes)))
+    while position < size:
+        pool.put(take(size))
     return digest.hexdigest()
 
 
@@ -277,7 +265,7 @@ def _get(pool: queue.Queue[Buffer], state: _State) -> Buffer:
 
 
 def _convert(
-    item: Item, raw: Buffer, rows: NDArray[np.float32], out: Buffer, shards: _Shards, job: Job
+    item: Item, raw: Buffer, rows: NDArray[np.float32], out: Buffer, shards: Shards, job: Job
 ) -> tuple[bool, NDArray[np.float32], Buffer]:
     """Decode, check, encode and write one item; returns whether any value is other than zero, the values of the output
     rows, float32 [rows, columns], and the encoded.
@@ -359,8 +347,9 @@ def _pwrite(fd: int, data: Buffer, position: int) -> None:
 
 
 def _check_alive(work: Work, alive: bytearray, checkpoint: Checkpoint) -> None:
-    for flag, (tensor, piece) in zip(alive, work.units, strict=True):
-        if not flag and not tensor.bound.spec.may_be_zero:
+    for flag, unit in zip(alive, work.units, strict=True):
+        piece = unit.piece
+        if not flag and not unit.tensor.bound.spec.may_be_zero:
             rows = f"rows {piece.start} to {piece.start + piece.rows - 1} of " if len(piece.stored.shape) == 3 else ""
             raise wrong(
                 _where(piece, checkpoint), "values", f"nothing but zeros in {rows}it",

@@ -2,7 +2,8 @@
 
 `model.gguf` is written as `model.gguf.part`, laid out at full size, with `model.gguf.journal` beside it:
 a first line that identifies the job, then lines that list finished work. The journal carries the lock,
-which the kernel drops with the process. An artifact that is a folder is written as `NAME.part/` and renamed whole.
+which the kernel drops with the process. `model.gguf.shard` is what has come of the shard that is being streamed.
+An artifact that is a folder is written as `NAME.part/` and renamed whole.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ def manifest_path(out: Path) -> Path:
     return out / MANIFEST if out.is_dir() else out.with_name(f"{out.name}.{MANIFEST}")
 
 
+def shard_in_hand(out: Path) -> Path:
+    """Where a streamed shard lies until the output holds what was in it."""
+    return out.with_name(out.name + ".shard")
+
+
 @dataclass(slots=True)
 class Job:
     """An open output: write with `os.pwrite(fds[n], …)`, report finished work with `record`.
@@ -85,6 +91,7 @@ class Job:
             for file in self.files:
                 file.part.replace(file.path)
             write_atomically(manifest_path(self.out), manifest)
+        shard_in_hand(self.out).unlink(missing_ok=True)
         _sync_folder(self.journal.parent)
         self.journal.unlink()
 
@@ -128,6 +135,7 @@ def discard(out: Path, files: Iterable[OutputFile]) -> None:
         file.part.unlink(missing_ok=True)
         if file.folder and file.part.parent.exists() and not any(file.part.parent.iterdir()):
             file.part.parent.rmdir()
+    shard_in_hand(out).unlink(missing_ok=True)
     out.with_name(out.name + ".journal").unlink(missing_ok=True)
 
 
@@ -190,6 +198,8 @@ def _recover(job: Job, identity: dict[str, Any]) -> None:
     else:
         job.records = found[1:]
         os.ftruncate(job.lock_fd, sum(len(line) + 1 for line in lines[:-1]))
+    if job.restarted:
+        shard_in_hand(job.out).unlink(missing_ok=True)
     if not job.records:
         for file in job.files:
             file.part.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,16 @@ MAX_JSON = 200_000_000  # bytes; the largest tokenizer.json in the field is a te
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
 
+Body = Callable[[int, int], Iterator[bytes]]
+"""(start, stop) → those bytes of a remote file in pieces of any size, all of them or an UnfinishedError."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One safetensors file. `path` is None when only its header was fetched (`--plan` of a hub id).
+    """One safetensors file. `path` is None when only its header was fetched (`--plan` or `--stream` of a hub id).
 
     `header_sha256` identifies the layout; `sha256` of the whole file is known beforehand only from a hub.
+    `body` reads it from there.
     """
 
     name: str
@@ -32,6 +37,7 @@ class Shard:
     header_sha256: str
     sha256: str | None
     tensors: Mapping[str, TensorInfo]
+    body: Body | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,7 @@ class ShardFile:
     size: int
     read: ReadAt
     sha256: str | None = None
+    body: Body | None = None
 
 
 def open_folder(folder: Path, source: str = "", revision: str | None = None) -> Checkpoint:
@@ -102,7 +109,7 @@ def _open_shard(name: str, file: ShardFile, folder: Path) -> Shard:
     tensors = read_header(file.read, file.size, where)
     length = int.from_bytes(file.read(0, 8), "little")
     digest = hashlib.sha256(file.read(0, 8 + length)).hexdigest()
-    return Shard(name, file.path, file.size, digest, file.sha256, tensors)
+    return Shard(name, file.path, file.size, digest, file.sha256, tensors, file.body)
 
 
 def read_weight_map(index: Path) -> dict[str, str]:

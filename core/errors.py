@@ -7,6 +7,10 @@ class InputError(Exception):
     """Bad usage or bad input (exit code 2): the checkpoint, the file or the option, never a bug of ours."""
 
 
+class UnfinishedError(InputError):
+    """Stopped by something outside, such as a connection: what is done is kept, and the same call goes on."""
+
+
 def wrong(where: object, expected: object, found: object, hint: str = "") -> InputError:
     """An `InputError` in the project's one form: `where: expected …, found …; hint`."""
     line = f"{where}: expected {expected}, found {found}"

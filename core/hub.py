@@ -9,13 +9,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from .checkpoint import (
     INDEX,
     SINGLE,
+    Body,
     Checkpoint,
     ShardFile,
     assemble,
@@ -23,7 +27,8 @@ from .checkpoint import (
     open_folder,
     read_weight_map,
 )
-from .errors import InputError, brief, wrong
+from .errors import InputError, UnfinishedError, brief, wrong
+from .safetensors import ReadAt
 
 SMALL_FILES = (
     "generation_config.json",
@@ -34,6 +39,9 @@ SMALL_FILES = (
     "chat_template.json",
     "README.md",
 )
+RETRIES = 5  # in a row without a byte
+PAUSE = 1.0  # seconds before the first of them, doubled each time
+AGAIN = "; run again to continue"
 
 
 def is_hub_id(source: str) -> bool:
@@ -41,18 +49,24 @@ def is_hub_id(source: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source)) and not Path(source).exists()
 
 
-def open_source(source: str, revision: str | None = None, *, headers_only: bool = False) -> Checkpoint:
-    """A folder or a hub id → Checkpoint. `headers_only` fetches no weights (range requests)."""
+def open_source(
+    source: str, revision: str | None = None, *, headers_only: bool = False, stream: bool = False
+) -> Checkpoint:
+    """A folder or a hub id → Checkpoint. `headers_only` fetches no weights (range requests); `stream` neither, but
+    its shards have a `body`.
+    """
     if Path(source).is_dir():
+        if stream:
+            raise wrong("--stream", "a hub id as SOURCE", f"the folder {source}")
         if revision is not None:
             raise wrong("--revision", "a hub id as SOURCE", f"the folder {source}")
         return open_folder(Path(source))
     if not is_hub_id(source):
         raise wrong(source, "a checkpoint folder or a hub id such as Qwen/Qwen3-0.6B", "neither")
-    return _open_hub(source, revision, headers_only)
+    return _open_hub(source, revision, headers_only, stream)
 
 
-def _open_hub(repo: str, revision: str | None, headers_only: bool) -> Checkpoint:
+def _open_hub(repo: str, revision: str | None, headers_only: bool, stream: bool) -> Checkpoint:
     import huggingface_hub as hub
 
     if not os.environ.keys() & {"HF_HUB_VERBOSITY", "HF_DEBUG"}:
@@ -87,10 +101,13 @@ def _open_hub(repo: str, revision: str | None, headers_only: bool) -> Checkpoint
     def locate(name: str) -> ShardFile:
         size, digest = sizes[name], digests.get(name)
         url = hub.hf_hub_url(repo, name, revision=commit)
-        if headers_only:
+        if headers_only or stream:
             if size is None:
                 raise wrong(f"{at}: {name}", "a size from the hub", "none")
-            return ShardFile(None, size, _range_reader(url, f"{at}: {name}"), digest)
+            if stream and digest is None:
+                raise wrong(f"{at}: {name}", "a SHA-256 from the hub, for --stream", "none")
+            body = _body(Remote(url, f"{at}: {name}", size, digest))
+            return ShardFile(None, size, _range_reader(body, size), digest, body)
         linked = (folder / "config.json").is_symlink()  # where links do not work, the library moves what it fetched
         if size and digest and linked and re.fullmatch("[0-9a-f]{64}", digest) and not (folder / name).exists():
             with _explained(f"{at}: {name}"):
@@ -132,29 +149,96 @@ def _download(url: str, storage: Path, digest: str, size: int) -> None:
         part.replace(blob)
 
 
-def _range_reader(url: str, where: str) -> Callable[[int, int], bytes]:
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A file of a hub: `where` names it in errors; `size` and `digest` (SHA-256) are what the hub lists."""
+
+    url: str
+    where: str
+    size: int
+    digest: str | None
+
+
+def _range_reader(body: Body, size: int) -> ReadAt:
     """Reads of a remote file; the first 256 KiB come in one request and usually hold the whole header."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
     head = b""
-
-    def get(length: int) -> bytes:
-        headers = build_hf_headers() | {"Range": f"bytes=0-{length - 1}", "Accept-Encoding": "identity"}
-        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with _explained(where), get_session().stream("GET", url, headers=headers, timeout=timeout) as answer:
-            hf_raise_for_status(answer)
-            if answer.status_code != 206:  # not read: it would be the whole file
-                raise wrong(where, "an answer to a range request (206)", answer.status_code)
-            return bytes(answer.read())
 
     def read(offset: int, length: int) -> bytes:
         nonlocal head
-        if offset + length > len(head):
-            head = get(max(offset + length, 1 << 18))
-        return head[offset : offset + length]
+        end = min(size, offset + length)
+        if end > len(head):
+            head = b"".join(body(0, min(size, max(end, 1 << 18))))
+        return head[offset:end]
 
     return read
+
+
+def _body(remote: Remote) -> Body:
+    """Reads that go on behind a dropped connection, with growing pauses while nothing comes."""
+
+    def body(start: int, stop: int) -> Iterator[bytes]:
+        position, failures = start, 0
+        while position < stop:
+            try:
+                for piece in _get(remote, position, stop):
+                    position, failures = position + len(piece), 0
+                    yield piece
+            except InputError:
+                raise
+            except Exception as e:
+                if failures == RETRIES or not _may_pass(e):
+                    _give_up(remote.where, e)
+                time.sleep(PAUSE * 2**failures)
+                failures += 1
+
+    return body
+
+
+def _get(remote: Remote, start: int, stop: int) -> Iterator[bytes]:
+    """One range request, its answer checked; raises what the library raises when the body ends too early."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    headers = build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with get_session().stream("GET", remote.url, headers=headers, timeout=timeout) as answer:
+        hf_raise_for_status(answer)
+        if answer.status_code != 206:  # not read: it would be the whole file
+            raise wrong(remote.where, "an answer to a range request (206)", answer.status_code)
+        expected, found = f"bytes {start}-{stop - 1}/{remote.size}", answer.headers.get("Content-Range", "none")
+        if found != expected:
+            raise wrong(remote.where, f"Content-Range {expected}", brief(found), "did the repository change?")
+        for r in (*answer.history, answer):
+            listed = r.headers.get("X-Linked-Etag", "").strip('"')
+            if listed and remote.digest and listed != remote.digest:
+                raise wrong(remote.where, f"SHA-256 {remote.digest} as the hub lists", brief(listed), "it changed")
+        left = stop - start
+        for piece in answer.iter_raw():
+            if len(piece) > left:
+                raise wrong(remote.where, f"{stop - start} bytes in the answer", "more")
+            left -= len(piece)
+            yield piece
+        if left:
+            raise HTTPError("the answer ended too early")
+
+
+def _may_pass(e: Exception) -> bool:
+    """Whether asking again may help: connections, overloaded servers; not refusals."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    if isinstance(e, HfHubHTTPError):
+        return e.response.status_code in (408, 429) or e.response.status_code >= 500
+    return isinstance(e, HTTPError | OSError)
+
+
+def _give_up(where: str, error: Exception) -> NoReturn:
+    try:
+        with _explained(where):
+            raise error
+    except InputError as e:
+        line = str(e)
+    raise UnfinishedError(line + AGAIN if _may_pass(error) and not line.endswith(AGAIN) else line) from None
 
 
 @contextmanager
@@ -186,7 +270,7 @@ def _explained(where: str) -> Iterator[None]:
         raise InputError(f"{where}: HF_HUB_OFFLINE is set: unset it, or give a folder as SOURCE") from None
     except (errors.HTTPError, errors.LocalEntryNotFoundError) as e:
         raise InputError(
-            f"{where}: the connection to {constants.ENDPOINT} failed: {_line(e.__cause__ or e)}; run again to continue"
+            f"{where}: the connection to {constants.ENDPOINT} failed: {_line(e.__cause__ or e)}{AGAIN}"
         ) from None
     except errors.HFValidationError as e:
         raise InputError(f"{where}: not a hub id: {_line(e)}") from None

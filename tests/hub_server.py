@@ -52,13 +52,17 @@ class Faults:
     """What goes wrong, by file name.
 
     `cut`: (bytes, how) for the first GET of the file alone: after that many bytes the connection is closed,
-    reset or left silent. `missing`: listed, but 404. `damaged`: one bit differs from what was listed.
-    `silent`: nothing is ever answered. `whole`: range requests are answered with the whole file.
+    reset or left silent. `drops`: the same at bytes of the file, each for the first answer that comes to it.
+    `refused`: (n, status): that status after n answers with a part of the file. `missing`: listed, but 404.
+    `damaged`: one bit differs from what was listed. `silent`: nothing is ever answered. `whole`: range requests are
+    answered with the whole file.
     """
 
     cut: dict[str, tuple[int, str]] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
     damaged: set[str] = field(default_factory=set)
+    drops: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    refused: dict[str, tuple[int, int]] = field(default_factory=dict)
     silent: bool = False
     whole: bool = False
 
@@ -220,7 +224,16 @@ class _Handler(BaseHTTPRequestHandler):
         if start >= stop:
             self._send(416, b"", headers | {"Content-Range": f"bytes */{len(data)}"})
             return
-        self._send(206, data[start:stop], headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}, name)
+        after, status = faults.refused.get(name, (0, 0))
+        if status and sum(r.status == 206 for r in self.server.hub.of(name)) >= after:
+            self._refuse(status, "", "not now")
+            return
+        headers |= {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
+        drop = next((d for d in faults.drops.get(name, []) if start <= d[0] < stop), None)
+        if drop:
+            faults.drops[name].remove(drop)
+            faults.cut[name] = drop[0] - start, drop[1]
+        self._send(206, data[start:stop], headers, name)
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         headers = {"X-Error-Message": message, "X-Request-Id": "Root=1-test", "Content-Type": "application/json"}

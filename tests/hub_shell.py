@@ -95,6 +95,7 @@ class Shell:
     """`sampan …` with a hub home and an output of its own."""
 
     def __init__(self, folder: Path) -> None:
+        self.command = COMMAND
         self.home, self.out = folder / "home", folder / "out" / "model.gguf"
 
     def environment(self, endpoint: str, **more: str) -> dict[str, str]:
@@ -110,7 +111,7 @@ class Shell:
 
     def __call__(self, endpoint: str, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*COMMAND, *args], capture_output=True, text=True, timeout=120, env=self.environment(endpoint, **more)
+            [*self.command, *args], capture_output=True, text=True, timeout=120, env=self.environment(endpoint, **more)
         )
 
     def arguments(self, *more: str) -> list[str]:

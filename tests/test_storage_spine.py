@@ -62,8 +62,8 @@ def test_each_byte_is_needed_once(name: str, pair: Pair, tmp_path: Path, monkeyp
     conversion = prepare(open_folder(pair(name)[0]), tmp_path / "m.gguf", "gguf", "q8_0", jobs=1)
     codes = scales = 0
     pieces: dict[int, tuple[Bound, Piece]] = {}
-    for shard in conversion.work.by_shard:
-        for item in shard:
+    for shard in range(len(conversion.work.by_shard)):
+        for item in conversion.work.items(shard):
             stored = item.piece.stored
             if stored.encoding.name == "plain":
                 continue
