@@ -157,7 +157,7 @@ def test_progress_is_plain_without_a_terminal(tmp_path: Path) -> None:
     ("arguments", "text"),
     [
         (("convert", "no-such-folder", "-o", "x.gguf"), "no-such-folder: expected a checkpoint folder or a hub id"),
-        (("convert", str(tiny.FIXTURE)), "--output: expected the file to write, found none; add -o model.gguf"),
+        (("convert", str(tiny.FIXTURE)), "--output: expected what to write, found none; add -o model.gguf"),
         (
             ("convert", str(tiny.FIXTURE), "--revision", "main", "-o", "x.gguf"),
             "--revision: expected a hub id",
