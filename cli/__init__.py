@@ -33,7 +33,7 @@ class _Commands(click.Group):
 def cli(debug: bool) -> None:
     """Carry big open models to small devices.
 
-    Convert a Qwen checkpoint to GGUF at 4 or 8 bits, in one pass and bounded memory, and run it.
+    Convert a Qwen or Kimi checkpoint to GGUF or ONNX at 4 or 8 bits, in one pass and bounded memory, and run it.
 
     \b
     Example:
