@@ -88,7 +88,8 @@ class OnnxEngine:
         for name in ("input_ids", "attention_mask"):
             if name not in inputs:
                 raise wrong(graph, f"an input {name}", f"only {', '.join(inputs)}")
-        for name in inputs.keys() - {"input_ids", "attention_mask", "position_ids"} - self._past.keys():
+        known = {"input_ids", "attention_mask", "position_ids", *self._past}
+        for name in (n for n in inputs if n not in known):
             raise wrong(f"{graph}: {name}", "inputs that a text decoder with a cache has", "another one")
         for name in ("logits", *self._present):
             if name not in outputs:
