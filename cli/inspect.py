@@ -1,4 +1,4 @@
-"""sampan inspect: what is in a checkpoint or a GGUF file."""
+"""sampan inspect: what is in a checkpoint, a GGUF file or an ONNX folder."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ LONGEST = 90  # characters of a metadata value in the table
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(path: str, tensors: bool, revision: str | None, as_json: bool) -> None:
-    """Show what PATH is: a checkpoint folder, a hub id, or any GGUF file. Reads headers only.
+    """Show what PATH is: a checkpoint folder, a hub id, any GGUF file or ONNX folder. Reads headers only.
 
     \b
     Examples:
       sampan inspect qwen.gguf
       sampan inspect ./Qwen3-0.6B --tensors
     """
+    from sampan.onnx import is_folder
     from sampan.table import table
 
     if Path(path).is_file():
         data = _gguf(Path(path))
+    elif is_folder(Path(path)):
+        data = _onnx(Path(path))
     else:
         from sampan.hub import open_source
 
@@ -148,6 +151,81 @@ def _gguf(path: Path) -> dict[str, Any]:
     data["types"] = _summary((name, values, nbytes or 0) for _, name, values, nbytes in rows)
     data["tensors"] = [{"name": t.name, "shape": list(t.shape), "type": n, "bytes": b} for t, n, _, b in rows]
     return data
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    from sampan.onnx import bits_per_weight, read_graph, roles, unique
+    from sampan.validate.artifact import read_manifest, stored_tensors
+
+    graph, manifest = read_graph(path), read_manifest(path)
+    model = graph.model
+    inputs, outputs = _values(model.graph.input), _values(model.graph.output)
+    genai = _json(path / "genai_config.json").get("model")
+    genai = genai if isinstance(genai, dict) else {}
+    caches = {n: v for n, v in inputs.items() if "past" in n}
+    data: dict[str, Any] = {
+        "onnx": str(path),
+        "bytes": graph.nbytes,
+        "external data": {p.name: n for p, n in graph.files.items()} or None,
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
+        "ir version": model.ir_version,
+        "scheme": manifest.get("scheme"),
+        "family": manifest.get("family") or genai.get("type"),
+        "nodes": dict(Counter(n.op_type for n in model.graph.node).most_common()),
+        "inputs": {n: v for n, v in inputs.items() if n not in caches},
+        "outputs": {n: v for n, v in outputs.items() if "present" not in n},
+        "cache": f"{len(caches)} of {' or '.join(sorted(set(caches.values())))}" if caches else None,
+        "context": genai.get("context_length"),
+        "tokenizer": _tokenizer(path),
+        "chat template": (path / "chat_template.jinja").exists()
+        or "chat_template" in _json(path / "tokenizer_config.json"),
+    }
+    stored = stored_tensors(graph, manifest).values()
+    rows = [(t.name, t.shape, t.type.name, math.prod(t.shape), t.nbytes) for t in stored]
+    if rows:
+        data["bits per weight"] = round(8 * sum(r[4] for r in rows) / sum(r[3] for r in rows), 4)
+    else:
+        weights, beside, tables = roles(graph)
+        data["bits per weight"] = round(bits_per_weight(graph), 4)
+        for a in unique(graph.arrays.values()):
+            values, kind = math.prod(a.shape), a.dtype
+            if a.name in weights:
+                bits, block = weights[a.name]
+                values, kind = 8 * a.nbytes // max(1, bits), f"{bits} bits, block {block}"
+            elif a.name in beside or a.name in tables:
+                kind += " (scales, zero points)" if a.name in beside else " (rotary tables)"
+            rows.append((a.name, a.shape, kind, values, a.nbytes))
+    data["types"] = _summary((kind, values, nbytes) for _, _, kind, values, nbytes in rows)
+    data["tensors"] = [{"name": n, "shape": list(s), "type": k, "bytes": b} for n, s, k, _, b in rows]
+    return {k: v for k, v in data.items() if v is not None}
+
+
+def _values(values: Any) -> dict[str, str]:
+    """Input or output → `int64 [1, sequence]`."""
+    from onnx import TensorProto
+
+    found = {}
+    for v in values:
+        t = v.type.tensor_type
+        known = t.elem_type in TensorProto.DataType.values()
+        kind = TensorProto.DataType.Name(t.elem_type).lower() if known else f"type {t.elem_type}"
+        found[v.name] = f"{kind} [{', '.join(d.dim_param or str(d.dim_value) for d in t.shape.dim)}]"
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    from sampan.checkpoint import read_json
+
+    return read_json(path) if path.exists() else {}
+
+
+def _tokenizer(folder: Path) -> str | None:
+    model = _json(folder / "tokenizer.json").get("model")
+    if not isinstance(model, dict):
+        return None
+    vocab = model.get("vocab")
+    return f"{model.get('type')}, {len(vocab) if isinstance(vocab, (dict, list)) else 0} tokens"
 
 
 def _summary(rows: Any) -> dict[str, dict[str, int]]:

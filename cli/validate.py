@@ -59,7 +59,8 @@ def command(
     max_ppl_ratio: tuple[str, ...], revision: str | None, threads: int | None, json_file: Path | None,
     html_file: Path | None,
 ) -> None:  # fmt: skip
-    """Compare CANDIDATE, a GGUF file, with REFERENCE: a checkpoint (folder or hub id) or a GGUF file.
+    """Compare CANDIDATE, a GGUF file or an ONNX folder, with REFERENCE: a checkpoint (folder or hub id) or another
+    artifact.
 
     Exits with 0 when every limit is kept, with 1 when one is not or the text does not decide it. A limit
     without a domain is for the mean of the domains.
@@ -68,6 +69,7 @@ def command(
     Examples:
       sampan validate Qwen/Qwen3-0.6B qwen.gguf
       sampan validate ./Qwen3-0.6B q4_0.gguf q4_k_m.gguf --html report.html
+      sampan validate ./Qwen3-0.6B qwen.gguf qwen-onnx
       sampan validate ./Qwen3-0.6B qwen.gguf --max-kld 0.05 --max-kld code=0.08 --min-top1 0.9
     """
     from sampan.errors import wrong

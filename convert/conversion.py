@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sampan.artifact import Job, discard, open_job
+from sampan.artifact import Job, discard, manifest_bytes, open_job
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, UnfinishedError, wrong
 from sampan.quantize import get_scheme
@@ -39,6 +38,7 @@ class Conversion:
     out: Path
     jobs: int
     lossless: bool
+    options: dict[str, int]  # what was asked of the format
 
     @property
     def artifact(self) -> Path:
@@ -93,7 +93,8 @@ def prepare(
         plan, len(checkpoint.shards), jobs, max_memory, compare=lossless or scheme.native,
         streamed=is_streamed(checkpoint),
     )  # fmt: skip
-    return Conversion(checkpoint, plan, binding, work, out, jobs, lossless)
+    options = {k: v for k, v in (("context", context), ("accuracy", accuracy)) if v is not None}
+    return Conversion(checkpoint, plan, binding, work, out, jobs, lossless, options)
 
 
 def _refuse_output_in_source(checkpoint: Checkpoint, out: Path) -> None:
@@ -122,7 +123,7 @@ def convert(
         except InputError:
             discard(c.out, c.plan.files)
             raise
-        job.commit(json.dumps(_manifest(c, filled), indent=1).encode() + b"\n")
+        job.commit(manifest_bytes(_manifest(c, filled)))
     return job
 
 
@@ -169,9 +170,10 @@ def _manifest(c: Conversion, filled: Filled) -> dict[str, Any]:
         "stored": sources(c.plan.tensors),
         "family": c.plan.arch.family,
         "scheme": c.plan.scheme,
+        "options": c.options,
         "files": {f.path.name: f.size for f in c.plan.files},
         "bits_per_weight": round(c.plan.bits_per_weight, 4),
-        "tensors": {t.bound.spec.name: t.type.name for t in c.plan.tensors},
+        "tensors": places(c.plan),
         "left_out": {part: [t.name for t in infos] for part, infos in c.binding.left_out.items()},
         "notes": list(c.plan.notes),
     }
@@ -191,3 +193,17 @@ def _compared(filled: Filled) -> dict[str, Any]:
         if d.changed
     }  # fmt: skip
     return {"exact": len(filled.differences) - len(changed), "changed": changed}
+
+
+def places(plan: Plan) -> dict[str, Any]:
+    """Canonical tensor → its type, and where its rows are if the output has arrays instead of it."""
+    found: dict[str, Any] = {}
+    for t in plan.tensors:
+        path, _, last = t.bound.spec.name.rpartition("/")
+        array = f"{path}/{last.rpartition('.')[2]}"
+        for s in t.slices:
+            shape = s.shape[:-1] if s.shape[-1] == 1 else s.shape  # a vector is planned as a column
+            found[s.name] = {"type": t.type.name, "shape": shape, "array": array, "at": s.at, "step": s.step}
+        if not t.slices:
+            found[t.bound.spec.name] = t.type.name
+    return found

@@ -57,6 +57,18 @@ def shard_in_hand(out: Path) -> Path:
     return out.with_name(out.name + ".shard")
 
 
+def manifest_bytes(data: dict[str, Any]) -> bytes:
+    """A manifest as JSON: a line for each key, and for each entry of a section."""
+    parts = []
+    for key, value in data.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, dict) and value:
+            entries = (f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items())
+            text = "{\n" + ",\n".join(entries) + "\n }"
+        parts.append(f" {json.dumps(key)}: {text}")
+    return ("{\n" + ",\n".join(parts) + "\n}\n").encode()
+
+
 @dataclass(slots=True)
 class Job:
     """An open output: write with `os.pwrite(fds[n], …)`, report finished work with `record`.

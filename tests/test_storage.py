@@ -10,8 +10,8 @@ import pytest
 from conftest import Pair, to_gguf
 
 from sampan.checkpoint import open_folder
+from sampan.validate.artifact import open_gguf
 from sampan.validate.audit import audit
-from sampan.validate.gguf_file import open_gguf
 
 
 @pytest.mark.parametrize("name", encoders.ENCODERS)

@@ -18,8 +18,8 @@ from sampan.convert.binding import Bound, Piece
 from sampan.convert.conversion import convert, prepare
 from sampan.convert.encoding import buffer_size, read_parts
 from sampan.convert.quantization import read_storage
+from sampan.validate.artifact import open_gguf
 from sampan.validate.audit import audit
-from sampan.validate.gguf_file import open_gguf
 
 
 @pytest.mark.parametrize("name", encoders.ENCODERS)

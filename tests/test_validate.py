@@ -22,8 +22,8 @@ from sampan.convert.binding import bind
 from sampan.convert.family import read_architecture
 from sampan.errors import InputError
 from sampan.validate import isolated, reference
+from sampan.validate.artifact import compose, dequantise, open_gguf, read_rows
 from sampan.validate.drift import Side, measure
-from sampan.validate.gguf_file import compose, dequantise, open_gguf, read_rows
 from sampan.validate.text import text_report
 from sampan.validate.windows import cut
 
@@ -39,7 +39,7 @@ def test_drift_of_the_weights_is_what_transformers_computes(gguf: Callable[[str,
     from transformers import AutoModelForCausalLM
 
     quantised = open_gguf(gguf("trained", "q4_0"))
-    dequantise(quantised, tmp_path / "f32.gguf")
+    dequantise(quantised, quantised.metadata, tmp_path / "f32.gguf")
     domain = cut("en", [i * 7919 % 1200 for i in range(2000)], 8)
     exact = Side("reference", gguf("trained", "f32")).exact()
     ours = measure(exact, Side("candidate", tmp_path / "f32.gguf").exact(), [domain]).scores["en"]
@@ -202,7 +202,7 @@ def test_what_cannot_be_compared(
     bad = with_metadata(gguf("trained", "q8_0"), tmp_path / "bad.gguf", **other)
     with pytest.raises(InputError, match=r"vocabulary: expected .* at 7, as the reference has, found other$"):
         run(bad, gguf("trained", "f32"))
-    with pytest.raises(InputError, match=r"nothing\.gguf: expected a GGUF file, found no such file"):
+    with pytest.raises(InputError, match=r"nothing\.gguf: expected a GGUF file or an ONNX folder, found no such file"):
         run(tmp_path / "nothing.gguf")
     with pytest.raises(InputError, match="--reference torch: expected a checkpoint as REFERENCE, found an artifact"):
         run(gguf("trained", "q8_0"), gguf("trained", "f32"), replace(QUICK, torch=True))

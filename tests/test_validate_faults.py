@@ -13,7 +13,7 @@ import tiny
 from conftest import to_gguf
 from validating import Silent, cache, findings, rewritten, run, with_metadata
 
-from sampan.validate.gguf_file import Stored, compose, open_gguf
+from sampan.validate.artifact import Stored, compose, open_gguf
 from sampan.validate.validation import Options
 
 __all__ = ["cache"]  # a fixture of every test here

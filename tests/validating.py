@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 
-from sampan.validate.gguf_file import Stored, chunks, compose, open_gguf, read_raw
+from sampan.validate.artifact import Stored, chunks, compose, open_gguf, read_raw
 from sampan.validate.validation import Options, validate
 
 QUICK = Options(windows=3)
@@ -64,7 +64,7 @@ def rewritten(source: Path, out: Path, change: Callable[[str, bytearray, Stored]
             before = bytes(raw)
             change(t.name, raw, t)
             if raw != before:
-                f.seek(t.offset)
+                f.seek(t.offsets[0])
                 f.write(raw)
     return out
 

@@ -22,9 +22,9 @@ from sampan.checkpoint import Checkpoint
 from sampan.convert.binding import EMBEDDING, HEAD, Bound, Piece, bind
 from sampan.convert.encoding import buffer_size, read_parts
 from sampan.convert.family import read_architecture
-from sampan.quantize.ggml import decode_rows, encode_rows
+from sampan.quantize import decode_rows, encode_rows
 
-from .gguf_file import GGUF, STEP, Stored, read_rows
+from .artifact import STEP, Artifact, Stored, read_rows
 
 SPREAD = 8  # rows of every tensor that are encoded again
 STAND_OUT = 3.0  # times the median row error: a row to look at
@@ -54,7 +54,10 @@ class Audit:
 
 
 def audit(
-    checkpoint: Checkpoint, artifact: GGUF, progress: Callable[[int], None] = lambda n: None, jobs: int | None = None
+    checkpoint: Checkpoint,
+    artifact: Artifact,
+    progress: Callable[[int], None] = lambda n: None,
+    jobs: int | None = None,
 ) -> Audit:
     """Compare every tensor; memory is a few blocks of 4 MB for each job."""
     family, arch = read_architecture(checkpoint)
@@ -93,7 +96,7 @@ def audit(
     return result
 
 
-def audit_bytes(checkpoint: Checkpoint, artifact: GGUF) -> int:
+def audit_bytes(checkpoint: Checkpoint, artifact: Artifact) -> int:
     """How many bytes an audit reads when every tensor is there, but for the rows that it reads twice."""
     source = sum(info.nbytes for _, info in checkpoint.tensors().values())
     return source + sum(t.nbytes for t in artifact.tensors.values())

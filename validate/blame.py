@@ -17,8 +17,8 @@ import numpy as np
 
 from sampan.errors import wrong
 
+from .artifact import Artifact, Stored, compose
 from .drift import Side, measure
-from .gguf_file import GGUF, Stored, compose
 from .reference import Bars
 from .windows import Domain
 
@@ -37,7 +37,7 @@ def groups(names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
 
 
 def blame(
-    exact: GGUF, candidate: GGUF, side: Side, domains: Sequence[Domain], threads: int | None, bars: Bars
+    exact: Artifact, candidate: Artifact, side: Side, domains: Sequence[Domain], threads: int | None, bars: Bars
 ) -> dict[str, Any]:
     """Shares of the candidate's drift by kind and by layer, largest first, on some windows of every domain."""
     changed = [n for n, t in candidate.tensors.items() if t.type.name not in ("f32", "bf16", "f16")]
@@ -82,7 +82,7 @@ def _keep(rows: Sequence[dict[str, Any]]) -> list[str]:
     return chosen
 
 
-def _swap(exact: GGUF, candidate: GGUF, names: set[str], out: Path) -> Path:
+def _swap(exact: Artifact, candidate: Artifact, names: set[str], out: Path) -> Path:
     """The candidate with some tensors taken from the reference."""
     tensors: list[Stored] = [
         exact.tensors[n if n in exact.tensors else "token_embd.weight"] if n in names else t

@@ -14,7 +14,7 @@ from sampan.convert.tokenizer import Tokenizer, read_tokenizer, read_tokenizer_j
 from sampan.errors import InputError, brief
 from sampan.runtime.chat import render
 
-from .gguf_file import GGUF
+from .artifact import Artifact
 from .isolated import EngineDiedError, messages
 from .windows import built_in, conversations
 
@@ -24,11 +24,19 @@ DESCRIPTIVE = ("general.", "split.", "quantize.", "tokenizer.chat_template")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """`findings` is empty when the check holds; `checked` says what was looked at."""
+    """`findings` is empty when the check holds; `checked` says what was looked at, or why nothing was."""
 
     name: str
     checked: str
     findings: tuple[str, ...]
+    compared: bool = True
+
+    @property
+    def result(self) -> str:
+        """As the reports print it."""
+        if not self.compared:
+            return "not compared"
+        return f"{len(self.findings)} findings" if self.findings else "equal"
 
 
 def special_texts(t: Tokenizer) -> dict[str, str]:
@@ -70,7 +78,7 @@ class CheckpointTokenizer:
         return ids
 
 
-def check_metadata(checkpoint: Checkpoint, artifact: GGUF) -> Check:
+def check_metadata(checkpoint: Checkpoint, artifact: Artifact) -> Check:
     """Every key that decides what is computed, against what the converter would write."""
     expected = {k: v.value for k, v in expected_metadata(checkpoint).items()}
     wanted = {k: v for k, v in expected.items() if not k.startswith(DESCRIPTIVE) or k == "general.architecture"}
@@ -96,7 +104,7 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def check_tokenizer(checkpoint: Checkpoint, artifact: GGUF, texts: Sequence[str]) -> list[Check]:
+def check_tokenizer(checkpoint: Checkpoint, artifact: Artifact, texts: Sequence[str]) -> list[Check]:
     """Ids of the artifact's engine against the checkpoint's, for texts and for conversations in its own template."""
     ours = CheckpointTokenizer(checkpoint)
     nasty: list[str] = json.loads(built_in("nasty.json"))
@@ -104,20 +112,18 @@ def check_tokenizer(checkpoint: Checkpoint, artifact: GGUF, texts: Sequence[str]
     plain = [(t, True) for t in (*texts, *nasty)] + [(t, False) for t in control]
     expected = [ours.encode(t, special=s) for t, s in plain]
 
-    vocab = len(artifact.value("tokenizer.ggml.tokens", ()))
-    tokenizer = read_tokenizer(checkpoint.folder, vocab)
+    tokenizer = read_tokenizer(checkpoint.folder, artifact.vocab)
     template = default_template(tokenizer.chat_template)
-    theirs = default_template(_named(artifact))
     special = special_texts(tokenizer)
     rendered: list[tuple[str, str | None]] = []
     if template is not None:
         for conversation in conversations():
             text = conversation_text(template, conversation, special)
-            rendered.append((text, _try(theirs, conversation, special)))
+            rendered.append((text, _try(artifact.template, conversation, special)))
     chat = [(b, True) for _, b in rendered if b is not None]
     try:
         ids = next(m["ids"] for m in messages(_task(artifact, plain + chat)) if "ids" in m)
-    except EngineDiedError as e:
+    except (EngineDiedError, InputError) as e:
         return [Check("tokenizer", "nothing", (str(e),))]
     found, chat_ids = ids[: len(plain)], iter(ids[len(plain) :])
     findings = [
@@ -138,13 +144,8 @@ def check_tokenizer(checkpoint: Checkpoint, artifact: GGUF, texts: Sequence[str]
     return [*checks, Check("chat template", what, tuple(problems))]
 
 
-def _task(artifact: GGUF, texts: Sequence[tuple[str, bool]]) -> dict[str, Any]:
+def _task(artifact: Artifact, texts: Sequence[tuple[str, bool]]) -> dict[str, Any]:
     return {"task": "tokenize", "path": str(artifact.path), "texts": texts}
-
-
-def _named(artifact: GGUF) -> str | None:
-    value = artifact.value("tokenizer.chat_template")
-    return value if isinstance(value, str) else None
 
 
 def _try(template: str | None, conversation: Mapping[str, Any], special: Mapping[str, str]) -> str | None:

@@ -75,11 +75,10 @@ def _candidate(c: dict[str, Any]) -> list[str]:
         parts += ["<h3>KLD of each domain, with its 95 % interval</h3>", _bars(main)]
         parts += ["<h3>How the KLD of the positions is distributed</h3>", _histogram(c["histogram"]), _key(names)]
         parts += ["<h3>KLD along the position in a window</h3>", _lines(c["positions"]), _key(names)]
-    if "tensors" in c:
+    if c.get("tensors"):
         parts += ["<h3>Relative error of every matrix, in the model's order</h3>", _tensors(c["tensors"])]
     for check in c["checks"]:
-        result = "equal" if not check["findings"] else f"{len(check['findings'])} findings"
-        parts.append(f"<h3>{_e(check['name'])}: {result}</h3><p class=key>{_e(check['checked'])}</p>")
+        parts.append(f"<h3>{_e(check['name'])}: {check['result']}</h3><p class=key>{_e(check['checked'])}</p>")
         if check["findings"]:
             parts.append("<ul>" + "".join(f"<li>{_e(f)}</li>" for f in check["findings"]) + "</ul>")
     return parts

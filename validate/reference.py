@@ -14,6 +14,7 @@ from sampan.artifact import manifest_path
 from sampan.checkpoint import Checkpoint
 from sampan.convert.conversion import Conversion, convert, prepare
 from sampan.hub import open_source
+from sampan.onnx import is_folder
 
 Bars = Callable[[int, str, str], AbstractContextManager[Callable[[int], None]]]
 """`bars(total, what, unit)`: a progress bar, called with the amount done since the last call."""
@@ -41,7 +42,7 @@ def cache_folder() -> Path:
 
 def find_reference(source: str, revision: str | None, beside: int, bars: Bars) -> Reference:
     """Open a reference. `beside`: bytes of the largest model that will be in memory with it."""
-    if Path(source).is_file():
+    if Path(source).is_file() or is_folder(Path(source)):
         return Reference(Path(source), None)
     checkpoint = open_source(source, revision)
     folder = cache_folder()

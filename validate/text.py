@@ -62,9 +62,11 @@ def facts(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def expert_line(candidate: dict[str, Any]) -> str | None:
-    """How often other experts were chosen; None for a dense model."""
+    """How often other experts were chosen, or why nobody knows; None for a dense model."""
     found = candidate.get("experts")
-    return f"other experts than the reference's: {_experts(found)}" if found else None
+    if not found:
+        return None
+    return f"other experts than the reference's: {found if isinstance(found, str) else _experts(found)}"
 
 
 def _experts(shares: tuple[float, float]) -> str:
@@ -83,7 +85,7 @@ def _candidate(c: dict[str, Any]) -> list[str]:
         rows = []
         for check in c["checks"]:
             bad = check["findings"]
-            rows.append([check["name"], f"{len(bad)} findings" if bad else "equal", check["checked"]])
+            rows.append([check["name"], check["result"], check["checked"]])
             rows += [["", "", f"- {finding}"] for finding in bad[:10]]
         blocks.append(table(rows))
     return blocks

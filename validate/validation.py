@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from sampan.artifact import write_atomically
-from sampan.checkpoint import read_json
+from sampan.artifact import manifest_bytes, write_atomically
+from sampan.checkpoint import Checkpoint, read_json
 from sampan.errors import InputError, brief, wrong
 from sampan.units import human
 
 from . import audit as tensors
 from . import summary, verdict, windows
+from .artifact import Artifact, dequantise, open_artifact
 from .conformance import (
     Check,
     CheckpointTokenizer,
@@ -30,7 +29,6 @@ from .conformance import (
     special_texts,
 )
 from .drift import Drift, Side, measure
-from .gguf_file import GGUF, dequantise, open_gguf
 from .isolated import EngineDiedError, messages
 from .metrics._scores import Scores
 from .reference import Bars, Reference, find_reference, fits
@@ -62,12 +60,14 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
 
     Raises InputError for bad input. A candidate that kills its engine gets a failed verdict.
     """
-    artifacts = [open_gguf(c) for c in candidates]
-    grow = max(_f32_bytes(a) if options.weights_only or options.parts else a.nbytes for a in artifacts)
-    ref = find_reference(reference, options.revision, grow, bars)
-    exact = open_gguf(ref.artifact)
+    artifacts = [open_artifact(c) for c in candidates]
     for artifact in artifacts:
-        _check_comparable(exact, artifact)
+        _check_options(artifact, options)
+    grow = max(a.f32_bytes if _dequantises(options) else a.nbytes for a in artifacts)
+    ref = find_reference(reference, options.revision, grow, bars)
+    exact = open_artifact(ref.artifact)
+    for artifact in artifacts:
+        _check_comparable(exact, artifact, options)
         if ref.checkpoint is None:
             _check_tokens(exact, artifact)
     texts = _texts(ref, exact, options)
@@ -85,7 +85,7 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
     report["reference"] |= {"engine": side.engine} | _floor(ref, exact, side, domains, bars)
     scores = []
     for artifact in artifacts:
-        entry, drift = _candidate(ref, side, artifact, texts, domains, options, bars)
+        entry, drift = _candidate(ref, exact, side, artifact, texts, domains, options, bars)
         entry["floor"] = report["reference"]["floor"]  # to be printed beside its numbers
         report["candidates"].append(entry)
         scores.append(drift)
@@ -110,45 +110,60 @@ def record(report: dict[str, Any], manifest: Path) -> None:
         "decisions": candidate["decisions"],
         "drift": candidate.get("drift"),
     }
-    write_atomically(manifest, json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
+    write_atomically(manifest, manifest_bytes(data))
 
 
-def _f32_bytes(artifact: GGUF) -> int:
-    return sum(4 * math.prod(t.shape) for t in artifact.tensors.values())
+def _check_options(candidate: Artifact, options: Options) -> None:
+    """Refuse what cannot be done with an ONNX folder, before anything is measured."""
+    if candidate.format == "gguf":
+        return
+    if options.blame:
+        raise wrong("--blame", "a GGUF candidate", f"the ONNX folder {candidate.path}")
+    if options.kv not in (None, "f32"):
+        raise wrong("--kv", f"f32, the cache of the ONNX folder {candidate.path}", options.kv)
+    if _dequantises(options) and not candidate.tensors:
+        where = "--weights-only" if options.weights_only else "--parts"
+        raise wrong(where, "a candidate whose manifest names its tensors", f"{candidate.path} without one")
 
 
-def _check_comparable(exact: GGUF, candidate: GGUF) -> None:
+def _check_comparable(exact: Artifact, candidate: Artifact, options: Options) -> None:
     """Refuse another architecture or a vocabulary of another size: no numbers would mean anything."""
-    for what, key in (("architecture", "general.architecture"), ("vocabulary", "tokenizer.ggml.tokens")):
-        a, b = exact.value(key), candidate.value(key)
-        if isinstance(a, list):
-            a, b = f"{len(a)} tokens", f"{len(b)} tokens" if isinstance(b, list) else "none"
+    pairs = [("vocabulary", f"{exact.vocab} tokens", f"{candidate.vocab} tokens")]
+    if exact.architecture and candidate.architecture:  # a folder that is not ours does not say
+        pairs.insert(0, ("architecture", exact.architecture, candidate.architecture))
+    for what, a, b in pairs:
         if a != b:
             raise wrong(f"{candidate.path}: {what}", f"{a}, as the reference has", b)
+    if exact.format == "onnx" and (options.blame or (candidate.format == "onnx" and _dequantises(options))):
+        where = "--blame" if options.blame else "--weights-only" if options.weights_only else "--parts"
+        raise wrong(where, "a checkpoint or a GGUF file as REFERENCE", f"the ONNX folder {exact.path}")
 
 
-def _check_tokens(exact: GGUF, candidate: GGUF) -> None:
+def _check_tokens(exact: Artifact, candidate: Artifact) -> None:
     """Refuse other tokens where no checkpoint's tokenizer is there to name them one by one."""
     key = "tokenizer.ggml.tokens"
+    if exact.format == "onnx" or candidate.format == "onnx":
+        return
     pairs = enumerate(zip(exact.value(key), candidate.value(key), strict=True))
     at, (a, b) = next(((i, p) for i, p in pairs if p[0] != p[1]), (0, ("", "")))
     if a != b:
         raise wrong(f"{candidate.path}: vocabulary", f"{brief(a)} at {at}, as the reference has", brief(b))
 
 
-def _texts(ref: Reference, exact: GGUF, options: Options) -> dict[str, str]:
+def _dequantises(options: Options) -> bool:
+    return options.weights_only or options.parts
+
+
+def _texts(ref: Reference, exact: Artifact, options: Options) -> dict[str, str]:
     if options.texts:
         return windows.user_texts(options.texts)
     if ref.checkpoint is not None:
         from sampan.convert.tokenizer import read_tokenizer
 
-        tokenizer = read_tokenizer(ref.checkpoint.folder, len(exact.value("tokenizer.ggml.tokens")))
+        tokenizer = read_tokenizer(ref.checkpoint.folder, exact.vocab)
         template, special = default_template(tokenizer.chat_template), special_texts(tokenizer)
     else:
-        tokens = exact.value("tokenizer.ggml.tokens")
-        template = exact.value("tokenizer.chat_template")
-        ids = {role: exact.value(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos")}
-        special = {f"{role}_token": "" if i is None else tokens[i] for role, i in ids.items()}
+        template, special = exact.template, exact.special
     if template is None:
         return windows.domain_texts(None, options.long)
     return windows.domain_texts(lambda c: conversation_text(template, c, special), options.long)
@@ -180,25 +195,23 @@ def _sample(domains: Sequence[Domain], n: int) -> list[Domain]:
     return [replace(d, windows=d.windows[:n]) for d in domains if len(d.windows) > 1] or list(domains)
 
 
-def _floor(ref: Reference, exact: GGUF, side: Side, domains: Sequence[Domain], bars: Bars) -> dict[str, Any]:
+def _floor(ref: Reference, exact: Artifact, side: Side, domains: Sequence[Domain], bars: Bars) -> dict[str, Any]:
     """KLD of the reference from its own weights in float32, which is what no candidate can be told from.
 
     `floor_experts` is `Drift.experts` of the same two runs.
     """
     if side.engine == "torch" or exact.types <= {"f32"}:
         return {"floor": 0.0, "floor_experts": None}
-    if not fits(_f32_bytes(exact) + exact.nbytes):
+    if exact.format == "onnx":
+        return {"floor": "not measured: an ONNX folder", "floor_experts": None}
+    if not fits(exact.f32_bytes + exact.nbytes):
         return {"floor": "not measured: does not fit", "floor_experts": None}
     with tempfile.TemporaryDirectory(dir=ref.artifact.parent) as folder:
-        whole = replace(side, path=dequantise(exact, Path(folder) / "f32.gguf"))
+        whole = replace(side, path=dequantise(exact, exact.metadata, Path(folder) / "f32.gguf"))
         sample, own = _sample(domains, FLOOR_WINDOWS), replace(side, role="candidate")
-        drift = _measure(whole, own, sample, "floor", bars, experts=_has_experts(exact))
+        drift = _measure(whole, own, sample, "floor", bars, experts=exact.experts)
     kld = float(np.mean([s.kld.mean() for s in drift.scores.values()]))
     return {"floor": kld, "floor_experts": drift.experts}
-
-
-def _has_experts(artifact: GGUF) -> bool:
-    return any(len(t.shape) == 3 for t in artifact.tensors.values())
 
 
 def _measure(a: Side, b: Side, domains: Sequence[Domain], what: str, bars: Bars, *, experts: bool = False) -> Drift:
@@ -212,8 +225,8 @@ def _measure(a: Side, b: Side, domains: Sequence[Domain], what: str, bars: Bars,
 
 
 def _candidate(
-    ref: Reference, side: Side, artifact: GGUF, texts: dict[str, str], domains: Sequence[Domain], options: Options,
-    bars: Bars,
+    ref: Reference, exact: Artifact, side: Side, artifact: Artifact, texts: dict[str, str], domains: Sequence[Domain],
+    options: Options, bars: Bars,
 ) -> tuple[dict[str, Any], dict[str, Scores] | None]:  # fmt: skip
     """A candidate's part of the report, and its scores unless its engine died."""
     entry: dict[str, Any] = {
@@ -223,15 +236,17 @@ def _candidate(
         "types": sorted(artifact.types),
     }
     checks = _checks(ref, artifact, texts, entry, bars)
-    entry["checks"] = [asdict(c) for c in checks]
+    entry["checks"] = [asdict(c) | {"result": c.result} for c in checks]
     limits = list(options.limits) or verdict.default_limits(artifact.nominal_bits)
     decisions = [verdict.Decision("failed", f"{c.name}: {c.findings[0]}{_more(c)}") for c in checks if c.findings]
     scores = None
     try:
-        drifts = _drifts(side, artifact, domains, options, bars)
+        drifts = _drifts(side, exact, artifact, domains, options, bars)
         entry["drift"] = {name: summary.summarise(d.scores) for name, d in drifts.items()}
         main = next(iter(drifts))
         entry["experts"] = drifts[main].experts
+        if artifact.experts and entry["experts"] is None:
+            entry["experts"] = "not measured: only llama.cpp tells them"
         scores = drifts[main].scores
         entry |= {"positions": _along(scores, domains), "histogram": summary.histogram(scores)}
         numbers, titles = entry["drift"][main], summary.metrics()
@@ -254,9 +269,16 @@ def _more(check: Check) -> str:
     return f" (and {len(check.findings) - 1} more)" if len(check.findings) > 1 else ""
 
 
-def _checks(ref: Reference, artifact: GGUF, texts: dict[str, str], entry: dict[str, Any], bars: Bars) -> list[Check]:
+def _checks(
+    ref: Reference, artifact: Artifact, texts: dict[str, str], entry: dict[str, Any], bars: Bars
+) -> list[Check]:
     if ref.checkpoint is None:
         return []
+    if not artifact.tensors:
+        entry["tensors"] = []
+        none = "the manifest does not place the tensors" if artifact.manifest else "the folder has no manifest"
+        return [Check("tensors", none, (), compared=False), Check("metadata", none, (), compared=False),
+                *check_tokenizer(ref.checkpoint, artifact, list(texts.values()))]  # fmt: skip
     with bars(tensors.audit_bytes(ref.checkpoint, artifact), "auditing the tensors", "B") as progress:
         start = time.monotonic()
         found = tensors.audit(ref.checkpoint, artifact, progress)
@@ -267,24 +289,36 @@ def _checks(ref: Reference, artifact: GGUF, texts: dict[str, str], entry: dict[s
         Check(
             "tensors", f"{len(found.tensors)} tensors, {human(found.nbytes)} at {human(rate)}/s", tuple(found.findings)
         ),
-        check_metadata(ref.checkpoint, artifact),
+        _metadata(ref.checkpoint, artifact),
         *check_tokenizer(ref.checkpoint, artifact, list(texts.values())),
     ]
 
 
-def _drifts(side: Side, artifact: GGUF, domains: Sequence[Domain], options: Options, bars: Bars) -> dict[str, Drift]:
+def _metadata(checkpoint: Checkpoint, artifact: Artifact) -> Check:
+    if artifact.format == "gguf":
+        return check_metadata(checkpoint, artifact)
+    from .folder import check_folder  # it loads the onnx package
+
+    return check_folder(checkpoint, artifact)
+
+
+def _drifts(
+    side: Side, exact: Artifact, artifact: Artifact, domains: Sequence[Domain], options: Options, bars: Bars
+) -> dict[str, Drift]:
     """The drift that the verdict is about, first, and its parts where asked for."""
     deployed = Side("candidate", artifact.path, kv=options.kv, threads=options.threads)
-    name, moe = artifact.path.name, _has_experts(artifact)
+    name = artifact.path.name
+    told = artifact.experts and exact.format == "gguf"  # both sides in llama.cpp
+    metadata = artifact.metadata or exact.metadata
     found: dict[str, Drift] = {}
     if not options.weights_only:
-        found["total"] = _measure(side, deployed, domains, name, bars, experts=moe)
-    if options.weights_only or options.parts:
+        found["total"] = _measure(side, deployed, domains, name, bars, experts=told and artifact.format == "gguf")
+    if _dequantises(options):
         with tempfile.TemporaryDirectory(dir=artifact.path.parent, prefix=".sampan-") as folder:
             with bars(1, f"dequantising {name}", "file") as done:
-                plain = replace(deployed, path=dequantise(artifact, Path(folder) / "f32.gguf")).exact()
+                plain = replace(deployed, path=dequantise(artifact, metadata, Path(folder) / "f32.gguf")).exact()
                 done(1)
-            found["weights"] = _measure(side, plain, domains, f"{name}, weights", bars, experts=moe)
+            found["weights"] = _measure(side, plain, domains, f"{name}, weights", bars, experts=told)
             if options.parts:
                 found["engine"] = _measure(replace(plain, role="reference"), deployed, domains, f"{name}, engine", bars)
     return found

@@ -82,17 +82,20 @@ class OnnxEngine:
         except Exception as e:  # the package's exceptions have no common base
             raise InputError(f"{graph}: ONNX Runtime cannot load it: {brief(str(e), 300)}") from None
         inputs = {i.name: i for i in self._session.get_inputs()}
-        outputs = [o.name for o in self._session.get_outputs()]
+        outputs = {o.name: o.shape for o in self._session.get_outputs()}
         self._past = {n: i for n, i in inputs.items() if PAST.fullmatch(n)}
         self._present = [n.replace("past_key_values", "present") for n in self._past]
         for name in ("input_ids", "attention_mask"):
             if name not in inputs:
                 raise wrong(graph, f"an input {name}", f"only {', '.join(inputs)}")
-        for name in inputs.keys() - {"input_ids", "attention_mask", "position_ids"} - self._past.keys():
+        known = {"input_ids", "attention_mask", "position_ids", *self._past}
+        for name in (n for n in inputs if n not in known):
             raise wrong(f"{graph}: {name}", "inputs that a text decoder with a cache has", "another one")
         for name in ("logits", *self._present):
             if name not in outputs:
-                raise wrong(graph, f"an output {name}", f"only {', '.join(outputs[:4])} …")
+                raise wrong(graph, f"an output {name}", f"only {', '.join(list(outputs)[:4])} …")
+        if type(size := outputs["logits"][-1]) is int:  # a tokenizer may have fewer tokens
+            self.vocab = size
         if not self._past:
             raise wrong(graph, "inputs past_key_values.0.key, …", "a graph without a cache")
         self._outputs = [*self._present, "logits"]  # in the order in which they are bound

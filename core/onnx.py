@@ -1,0 +1,181 @@
+"""An ONNX graph in its folder: where every array lies, found and checked without reading any of them.
+
+Layout of external data: onnx.proto's TensorProto (location, offset and length in a file beside the graph).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import brief, wrong
+
+GRAPH = "model.onnx"
+MAX_GRAPH = 2**31 - 1  # bytes; protobuf's own limit
+FOUR_BITS = ("uint4", "int4", "float4e2m1")
+# operator → which inputs are a quantised weight, its scales and its zero points (ContribOperators.md)
+QUANTISED = {
+    "MatMulNBits": ((1, 2, 3),),
+    "GatherBlockQuantized": ((0, 2, 3),),
+    "QMoE": ((2, 3, 11), (5, 6, 12), (8, 9, 13)),
+}
+EXPERTS = ("QMoE", "MoE")
+PASSED_ON = ("Cast", "Reshape", "Identity")
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """One initializer: `offset` counts from the start of its file; `path` is None for one inside the graph file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path | None
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """`model` is the onnx package's ModelProto; `files` are the data files' sizes."""
+
+    path: Path
+    model: Any
+    arrays: dict[str, Array]
+    files: dict[Path, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the graph and its data files."""
+        return (self.path / GRAPH).stat().st_size + sum(self.files.values())
+
+    @property
+    def logits(self) -> int:
+        """Size of the vocabulary by the output `logits`, 0 where the graph does not say."""
+        dims = (o.type.tensor_type.shape.dim for o in self.model.graph.output if o.name == "logits")
+        return next((d[-1].dim_value for d in dims if d), 0)
+
+    @property
+    def experts(self) -> bool:
+        """Whether it holds a mixture of experts."""
+        return any(n.op_type in EXPERTS for n in self.model.graph.node)
+
+
+def is_folder(path: Path) -> bool:
+    """A folder with a graph; a checkpoint's folder that holds one too is a checkpoint."""
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return (path / GRAPH).is_file() and not any((path / w).exists() for w in weights)
+
+
+def read_graph(folder: Path) -> Graph:
+    """Read the graph file; the bytes of every array are checked to lie inside a file of the folder."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    path = folder / GRAPH
+    if not path.is_file():
+        raise wrong(path, "an ONNX graph", "no such file")
+    if path.stat().st_size > MAX_GRAPH:
+        raise wrong(path, f"at most {MAX_GRAPH} bytes", path.stat().st_size)
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError:
+        raise wrong(path, "an ONNX graph", "bytes that protobuf cannot read") from None
+    if not model.graph.node:
+        raise wrong(path, "an ONNX graph", "no nodes in it")
+    arrays: dict[str, Array] = {}
+    files: dict[Path, int] = {}
+    for tensor in model.graph.initializer:
+        if tensor.name in arrays:
+            raise wrong(f"{path}: {brief(tensor.name)}", "each initializer once", "it twice")
+        array = _array(folder, tensor, onnx)
+        arrays[tensor.name] = array
+        if array.path is not None:
+            files.setdefault(array.path, array.path.stat().st_size)
+            if array.offset + array.nbytes > files[array.path]:
+                raise wrong(
+                    f"{path}: {brief(array.name)}", f"{array.nbytes} bytes from {array.offset}",
+                    f"a file {array.path.name} of {files[array.path]} bytes",
+                )  # fmt: skip
+    return Graph(folder, model, arrays, files)
+
+
+def _array(folder: Path, tensor: Any, onnx: Any) -> Array:
+    where, shape = f"{folder / GRAPH}: {brief(tensor.name)}", tuple(tensor.dims)
+    known = onnx.TensorProto.DataType
+    if tensor.data_type not in known.values() or tensor.data_type == 0:
+        raise wrong(where, "a number type of ONNX", tensor.data_type)
+    dtype = known.Name(tensor.data_type).lower()
+    if any(n < 0 for n in shape):
+        raise wrong(where, "a shape", list(shape))
+    bits = 4 if dtype in FOUR_BITS else 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    nbytes = (math.prod(shape) * bits + 7) // 8
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return Array(tensor.name, dtype, shape, None, 0, nbytes)
+    entries = {e.key: e.value for e in tensor.external_data}
+    location = entries.get("location", "")
+    path = folder / location
+    if not location or Path(location).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        raise wrong(where, "external data inside the folder", brief(location) or "no location")
+    if not path.is_file():
+        raise wrong(where, f"the data file {brief(location)} in the folder", "no such file")
+    offset, length = (_number(entries.get(k, d), f"{where}: {k}") for k, d in (("offset", 0), ("length", nbytes)))
+    if length != nbytes:
+        raise wrong(f"{where}: length", f"{nbytes} bytes for {dtype} {list(shape)}", length)
+    return Array(tensor.name, dtype, shape, path, offset, nbytes)
+
+
+def _number(text: object, where: str) -> int:
+    digits = str(text)
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        raise wrong(where, "a number of bytes", brief(digits))
+    return int(digits)
+
+
+def roles(graph: Graph) -> tuple[dict[str, tuple[int, int]], set[str], set[str]]:
+    """Arrays of quantised weights → (bits, block size); their scales and zero points; rotary tables."""
+    nodes = graph.model.graph.node
+    before = {n.output[0]: n.input[0] for n in nodes if n.op_type in PASSED_ON and n.input and n.output}
+
+    def origin(name: str) -> str:
+        for _ in range(len(PASSED_ON)):
+            name = before.get(name, name)
+        return name
+
+    weights: dict[str, tuple[int, int]] = {}
+    beside: set[str] = set()
+    tables: set[str] = set()
+    for node in nodes:
+        inputs = [origin(name) for name in node.input]
+        if node.op_type == "GroupQueryAttention":
+            tables.update(inputs[7:9])
+        options = {a.name: a.i for a in node.attribute}
+        bits = options.get("bits", options.get("expert_weight_bits", 4))
+        for value, *more in QUANTISED.get(node.op_type, ()):
+            if value < len(inputs) and inputs[value] in graph.arrays:
+                weights[inputs[value]] = (bits, options.get("block_size", 0))
+                beside.update(inputs[n] for n in more if n < len(inputs))
+    return weights, beside & graph.arrays.keys(), tables & graph.arrays.keys()
+
+
+def unique(arrays: Iterable[Array]) -> list[Array]:
+    """Without those that share another one's bytes, as a tied head does."""
+    found = {(a.path, a.offset) if a.path else a.name: a for a in reversed(list(arrays))}
+    return list(found.values())[::-1]
+
+
+def bits_per_weight(graph: Graph) -> float:
+    """Bytes of the weights, their scales and zero points, in bits for each weight."""
+    weights, beside, tables = roles(graph)
+    nbytes = values = 0
+    for a in unique(a for a in graph.arrays.values() if a.path is not None and a.name not in tables):
+        nbytes += a.nbytes
+        if a.name in weights:
+            values += 8 * a.nbytes // max(1, weights[a.name][0])
+        elif a.name not in beside:
+            values += math.prod(a.shape)
+    return 8 * nbytes / values if values else 0.0

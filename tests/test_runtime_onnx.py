@@ -1,0 +1,239 @@
+"""The ONNX engine against plain ONNX Runtime loops, the tokenizers package, and graphs that are not ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+from onnx import TensorProto, helper, numpy_helper
+from onnx_peer import Plain, build_genai, to_onnx
+from test_runtime import NASTY
+
+from sampan import runtime
+from sampan.errors import InputError
+from sampan.runtime.sampling import Sampling
+
+IDS = [int(i) for i in np.random.default_rng(3).integers(0, 2000, 40)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return to_onnx(tiny.FIXTURE, tmp_path_factory.mktemp("onnx") / "int8", "int8").artifact
+
+
+@pytest.fixture
+def changed(folder: Path, tmp_path: Path) -> Callable[[Callable[[onnx.ModelProto], None]], Path]:
+    """`changed(edit)` → a copy of the folder with another graph, without our manifest."""
+
+    def get(edit: Callable[[onnx.ModelProto], None]) -> Path:
+        copy = Path(shutil.copytree(folder, tmp_path / "changed"))
+        (copy / "manifest.json").unlink()
+        model = onnx.load(copy / "model.onnx", load_external_data=False)
+        edit(model)
+        (copy / "model.onnx").write_bytes(model.SerializeToString())
+        return copy
+
+    return get
+
+
+# Logits
+
+
+def test_prefill_equals_a_plain_loop(folder: Path) -> None:
+    wanted = Plain(folder)(IDS)
+    with runtime.open(folder) as s:
+        np.testing.assert_allclose(s.logits(IDS), wanted, atol=1e-4)
+        for first in (0, 1, 39):  # our mask asks the graph for the last logits only
+            sliced = [part.copy() for part in s.logit_slices(IDS, first=first)]
+            np.testing.assert_allclose(np.concatenate(sliced), wanted[first:], atol=1e-4)
+
+
+def test_a_long_prefill_comes_in_parts(folder: Path) -> None:
+    ids = (IDS * 20)[:700]
+    wanted = Plain(folder)(ids)
+    with runtime.open(folder) as s:
+        np.testing.assert_allclose(s.logits(ids)[-5:], wanted[-5:], atol=2e-3)
+
+
+def test_token_by_token_equals_a_plain_loop(folder: Path) -> None:
+    wanted = Plain(folder).steps(IDS)
+    with runtime.open(folder) as s:
+        found = [s._engine.evaluate([i], 1)[0].copy() for i in IDS]
+    np.testing.assert_allclose(np.stack(found), wanted, atol=1e-4)
+
+
+def test_the_cache_is_rewound(folder: Path) -> None:
+    """After a prefill some tokens are forgotten: what follows is as if they had not been there."""
+    plain = Plain(folder)
+    plain(IDS[:10])
+    wanted = plain(IDS[30:])
+    with runtime.open(folder) as s:
+        s._engine.evaluate(IDS[:30], 0)
+        s._engine.keep(10)
+        np.testing.assert_allclose(s._engine.evaluate(IDS[30:], 10), wanted, atol=1e-4)
+
+
+def test_greedy_answers_equal_a_plain_loop(folder: Path) -> None:
+    with runtime.open(folder) as s:
+        prompt = s.tokenize(s.render_chat([{"role": "user", "content": "What is the capital of Peru?"}]))
+        ours = "".join(s.generate(prompt, max_tokens=20, sampling=Sampling()))
+        plain, ids, last = Plain(folder), [], prompt
+        while len(ids) < 20 and not s._engine.is_end(token := int(plain(last)[-1].argmax())):
+            ids.append(token)
+            last = [token]
+        assert ours == s.detokenize(ids) and "Lima" in ours
+
+
+def test_the_context_is_a_limit(folder: Path) -> None:
+    with runtime.open(folder, runtime.EngineOptions(context=32)) as s:
+        assert len(list(s.generate(IDS[:28], max_tokens=100, sampling=Sampling(temperature=2.0)))) <= 4
+        with pytest.raises(InputError, match="prompt: expected at most 32 tokens of context, found 40"):
+            s.logits(IDS)
+    with pytest.raises(InputError, match=r"context: expected at most 1024, which .* was made for, found 2048"):
+        runtime.open(folder, runtime.EngineOptions(context=2048))
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_tokens_equal_the_tokenizers_package(text: str, folder: Path) -> None:
+    from tokenizers import Tokenizer
+
+    reader = Tokenizer.from_file(str(tiny.FIXTURE / "tokenizer.json"))
+    with runtime.open(folder, runtime.EngineOptions(vocabulary_only=True)) as s:
+        ids = s.tokenize(text)
+        assert ids == reader.encode(text).ids
+        assert s.detokenize(ids) == reader.decode(ids)  # both leave control tokens out
+        plain = s.tokenize(text, special=False)
+        assert s.detokenize(plain) == reader.decode(plain, skip_special_tokens=False)
+
+
+# Graphs that are not ours
+
+
+def test_a_folder_of_genais_builder(tmp_path: Path) -> None:
+    folder = build_genai(tiny.FIXTURE, tmp_path / "genai")
+    ours = to_onnx(tiny.FIXTURE, tmp_path / "fp32", "fp32").artifact
+    with runtime.open(folder) as peer, runtime.open(ours) as exact:
+        a, b = peer.logits(IDS), exact.logits(IDS)
+        assert np.linalg.norm(a - b) / np.linalg.norm(b) < 0.3
+        assert (a.argmax(axis=1) == b.argmax(axis=1)).mean() > 0.7
+
+
+def small(folder: Path) -> Path:
+    """A graph by hand: position_ids, a cache that grows, logits that show what was fed.
+
+    logits[j] = sum over the cached tokens (as key) + 100 · position, in every column of 2048.
+    """
+    f, i = TensorProto.FLOAT, TensorProto.INT64
+    info = helper.make_tensor_value_info
+    node = helper.make_node
+    zero, one = (numpy_helper.from_array(np.array(v), n) for v, n in (([1, 1, -1, 1], "four"), ([1, -1, 1], "three")))
+    wide = numpy_helper.from_array(np.ones((1, 2048), np.float32), "wide")
+    hundred = numpy_helper.from_array(np.array(100, np.float32), "hundred")
+    axes = numpy_helper.from_array(np.array([2]), "axes")
+    nodes = [
+        node("Cast", ["input_ids"], ["ids"], to=f),
+        node("Reshape", ["ids", "four"], ["fresh"]),
+        node("Concat", ["past_key_values.0.key", "fresh"], ["present.0.key"], axis=2),
+        node("Concat", ["past_key_values.0.value", "fresh"], ["present.0.value"], axis=2),
+        node("ReduceSum", ["present.0.key", "axes"], ["sum"], keepdims=0),
+        node("Cast", ["position_ids"], ["at"], to=f),
+        node("Reshape", ["at", "three"], ["column"]),
+        node("Mul", ["column", "hundred"], ["far"]),
+        node("Add", ["far", "sum"], ["value"]),
+        node("MatMul", ["value", "wide"], ["logits"]),
+    ]
+    past = [info(f"past_key_values.0.{n}", f, [1, 1, "past", 1]) for n in ("key", "value")]
+    present = [info(f"present.0.{n}", f, [1, 1, "total", 1]) for n in ("key", "value")]
+    inputs = [info(n, i, [1, n]) for n in ("input_ids", "attention_mask", "position_ids")]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [*inputs, *past],
+        [info("logits", f, [1, "n", 2048]), *present],
+        [zero, one, wide, hundred, axes],
+    )
+    folder.mkdir()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    shutil.copy(tiny.FIXTURE / "tokenizer.json", folder)
+    return folder
+
+
+def test_positions_and_a_cache_that_grows(tmp_path: Path) -> None:
+    with runtime.open(small(tmp_path / "small")) as s:
+        assert s.vocab == 2048, "the graph's, not the tokenizer's 2033"
+        assert s.logits([5, 7, 9])[:, 0].tolist() == [21, 121, 221]
+        assert s._engine.evaluate([11], 1)[0, 0] == 5 + 7 + 9 + 11 + 300
+        s._engine.keep(2)
+        assert s._engine.evaluate([1, 2], 2)[:, 0].tolist() == [5 + 7 + 3 + 200, 5 + 7 + 3 + 300]
+
+
+# Refusals
+
+
+def test_inputs_that_are_missing_or_unknown(
+    changed: Callable[[Callable[[onnx.ModelProto], None]], Path],
+) -> None:
+    def more(model: onnx.ModelProto) -> None:
+        model.graph.input.append(helper.make_tensor_value_info("beam_idx", TensorProto.INT32, [1]))
+
+    with pytest.raises(InputError, match=r"model\.onnx: beam_idx: expected inputs that a text decoder"):
+        runtime.open(changed(more))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("input_ids", "tokens", "expected an input input_ids, found only tokens, attention_mask"),
+        ("past_key_values", "cache", "cache.0.key: expected inputs that a text decoder with a cache has"),
+        ("logits", "scores", "expected an output logits, found only scores"),
+    ],
+)
+def test_names_that_are_not_understood(
+    old: str, new: str, message: str, changed: Callable[[Callable[[onnx.ModelProto], None]], Path]
+) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        for value in (*model.graph.input, *model.graph.output):
+            value.name = value.name.replace(old, new)
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                names[:] = [new + n[len(old) :] if n.startswith(old) else n for n in names]
+
+    with pytest.raises(InputError, match=message):
+        runtime.open(changed(rename))
+
+
+def test_a_graph_without_a_cache(tmp_path: Path) -> None:
+    folder = small(tmp_path / "small")
+    info, i = helper.make_tensor_value_info, TensorProto.INT64
+    nodes = [helper.make_node("Cast", ["input_ids"], ["logits"], to=TensorProto.FLOAT)]
+    inputs = [info(n, i, [1, "n"]) for n in ("input_ids", "attention_mask")]
+    graph = helper.make_graph(nodes, "none", inputs, [info("logits", TensorProto.FLOAT, [1, "n"])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"expected inputs past_key_values\.0\.key, …, found a graph without a cache"):
+        runtime.open(folder)
+
+
+def test_files_and_options_that_are_refused(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "model.onnx").write_bytes(b"\xff" * 99)
+    with pytest.raises(InputError, match=r"model\.onnx: ONNX Runtime cannot load it: "):
+        runtime.open(copy)
+    (copy / "tokenizer.json").write_text(json.dumps({"model": 1}))
+    with pytest.raises(InputError, match=r"tokenizer\.json: expected a tokenizer\.json that the tokenizers package"):
+        runtime.open(copy)
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"tokenizer\.json: expected a tokenizer, found no such file"):
+        runtime.open(copy)
+    with pytest.raises(InputError, match="kv: expected f32, the cache of ONNX graphs, found f16"):
+        runtime.open(folder, runtime.EngineOptions(kv="f16"))
