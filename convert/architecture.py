@@ -36,6 +36,18 @@ class YarnScaling:
 
 
 @dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """Llama 3.1's: waves longer than original_context / low_freq divided by `factor`, those shorter than
+    original_context / high_freq kept, a ramp between.
+    """
+
+    factor: float
+    original_context: int
+    low_freq: float
+    high_freq: float
+
+
+@dataclass(frozen=True, slots=True)
 class Rope:
     """Rotary embedding over `dims` of a head: the first of a GQA head, the last of an MLA head.
 
@@ -44,7 +56,7 @@ class Rope:
 
     theta: float
     dims: int
-    scaling: LinearScaling | YarnScaling | None
+    scaling: LinearScaling | YarnScaling | Llama3Scaling | None
     interleaved: bool = False
 
 

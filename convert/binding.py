@@ -146,6 +146,8 @@ def _pieces(
     source, names = chosen
     if source.of_heads is not None:
         return _head_pieces(arch, spec, source.of_heads, stored[names[0]], checkpoint)
+    if source.halves:
+        return _half_pieces(arch, spec, stored[names[0]], checkpoint)
     part, parts = source.part
     experts = spec.shape[0] if len(spec.shape) == 3 else 1
     rows = math.prod(spec.shape[:-1]) // experts
@@ -159,9 +161,7 @@ def _pieces(
             expected = (experts, rows * parts, spec.shape[-1])
         else:
             expected = spec.shape
-        if tensor.shape != expected:
-            raise wrong(where, f"shape {list(expected)}", list(tensor.shape))
-        _check_storage(tensor, where)
+        _check(tensor, expected, where)
         if expected == spec.shape[1:] and len(spec.shape) == 3:
             pieces.append(Piece(tensor, 0, rows, e * rows))
         else:  # each expert of a fused tensor is a piece of its own, so that a dead one is noticed
@@ -178,17 +178,28 @@ def _head_pieces(
     a = arch.blocks[spec.layer].attention
     assert isinstance(a, MLA)  # noqa: S101 - no other attention has such tensors
     where = f"{checkpoint.shards[tensor.main.shard].name}: {tensor.main.info.name}"
-    expected = (a.heads * (a.nope + a.v), a.kv_lora)
-    if tensor.shape != expected:
-        raise wrong(where, f"shape {list(expected)}", list(tensor.shape))
-    _check_storage(tensor, where)
+    _check(tensor, (a.heads * (a.nope + a.v), a.kv_lora), where)
     skip, rows = (0, a.nope) if part == "k" else (a.nope, a.v)
     starts = [h * (a.nope + a.v) + skip for h in range(a.heads)]
     return [Piece(tensor, s, rows, h * spec.shape[1], transposed=part == "k") for h, s in enumerate(starts)]
 
 
-def _check_storage(tensor: StoredTensor, where: str) -> None:
+def _half_pieces(arch: Architecture, spec: TensorSpec, tensor: StoredTensor, checkpoint: Checkpoint) -> list[Piece]:
+    """The two halves of every head, whose rows take turns."""
+    where = f"{checkpoint.shards[tensor.main.shard].name}: {tensor.main.info.name}"
+    _check(tensor, spec.shape, where)
+    half = arch.rope.dims // 2
+    return [
+        Piece(tensor, start + n * half, half, start + n, step=2)
+        for start in range(0, spec.shape[0], 2 * half)
+        for n in range(2)
+    ]
+
+
+def _check(tensor: StoredTensor, shape: tuple[int, ...], where: str) -> None:
     """A plain weight must be one of numbers we know, and no promise of the config may be against it."""
+    if tensor.shape != shape:
+        raise wrong(where, f"shape {list(shape)}", list(tensor.shape))
     dtype = tensor.main.info.dtype
     if dtype not in tensor.encoding.dtypes:
         raise wrong(where, f"a dtype among {', '.join(tensor.encoding.dtypes)}", dtype)

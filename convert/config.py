@@ -9,7 +9,7 @@ from typing import Any
 
 from sampan.errors import brief, wrong
 
-from .architecture import Activation, LinearScaling, Rope, YarnScaling
+from .architecture import Activation, LinearScaling, Llama3Scaling, Rope, YarnScaling
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,10 @@ def read_activation(config: Config) -> Activation:
     return "silu"
 
 
-def read_rope(config: Config, dims: int, context: int, *, latent: bool) -> Rope:
+def read_rope(config: Config, dims: int, context: int, *, latent: bool, interleaved: bool = False) -> Rope:
     """Old style: rope_theta and rope_scaling. Transformers 5: both inside rope_parameters.
 
-    `latent`: of latent attention, whose pairs are interleaved and whose yarn has an mscale.
+    `latent`: of latent attention, whose pairs are interleaved unless it says otherwise and whose yarn has an mscale.
     """
     parameters = config.section("rope_parameters")
     scaling = parameters if parameters.values else config.section("rope_scaling")
@@ -88,11 +88,14 @@ def read_rope(config: Config, dims: int, context: int, *, latent: bool) -> Rope:
     config.is_default("partial_rotary_factor", 1, 1.0)
     if dims % 2:
         raise wrong(config.where, "an even number of rotated dimensions", dims)
-    interleaved = config.flag("rope_interleave", True) if latent else False
+    if latent:
+        interleaved = config.flag("rope_interleave", True)
     return Rope(theta.number("rope_theta"), dims, _read_scaling(config, scaling, context, latent), interleaved)
 
 
-def _read_scaling(config: Config, scaling: Config, context: int, latent: bool) -> LinearScaling | YarnScaling | None:
+def _read_scaling(
+    config: Config, scaling: Config, context: int, latent: bool
+) -> LinearScaling | YarnScaling | Llama3Scaling | None:
     kind = scaling.get("rope_type", "type")
     if kind in (None, "default"):
         if scaling.get("factor") is not None:
@@ -113,7 +116,13 @@ def _read_scaling(config: Config, scaling: Config, context: int, latent: bool) -
             beta_slow=scaling.number("beta_slow", default=1.0),
             mscale_all_dim=all_dim,
         )
-    raise wrong(scaling.at("rope_type"), "default, linear or yarn", brief(kind))
+    if kind == "llama3":
+        low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
+        if high <= low:
+            raise wrong(scaling.at("high_freq_factor"), f"more than low_freq_factor {low:g}", high)
+        original = scaling.natural("original_max_position_embeddings")
+        return Llama3Scaling(scaling.number("factor"), original, low, high)
+    raise wrong(scaling.at("rope_type"), "default, linear, yarn or llama3", brief(kind))
 
 
 def _read_mscale(scaling: Config, factor: float, latent: bool) -> tuple[float | None, float]:

@@ -22,12 +22,14 @@ class Source:
 
     `{e}` in the name: one tensor per expert, stacked in order. `part` (n, of): the n-th of `of` equal
     row groups of a tensor (of each expert's slice where it has three dimensions). `of_heads`: what a latent
-    attention's kv_b holds for each head: the rows of k, transposed, or those of v.
+    attention's kv_b holds for each head: the rows of k, transposed, or those of v. `halves`: the pairs of the
+    rotation are rows j and j + dims/2 of a head there, and rows 2j and 2j + 1 of the canonical tensor.
     """
 
     name: str
     part: tuple[int, int] = (0, 1)
     of_heads: Literal["k", "v"] | None = None
+    halves: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,8 @@ class Family:
 
     `leftovers`: tensors (regular expressions) that checkpoints carry and nobody needs. `left_out`: tensors
     (regular expressions, and what they are) of a part of the model that is not converted. `text`: the section of
-    config.json that describes the language model, and the model types that it may have.
+    config.json that describes the language model, and the model types that it may have. `interleaved`: pairs of
+    the rotation in the canonical tensors, see Rope. `only`: keys of the config and the values that they may have.
     """
 
     architectures: tuple[str, ...]
@@ -59,6 +62,8 @@ class Family:
     leftovers: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     text: tuple[str, tuple[str, ...]] | None = None
+    interleaved: bool = False
+    only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
 
 def find_family(checkpoint: Checkpoint) -> tuple[str, Family]:
@@ -81,7 +86,8 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:
     """Parse the config once; what would change the model and is not implemented is refused by name."""
     key, family = find_family(checkpoint)
     config = _text_config(checkpoint, family)
-    config.is_default("is_causal", True)
+    for name, values in {"is_causal": (True,), **family.only}.items():
+        config.is_default(name, *values)
     read_rules(checkpoint)
     hidden = config.natural("hidden_size")
     layers = config.natural("num_hidden_layers", limit=10_000)
@@ -92,7 +98,7 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:
         rope = read_rope(config, attention.rope, context, latent=True)
     else:
         attention, ffn = _read_attention(config, family, hidden), _read_ffn(config, family, layers)
-        rope = read_rope(config, attention.head_dim, context, latent=False)
+        rope = read_rope(config, attention.head_dim, context, latent=False, interleaved=family.interleaved)
     refuse_windows(config, layers, context)
     return family, Architecture(
         family=key,

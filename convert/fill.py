@@ -9,6 +9,7 @@ are read by the workers.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import queue
 import threading
@@ -350,7 +351,8 @@ def _check_alive(work: Work, alive: bytearray, checkpoint: Checkpoint) -> None:
     for flag, unit in zip(alive, work.units, strict=True):
         piece = unit.piece
         if not flag and not unit.tensor.bound.spec.may_be_zero:
-            rows = f"rows {piece.start} to {piece.start + piece.rows - 1} of " if len(piece.stored.shape) == 3 else ""
+            whole = piece.rows == math.prod(piece.stored.shape[:-1])
+            rows = "" if whole else f"rows {piece.start} to {piece.start + piece.rows - 1} of "
             raise wrong(
                 _where(piece, checkpoint), "values", f"nothing but zeros in {rows}it",
                 "--allow-zero converts it all the same",

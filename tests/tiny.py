@@ -20,6 +20,10 @@ from sampan.checkpoint import SINGLE
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tiny-qwen3"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md")
+LLAMA3 = {  # one wave is kept, one divided, the others between
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 
 
@@ -88,6 +92,15 @@ MODELS: dict[str, Tiny] = {
         "Qwen3MoeConfig", "float32", head_dim=64, norm_topk_prob=True, num_hidden_layers=8,
         **(_MOE | {"num_experts": 8}),
     ),
+    "llama": _qwen("LlamaConfig", rope_parameters=LLAMA3),
+    "llama-tied-head-dim": _qwen(
+        "LlamaConfig", "float32", head_dim=48, hidden_size=96, intermediate_size=176, tie_word_embeddings=True
+    ),
+    "llama-80-layers": _qwen("LlamaConfig", num_hidden_layers=80, **_SMALL),
+    "llama-linear": _qwen(
+        "LlamaConfig", num_hidden_layers=2, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+    ),
+    "llama-yarn": _qwen("LlamaConfig", num_hidden_layers=2, rope_parameters=YARN | {"attention_factor": 0.8}),
     "deepseek_v3": _deepseek(),
     "deepseek_v3-8-experts-2-shared": _deepseek("float32", n_routed_experts=8, n_shared_experts=2),
     "deepseek_v3-groups": _deepseek(

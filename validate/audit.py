@@ -135,9 +135,15 @@ class _Pair:
         stored.encoding.decode(stored, buffers, start, out)
         return out
 
-    def target(self, start: int, rows: int) -> NDArray[np.float32]:
-        self.nbytes += rows * self.stored.type.row_bytes(self.columns)
-        return read_rows(self.stored, self.fds[self.stored.path], start, rows)
+    def target(self, at: slice) -> NDArray[np.float32]:
+        """Rows of the artifact."""
+        self.nbytes += (at.stop - at.start) * self.stored.type.row_bytes(self.columns)
+        return read_rows(self.stored, self.fds[self.stored.path], at.start, at.stop - at.start)[:: at.step]
+
+    def rows_at(self, piece: Piece, start: int, rows: int) -> slice:
+        """Where rows of what a piece makes lie in the artifact."""
+        first = piece.at + start * piece.step
+        return slice(first, first + (rows - 1) * piece.step + 1, piece.step)
 
     def compare(self, progress: Callable[[int], None]) -> tuple[TensorError, list[str], int]:
         """Error of the tensor, findings, bytes read."""
@@ -150,14 +156,14 @@ class _Pair:
             for start in range(0, made, step):
                 rows, before = min(step, made - start), self.nbytes
                 x = self.source(piece, start, rows)
-                y = self.target(piece.at + start, rows)
-                at = slice(piece.at + start, piece.at + start + rows)
+                at = self.rows_at(piece, start, rows)
+                y = self.target(at)
                 norms[at] = np.einsum("ij,ij->i", x, x)
                 x -= y
                 errors[at] = np.einsum("ij,ij->i", x, x)
                 largest = max(largest, float(np.abs(x, out=x).max()))
                 progress(self.nbytes - before)
-            part = slice(piece.at, piece.at + made)
+            part = self.rows_at(piece, 0, made)
             # a zero artifact is as far from its source as the source is from zero
             if norms[part].sum() > 0 and np.allclose(errors[part], norms[part], rtol=1e-6) and self._zero(piece):
                 dead.append(f"{self.stored.name}: nothing but zeros in rows {part.start} to {part.stop - 1}")
@@ -170,7 +176,7 @@ class _Pair:
         return error, dead or self._outliers(errors, norms, relative), self.nbytes
 
     def _zero(self, piece: Piece) -> bool:
-        return not self.target(piece.at, 1).any()
+        return not self.target(self.rows_at(piece, 0, 1)).any()
 
     def _outliers(self, errors: NDArray[np.float64], norms: NDArray[np.float64], relative: float) -> list[str]:
         ratios = np.sqrt(errors / np.maximum(norms, np.finfo(np.float64).tiny))
@@ -189,8 +195,8 @@ class _Pair:
 
     def _too_far(self, row: int, error: float, norm: float) -> bool:
         """Whether a row is further from its source than its own type makes it."""
-        piece = next(p for p in self.bound.pieces if p.at <= row < p.at + self.rows_of(p))
-        x = self.source(piece, row - piece.at, 1)
+        piece = next(p for p in self.bound.pieces if row in range(p.at, p.at + self.rows_of(p) * p.step, p.step))
+        x = self.source(piece, (row - piece.at) // piece.step, 1)
         encoded = np.empty(self.stored.type.row_bytes(self.columns), np.uint8)
         encode_rows(self.stored.type, x, encoded)
         again = np.empty_like(x)

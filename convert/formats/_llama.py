@@ -7,13 +7,14 @@ from pathlib import Path
 from sampan.errors import wrong
 
 from .. import tiktoken
-from ..architecture import MLA, Architecture, LinearScaling, MoE, YarnScaling
+from ..architecture import MLA, Architecture, LinearScaling, Llama3Scaling, MoE, YarnScaling
 from ..binding import HEAD
 from ..config import yarn_mscale
 from ..tokenizer import Tokenizer
 
 # what the graph of an MoE architecture always does with the chosen experts' weights
 NORMALISES = {"qwen2moe": False, "qwen3moe": True}
+DERIVE_HEADS = ("qwen2", "qwen2moe")  # graphs that divide the hidden size by the heads
 YARN_BETAS = (32.0, 1.0)  # of the graphs whose loader reads none
 WITHOUT_Q_LORA = (26, 27)  # numbers of layers at which the loader of deepseek2 knows a model without q_lora
 
@@ -24,12 +25,14 @@ def check_engine(config: Path, engine: str, arch: Architecture) -> None:
     if isinstance(attention, MLA):
         _check_latent(config, arch, attention)
         return
-    if not attention.qk_norm and attention.head_dim * attention.heads != arch.hidden:
+    if engine in DERIVE_HEADS and attention.head_dim * attention.heads != arch.hidden:
         raise wrong(
             f"{config}: head_dim", f"{arch.hidden // attention.heads}, which llama.cpp derives for {engine}",
             attention.head_dim,
         )  # fmt: skip
     scaling = arch.rope.scaling
+    if isinstance(scaling, Llama3Scaling) and engine != "llama":
+        raise wrong(f"{config}: rope_type", f"default, linear or yarn, as llama.cpp's {engine} computes", "llama3")
     if isinstance(scaling, YarnScaling) and (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
         raise wrong(
             f"{config}: beta_fast and beta_slow", f"32 and 1, as llama.cpp's {engine} computes",
@@ -68,8 +71,9 @@ def _check_latent(config: Path, arch: Architecture, a: MLA) -> None:
     if not ffn.shared:
         raise wrong(f"{config}: n_shared_experts", "at least 1, as llama.cpp's deepseek2 has", 0)
     scaling = arch.rope.scaling
-    if isinstance(scaling, LinearScaling):
-        raise wrong(f"{config}: rope_scaling", "none or yarn, as llama.cpp's deepseek2 computes", "linear")
+    if isinstance(scaling, (LinearScaling, Llama3Scaling)):
+        found = "linear" if isinstance(scaling, LinearScaling) else "llama3"
+        raise wrong(f"{config}: rope_scaling", "none or yarn, as llama.cpp's deepseek2 computes", found)
     if isinstance(scaling, YarnScaling):
         factor = scaling.attention_factor
         found = yarn_mscale(scaling.factor, 1.0) if factor is None else factor

@@ -11,21 +11,22 @@ from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint, read_json
 from sampan.errors import brief, wrong
 from sampan.quantize import NumberType, Scheme, choose_type, get_scheme
-from sampan.quantize.types import is_number_type
+from sampan.quantize.types import is_number_type, number_type
 
-from ..architecture import MLA, Architecture, Dense, LinearScaling, MoE, YarnScaling, kv_heads
+from ..architecture import MLA, Architecture, Dense, LinearScaling, Llama3Scaling, MoE, YarnScaling, kv_heads
 from ..binding import Binding, Bound, bind
 from ..family import read_architecture
 from ..plan import Format, Plan, PlannedTensor, Request, facts
+from ..rope import llama3_factors
 from ..tokenizer import Tokenizer, read_tokenizer
-from ._llama import YARN_BETAS, check_engine, notes
+from ._llama import DERIVE_HEADS, YARN_BETAS, check_engine, notes
 
 # our family → llama.cpp's general.architecture
 ARCHITECTURES = {
     "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_moe": "qwen3moe",
-    "deepseek_v3": "deepseek2", "kimi_k25": "deepseek2", "kimi_vl": "deepseek2",
+    "deepseek_v3": "deepseek2", "kimi_k25": "deepseek2", "kimi_vl": "deepseek2", "llama": "llama",
 }  # fmt: skip
-WIDE = ("qwen2", 80)  # LLM_TYPE_70B in llama.cpp's src/models/qwen2.cpp
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: Request) -> Plan:
@@ -37,7 +38,7 @@ def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: 
     if not all(map(is_number_type, scheme.types)):
         raise wrong("--quant", "a scheme of llama.cpp, such as q4_k_m", request.scheme_name)
     check_engine(checkpoint.folder / "config.json", _engine(arch), arch)
-    wide = (_engine(arch), len(arch.blocks)) == WIDE
+    wide = _wide(arch)
     typed = [(b, choose_type(scheme, facts(arch, b, wide=wide))) for b in binding.tensors]
     groups = _split(typed, request.split)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
@@ -49,9 +50,13 @@ def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: 
         if len(groups) > 1:
             keys |= _split_keys(n, len(groups), len(typed))
             path = out.with_name(f"{out.stem}-{n + 1:05d}-of-{len(groups):05d}.gguf")
+        infos, factors = _rope_factors(arch) if n == 0 else ([], b"")
         offsets, size = _layout(group)
-        infos = [container.Tensor(b.spec.name, b.spec.shape, t.id, o) for (b, t), o in zip(group, offsets, strict=True)]
-        header = container.encode(keys, infos)
+        infos += [
+            container.Tensor(b.spec.name, b.spec.shape, t.id, len(factors) + o)
+            for (b, t), o in zip(group, offsets, strict=True)
+        ]
+        header = container.encode(keys, infos) + factors
         files.append(OutputFile(path, header, len(header) + size))
         tensors += [PlannedTensor(b, t, n, (len(header) + o,)) for (b, t), o in zip(group, offsets, strict=True)]
     return Plan(request.scheme_name, arch, tuple(files), tuple(tensors), tuple(notes(arch, tokenizer)))
@@ -61,6 +66,24 @@ def _engine(arch: Architecture) -> str:
     if arch.family not in ARCHITECTURES:
         raise wrong("--to gguf", f"a family among {', '.join(ARCHITECTURES)}", arch.family)
     return ARCHITECTURES[arch.family]
+
+
+def _wide(arch: Architecture) -> bool:
+    """LLM_TYPE_70B in llama.cpp's loaders."""
+    attention = arch.blocks[0].attention
+    grouped = kv_heads(attention) != attention.heads
+    return len(arch.blocks) == 80 and (arch.family == "qwen2" or (arch.family == "llama" and grouped))
+
+
+def _rope_factors(arch: Architecture) -> tuple[list[container.Tensor], bytes]:
+    """The one tensor that is computed, in front of the others, and its bytes."""
+    scaling = arch.rope.scaling
+    if not isinstance(scaling, Llama3Scaling):
+        return [], b""
+    factors = llama3_factors(arch.rope, scaling)
+    data = factors.tobytes()
+    info = container.Tensor(ROPE_FACTORS, factors.shape, number_type("f32").id, 0)
+    return [info], data.ljust(container.padded(len(data)), b"\0")
 
 
 _Typed = list[tuple[Bound, NumberType]]
@@ -124,9 +147,12 @@ def _metadata(
             w.add_expert_shared_feed_forward_length(ffn.shared_width)
     if isinstance(attention, MLA):
         _latent(w, arch, attention)
-    elif attention.qk_norm:  # elsewhere llama.cpp derives it, see check_engine
+    elif _engine(arch) not in DERIVE_HEADS:
         w.add_key_length(attention.head_dim)
         w.add_value_length(attention.head_dim)
+        if arch.family == "llama":
+            w.add_vocab_size(arch.vocab)
+            w.add_rope_dimension_count(arch.rope.dims)
     if scheme.file_type is not None:
         w.add_file_type(scheme.file_type)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -208,7 +234,7 @@ def _rope(w: Any, arch: Architecture) -> None:
         w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         w.add_rope_scaling_factor(scaling.factor)
         w.add_rope_scaling_orig_ctx_len(scaling.original_context)
-        if arch.rope.interleaved:  # deepseek2, see check_engine
+        if isinstance(arch.blocks[0].attention, MLA):  # see check_engine
             if (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
                 w.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
                 w.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)

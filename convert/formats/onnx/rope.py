@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ...architecture import LinearScaling, Rope, YarnScaling
-
-Floats = NDArray[np.float32]
+from ...architecture import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from ...rope import Floats, llama3_factors, periods
 
 
 def tables(rope: Rope, context: int) -> tuple[Floats, Floats]:
@@ -21,15 +19,15 @@ def tables(rope: Rope, context: int) -> tuple[Floats, Floats]:
 
 def _frequencies(rope: Rope) -> tuple[Floats, np.float32]:
     """Radians a position, float32 [dims / 2], and what cos and sin are multiplied by."""
-    exponents = np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
-    periods = np.float32(rope.theta) ** exponents
-    plain = (1 / periods).astype(np.float32)
+    plain = (1 / periods(rope)).astype(np.float32)
     scaling = rope.scaling
     if scaling is None:
         return plain, np.float32(1)
     if isinstance(scaling, LinearScaling):
         return (plain / np.float32(scaling.factor)).astype(np.float32), np.float32(1)
-    return _yarn(rope, scaling, periods), np.float32(_attention_factor(scaling))
+    if isinstance(scaling, Llama3Scaling):
+        return plain / llama3_factors(rope, scaling), np.float32(1)
+    return _yarn(rope, scaling), np.float32(_attention_factor(scaling))
 
 
 def _attention_factor(scaling: YarnScaling) -> float:
@@ -38,7 +36,7 @@ def _attention_factor(scaling: YarnScaling) -> float:
     return 0.1 * math.log(scaling.factor) + 1 if scaling.factor > 1 else 1.0
 
 
-def _yarn(rope: Rope, scaling: YarnScaling, periods: Floats) -> Floats:
+def _yarn(rope: Rope, scaling: YarnScaling) -> Floats:
     """Slow dimensions interpolated, fast ones kept, a ramp between (arXiv 2309.00071, section 3.2)."""
 
     def dimension(rotations: float) -> float:
@@ -48,5 +46,6 @@ def _yarn(rope: Rope, scaling: YarnScaling, periods: Floats) -> Floats:
     high = min(math.ceil(dimension(scaling.beta_slow)), rope.dims - 1)
     steps = (np.arange(rope.dims // 2, dtype=np.float32) - low) / max(high - low, 0.001)
     keep = 1 - np.clip(steps, 0, 1)
-    inverse: Floats = (1 / (scaling.factor * periods) * (1 - keep) + 1 / periods * keep).astype(np.float32)
+    slow = periods(rope)
+    inverse: Floats = (1 / (scaling.factor * slow) * (1 - keep) + 1 / slow * keep).astype(np.float32)
     return inverse

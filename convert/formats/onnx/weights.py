@@ -138,7 +138,7 @@ def _stack(parts: list[Bound], name: str, interleave: bool) -> tuple[Bound, tupl
     pieces, slices = [], []
     for n, part in enumerate(parts):
         first = n if interleave else at
-        pieces += [replace(p, at=first + p.at * step, step=step) for p in part.pieces]
+        pieces += [replace(p, at=first + p.at * step, step=p.step * step) for p in part.pieces]
         slices.append(Slice(part.spec.name, part.spec.shape, first, step))
         at += part.rows
     return Bound(replace(parts[0].spec, name=name, shape=(at, parts[0].columns)), tuple(pieces)), tuple(slices)
