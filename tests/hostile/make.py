@@ -107,7 +107,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown-architecture": (
         CONFIG | {"architectures": ["MambaForCausalLM"]},
         "architectures: expected one of DeepseekV3ForCausalLM, KimiK25ForConditionalGeneration, "
-        "KimiVLForConditionalGeneration, Qwen2ForCausalLM, Qwen2MoeForCausalLM, Qwen3ForCausalLM, "
+        "KimiVLForConditionalGeneration, LlamaForCausalLM, Qwen2ForCausalLM, Qwen2MoeForCausalLM, Qwen3ForCausalLM, "
         "Qwen3MoeForCausalLM, found MambaForCausalLM",
     ),
     "no-architecture": (CONFIG | {"architectures": None}, "architectures: expected one of"),
