@@ -120,8 +120,8 @@ def _read_scaling(
         low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
         if high <= low:
             raise wrong(scaling.at("high_freq_factor"), f"more than low_freq_factor {low:g}", high)
-        original = scaling.natural("original_max_position_embeddings")
-        return Llama3Scaling(scaling.number("factor"), original, low, high)
+        trained = scaling.natural("original_max_position_embeddings")
+        return Llama3Scaling(scaling.number("factor"), trained, low, high)
     raise wrong(scaling.at("rope_type"), "default, linear, yarn or llama3", brief(kind))
 
 

@@ -72,8 +72,8 @@ def _check_latent(config: Path, arch: Architecture, a: MLA) -> None:
         raise wrong(f"{config}: n_shared_experts", "at least 1, as llama.cpp's deepseek2 has", 0)
     scaling = arch.rope.scaling
     if isinstance(scaling, (LinearScaling, Llama3Scaling)):
-        found = "linear" if isinstance(scaling, LinearScaling) else "llama3"
-        raise wrong(f"{config}: rope_scaling", "none or yarn, as llama.cpp's deepseek2 computes", found)
+        kind = "linear" if isinstance(scaling, LinearScaling) else "llama3"
+        raise wrong(f"{config}: rope_scaling", "none or yarn, as llama.cpp's deepseek2 computes", kind)
     if isinstance(scaling, YarnScaling):
         factor = scaling.attention_factor
         found = yarn_mscale(scaling.factor, 1.0) if factor is None else factor
