@@ -79,7 +79,8 @@ def find_family(checkpoint: Checkpoint) -> tuple[str, Family]:
                 raise wrong(f"{where}: model_type", f"{' or '.join(family.model_types)} with {name}", brief(kind))
             return key, family
     known = sorted(a for f in families.values() for a in f.architectures)
-    raise wrong(f"{where}: architectures", f"one of {', '.join(known)}", brief(name))
+    hint = "`--to onnx --exporter optimum` may know it" if name else ""
+    raise wrong(f"{where}: architectures", f"one of {', '.join(known)}", brief(name), hint)
 
 
 def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:

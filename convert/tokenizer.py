@@ -20,8 +20,11 @@ from . import tiktoken
 PRE_TOKENIZERS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
     tiktoken.SPLIT: tiktoken.PRE,
 }
+WHOLE = ("llama-bpe",)  # for these llama.cpp takes a word that is a token before any merge, and does not normalise
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 
 
@@ -52,7 +55,10 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
         raise wrong(f"{path}: model.type", "BPE", brief(model.get("type")))
     pre = _pre_tokenizer(parsed, path)
     whole = pre == tiktoken.PRE and model.get("ignore_merges") is True
-    for key, harmless in (("byte_fallback", False), ("dropout", None), ("ignore_merges", whole),
+    if pre in WHOLE and (model.get("ignore_merges") is not True or parsed.get("normalizer") is not None):
+        found = f"{model.get('ignore_merges')} with normalizer {brief(parsed.get('normalizer'))}"
+        raise wrong(f"{path}: model.ignore_merges", f"True without a normalizer, as llama.cpp's {pre} does", found)
+    for key, harmless in (("byte_fallback", False), ("dropout", None), ("ignore_merges", whole or pre in WHOLE),
                           ("continuing_subword_prefix", ""), ("end_of_word_suffix", "")):  # fmt: skip
         if model.get(key) not in (harmless, None):
             raise wrong(f"{path}: model.{key}", repr(harmless), brief(model[key]))
