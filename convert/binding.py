@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, brief, wrong
@@ -73,6 +73,15 @@ class Bound:
         """How it is stored, one of KINDS in quantize/scheme.py."""
         kinds = {p.kind for p in self.pieces}
         return kinds.pop() if len(kinds) == 1 else "mixed"
+
+
+def upright(bound: Bound) -> Bound:
+    """k_b as the checkpoint has it, [heads, nope, kv_lora], and other tensors as they are."""
+    if not any(p.transposed for p in bound.pieces):
+        return bound
+    heads, columns, rows = bound.spec.shape
+    pieces = tuple(replace(p, at=h * rows, transposed=False) for h, p in enumerate(bound.pieces))
+    return Bound(replace(bound.spec, shape=(heads, rows, columns)), pieces)
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ def test_formats_are_compared(folder: Folders, gguf: Callable[[str, str], Path])
     text = run_cli("validate", str(tiny.FIXTURE), str(first), str(second), "--windows", "2")
     assert text.returncode == 1, "undecided: too few windows"
     ratio = text.stdout.split(f"KLD of {first} / {second}: ")[1].split(";")[0]
-    assert float(ratio) > 5
+    assert float(ratio) > 2
 
 
 def test_a_folder_as_the_reference(folder: Folders, gguf: Callable[[str, str], Path]) -> None:
@@ -135,12 +135,17 @@ def test_experts_are_found_in_their_turns(model: Callable[[str], Path], tmp_path
     assert report["candidates"][0]["experts"] == "not measured: only llama.cpp tells them"
 
 
-@pytest.mark.parametrize(("name", "quant"), [("qwen3-odd-widths", "int4_zp"), ("qwen2", "fp16"), ("qwen2", "q4_0")])
+@pytest.mark.parametrize(
+    ("name", "quant"), [("qwen3-odd-widths", "int4_zp"), ("qwen2", "fp16"), ("qwen2", "q4_0"), ("deepseek_v3", "int4")]
+)
 def test_every_layout_is_read_back(name: str, quant: str, model: Callable[[str], Path], tmp_path: Path) -> None:
-    """Zero points, padded rows, stacked biases."""
+    """Zero points, padded rows, stacked biases, k_b as checkpoints have it."""
     out = to_onnx(model(name), tmp_path / "out", quant).artifact
     report = run(out, model(name), ONE)
     assert findings(report) == {}
+    if name == "deepseek_v3":
+        with pytest.raises(InputError, match="tensors as GGUF has them, found latent attention in "):
+            run(out, model(name), replace(ONE, weights_only=True))
     assert len(report["candidates"][0]["tensors"]) == len(json.loads((out / "manifest.json").read_text())["tensors"])
 
 

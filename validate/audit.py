@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.checkpoint import Checkpoint
-from sampan.convert.binding import EMBEDDING, HEAD, Bound, Piece, bind
+from sampan.convert.binding import EMBEDDING, HEAD, Bound, Piece, bind, upright
 from sampan.convert.encoding import buffer_size, read_parts
 from sampan.convert.family import read_architecture
 from sampan.quantize import decode_rows, encode_rows
@@ -61,7 +61,8 @@ def audit(
 ) -> Audit:
     """Compare every tensor; memory is a few blocks of 4 MB for each job."""
     family, arch = read_architecture(checkpoint)
-    bound = {b.spec.name: b for b in bind(checkpoint, family, arch).tensors}
+    form = upright if artifact.format == "onnx" else lambda b: b  # its graphs multiply by k_b as checkpoints have it
+    bound = {b.spec.name: form(b) for b in bind(checkpoint, family, arch).tensors}
     result = Audit()
     stored = dict(artifact.tensors)
     pairs: list[tuple[Bound, Stored]] = []

@@ -137,6 +137,8 @@ def _check_comparable(exact: Artifact, candidate: Artifact, options: Options) ->
     if exact.format == "onnx" and (options.blame or (candidate.format == "onnx" and _dequantises(options))):
         where = "--blame" if options.blame else "--weights-only" if options.weights_only else "--parts"
         raise wrong(where, "a checkpoint or a GGUF file as REFERENCE", f"the ONNX folder {exact.path}")
+    if candidate.format == "onnx" and _dequantises(options) and "blk.0.attn_k_b.weight" in candidate.tensors:
+        raise wrong("--weights-only and --parts", "tensors as GGUF has them", f"latent attention in {candidate.path}")
 
 
 def _check_tokens(exact: Artifact, candidate: Artifact) -> None:

@@ -14,7 +14,7 @@ from sampan.quantize.blocked import BLOCK_TYPES, BlockType
 from sampan.registry import load_all
 
 from ...architecture import Architecture
-from ...binding import EMBEDDING, Binding, Bound
+from ...binding import EMBEDDING, Binding, Bound, upright
 from ...plan import PlannedTensor, Slice, facts
 from .graph import FLOAT, FLOAT16, UINT8, Edge, Graph
 
@@ -30,7 +30,7 @@ class Weights:
         self.graph, self.tensors, self.end = graph, list[PlannedTensor](), 0
         self.tables: list[NDArray[np.float32]] = []
         self._arch, self._scheme, self._scheme_name = arch, scheme, scheme_name
-        self._bound = {b.spec.name: _upright(b) for b in binding.tensors}
+        self._bound = {b.spec.name: upright(b) for b in binding.tensors}
         self._placed: dict[tuple[str, ...], tuple[int, ...]] = {}  # names → offsets of their arrays
 
     def rows_of(self, name: str) -> int:
@@ -142,15 +142,6 @@ def _stack(parts: list[Bound], name: str, interleave: bool) -> tuple[Bound, tupl
         slices.append(Slice(part.spec.name, part.spec.shape, first, step))
         at += part.rows
     return Bound(replace(parts[0].spec, name=name, shape=(at, parts[0].columns)), tuple(pieces)), tuple(slices)
-
-
-def _upright(bound: Bound) -> Bound:
-    """k_b as the checkpoint has it, [heads, nope, kv_lora]: the expanded attention multiplies by it that way."""
-    if not any(p.transposed for p in bound.pieces):
-        return bound
-    heads, columns, rows = bound.spec.shape
-    pieces = tuple(replace(p, at=h * rows, transposed=False) for h, p in enumerate(bound.pieces))
-    return Bound(replace(bound.spec, shape=(heads, rows, columns)), pieces)
 
 
 def _as_column(bound: Bound) -> Bound:
