@@ -44,6 +44,17 @@ def test_ids(folder: Path, tmp_path: Path) -> None:
             assert session.tokenize(text) == reader.encode(text).ids, text
 
 
+def test_a_template_that_writes_bos_does_not_double_it(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"bos_token": "<|im_start|>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    to_gguf(folder, tmp_path / "m.gguf", "q8_0")
+    with runtime.open(tmp_path / "m.gguf", runtime.EngineOptions(context=64)) as session:
+        plain = session.tokenize("Hello")
+        assert session.detokenize(plain[:1]) == "" and len(plain) > 1
+        assert session.tokenize("<|im_start|>Hello") == plain
+
+
 def test_what_llama_cpp_would_do_otherwise_is_refused(folder: Path) -> None:
     parsed = json.loads((folder / "tokenizer.json").read_text())
     edit(folder, normalizer={"type": "NFC"})

@@ -128,6 +128,9 @@ class LlamaEngine:
         n = self._lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, True, special)
         if n < 0:
             raise InputError(f"prompt: llama.cpp needs {-n} tokens for {len(raw)} bytes of text")
+        bos = self._lib.llama_vocab_bos(self._vocab)
+        if special and n > 1 and ids[0] == ids[1] == bos:
+            return list(ids[1:n])  # a chat template wrote the token that every text begins with
         return list(ids[:n])
 
     def piece(self, token: int) -> bytes:
