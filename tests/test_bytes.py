@@ -20,7 +20,8 @@ from sampan.quantize.types import number_type_by_id
 # those that llama.cpp has too
 SCHEMES = [n for n in registry.names("sampan.quantize.schemes") if get_scheme(n).file_type is not None]
 QUICK = {"qwen2", "qwen3-odd-widths", "qwen3_moe-8-experts"}
-NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ("trained", "trained-kimi", *tiny.MODELS)]
+MODELS = ("trained", "trained-kimi", *tiny.MODELS)
+NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MODELS]
 
 
 def quantize_with_llama(source: Path, out: Path, file_type: int) -> None:
