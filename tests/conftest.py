@@ -20,8 +20,8 @@ pytest_plugins = ["hub_shell"]
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`model(name)` → the folder of a tiny model; "trained" is the committed fixture."""
-    built: dict[str, Path] = {"trained": tiny.FIXTURE}
+    """`model(name)` → the folder of a tiny model; "trained" and "trained-kimi" are the committed ones."""
+    built: dict[str, Path] = {"trained": tiny.FIXTURE, "trained-kimi": tiny.KIMI}
 
     def get(name: str) -> Path:
         if name not in built:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import pytest
 import tiny
 from conftest import to_gguf
 from safetensors.numpy import load_file, save_file
@@ -30,17 +31,22 @@ def share_right(path: Path, questions: Sequence[facts.Question]) -> float:
     return right / len(questions)
 
 
-def test_int4_answers_like_f16(gguf: Callable[[str, str], Path]) -> None:
+MODELS = ("trained", "trained-kimi")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_int4_answers_like_f16(name: str, gguf: Callable[[str, str], Path]) -> None:
     for questions in (facts.capital_questions()[:165], facts.capital_questions()[165:], facts.sum_questions()):
         for quant in ("f16", "q4_k_m"):
-            assert share_right(gguf("trained", quant), questions) >= 0.95, quant
+            assert share_right(gguf(name, quant), questions) >= 0.95, quant
 
 
-def test_sums_that_stood_in_no_training_text(gguf: Callable[[str, str], Path]) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_sums_that_stood_in_no_training_text(name: str, gguf: Callable[[str, str], Path]) -> None:
     pairs = [(a, b) for a, b in facts.sums() if facts.is_held_out_sum(a, b)][::3]
     questions = [facts.Question(facts.HELD_OUT_SUM_EN.format(a=a, b=b), f"= {a + b}.", "en", "sum") for a, b in pairs]
     assert len(questions) > 60
-    assert share_right(gguf("trained", "q4_k_m"), questions) >= 0.9
+    assert share_right(gguf(name, "q4_k_m"), questions) >= 0.9
 
 
 def test_the_questions_can_fail(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
@@ -59,11 +65,12 @@ def test_the_questions_can_fail(gguf: Callable[[str, str], Path], tmp_path: Path
     assert share_right(tmp_path / "noisy.gguf", questions) < share_right(gguf("trained", "f16"), questions) - 0.1
 
 
-def test_the_fixture_is_what_its_script_says() -> None:
-    training = json.loads((tiny.FIXTURE / "training.json").read_text())
-    stored = load_file(tiny.FIXTURE / "model.safetensors")
+@pytest.mark.parametrize("folder", [tiny.FIXTURE, tiny.KIMI], ids=MODELS)
+def test_the_fixture_is_what_its_script_says(folder: Path) -> None:
+    training = json.loads((folder / "training.json").read_text())
+    stored = load_file(folder / "model.safetensors")
     assert training["parameters"] == sum(v.size for v in stored.values()) <= 4_000_000
-    assert (tiny.FIXTURE / "model.safetensors").stat().st_size <= 8_000_000
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 8_000_000
     assert len(facts.CAPITALS) >= 150 and 0 < training["final_loss"] < 0.5
     taught = [t for t, _ in (*facts.TAUGHT_EN, *facts.TAUGHT_ZH, *facts.TAUGHT_SUMS)]
     assert not {facts.HELD_OUT_EN, facts.HELD_OUT_ZH, facts.HELD_OUT_SUM_EN, facts.HELD_OUT_SUM_ZH} & set(taught)

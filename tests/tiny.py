@@ -19,6 +19,7 @@ import numpy as np
 from sampan.checkpoint import SINGLE
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tiny-qwen3"
+KIMI = FIXTURE.with_name("tiny-kimi")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md")
 LLAMA3 = {  # one wave is kept, one divided, the others between
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
