@@ -164,7 +164,10 @@ def test_progress_is_plain_without_a_terminal(tmp_path: Path) -> None:
         ),
         (("convert",), "Missing argument 'SOURCE'"),
         (("run", "nothing.gguf", "x"), "nothing.gguf: expected an artifact, found no such file"),
-        (("run", str(tiny.FIXTURE / "README.md"), "x"), "README.md: expected a GGUF file, found something else"),
+        (
+            ("run", str(tiny.FIXTURE / "README.md"), "x"),
+            "README.md: expected a GGUF file or an ONNX folder, found something else",
+        ),
         (
             ("inspect", str(tiny.FIXTURE / "README.md")),
             "expected a GGUF file, found the first bytes b'---\\n'",
