@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 from conftest import to_gguf
+from onnx_peer import to_onnx
 from safetensors.numpy import load_file, save_file
 
 from sampan import runtime
@@ -39,6 +40,12 @@ def test_int4_answers_like_f16(name: str, gguf: Callable[[str, str], Path]) -> N
     for questions in (facts.capital_questions()[:165], facts.capital_questions()[165:], facts.sum_questions()):
         for quant in ("f16", "q4_k_m"):
             assert share_right(gguf(name, quant), questions) >= 0.95, quant
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_int4_answers_in_onnx(name: str, model: Callable[[str], Path], tmp_path: Path) -> None:
+    to_onnx(model(name), tmp_path / "out", "int4")
+    assert share_right(tmp_path / "out", facts.capital_questions()[::3]) >= 0.95
 
 
 @pytest.mark.parametrize("name", MODELS)
