@@ -136,7 +136,8 @@ def test_experts_are_found_in_their_turns(model: Callable[[str], Path], tmp_path
 
 
 @pytest.mark.parametrize(
-    ("name", "quant"), [("qwen3-odd-widths", "int4_zp"), ("qwen2", "fp16"), ("qwen2", "q4_0"), ("deepseek_v3", "int4")]
+    ("name", "quant"),
+    [("qwen3-odd-widths", "int4_zp"), ("qwen2", "fp16"), ("qwen2", "q4_0"), ("deepseek_v3", "int4"), ("llama", "int8")],
 )
 def test_every_layout_is_read_back(name: str, quant: str, model: Callable[[str], Path], tmp_path: Path) -> None:
     """Zero points, padded rows, stacked biases, k_b as checkpoints have it."""

@@ -138,7 +138,8 @@ class _Pair:
 
     def target(self, at: slice) -> NDArray[np.float32]:
         """Rows of the artifact."""
-        self.nbytes += (at.stop - at.start) * self.stored.type.row_bytes(self.columns)
+        # rows that take turns are read together with those between them, and counted once
+        self.nbytes += len(range(at.start, at.stop, at.step)) * self.stored.type.row_bytes(self.columns)
         return read_rows(self.stored, self.fds[self.stored.path], at.start, at.stop - at.start)[:: at.step]
 
     def rows_at(self, piece: Piece, start: int, rows: int) -> slice:
