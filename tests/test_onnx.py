@@ -211,11 +211,6 @@ def test_refusals(quant: str, options: dict[str, int], message: str, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-def test_heads_that_the_operator_cannot_take_are_refused(model: Model, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--to onnx: expected heads of a multiple of 16 dimensions.* found 40"):
-        to_onnx(model("qwen3-odd-blocks"), tmp_path / "out", "int4")
-
-
 def test_gguf_refuses_what_is_for_onnx(tmp_path: Path) -> None:
     for quant, options, message in (
         ("int4_zp", {}, "--quant: expected a scheme of llama.cpp, such as q4_k_m, found int4_zp"),
