@@ -8,7 +8,7 @@
 
 `export` measures the whole processes: wall time, ru_maxrss, bytes of graph and data; `--shape-0.6b` takes random
 weights of Qwen3-0.6B's shape with CHECKPOINT's tokenizer instead. `speed` runs our folder in our runtime and the
-builder's in onnxruntime-genai: prefill and decode at two lengths of context. `drift` is the KLD of folders from the
+builder's in onnxruntime-genai, with as many threads: prefill and decode at two lengths of context. `drift` is the KLD of folders from the
 checkpoint as float32 GGUF, in our runtime; at level 0 activations stay in float32. Prints Markdown.
 """
 
@@ -124,7 +124,10 @@ def speed(options: argparse.Namespace) -> None:
 
     threads = os.cpu_count() or 1
     session = runtime.open(options.ours, runtime.EngineOptions(context=1024, threads=threads))
-    model = genai.Model(str(options.theirs))
+    config = genai.Config(str(options.theirs))
+    if not options.default_threads:
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+    model = genai.Model(config)
     ids = [int(i) for i in np.random.default_rng(0).integers(1000, 50_000, max(CONTEXTS))]
 
     def ours(prompt: list[int]) -> tuple[float, float]:
@@ -221,6 +224,7 @@ def main() -> None:
     two.add_argument("ours", type=Path)
     two.add_argument("theirs", type=Path)
     two.add_argument("--runs", type=int, default=5)
+    two.add_argument("--default-threads", action="store_true", help="leave onnxruntime-genai its own choice")
     two.set_defaults(run=speed)
     three = commands.add_parser("drift")
     three.add_argument("checkpoint", type=Path)
