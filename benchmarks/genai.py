@@ -2,26 +2,31 @@
 """ONNX folders beside those of onnxruntime-genai's own builder: export, speed, drift. Alternating runs, medians.
 
     pip install onnxruntime-genai==0.18.0 onnx_ir torch transformers
-    python benchmarks/genai.py export CHECKPOINT [--schemes int4,int8] [--runs 3] [--shape-0.6b]
-    python benchmarks/genai.py speed OURS THEIRS [--runs 5]
+    python benchmarks/genai.py export CHECKPOINT [--schemes int4,int8] [--runs 3]
+    python benchmarks/genai.py speed OURS THEIRS [--runs 3]
     python benchmarks/genai.py drift CHECKPOINT FOLDER… [--windows 2] [--level 0]
+    python benchmarks/genai.py random CHECKPOINT OUT
 
-`export` measures the whole processes: wall time, ru_maxrss, bytes of graph and data; `--shape-0.6b` takes random
-weights of Qwen3-0.6B's shape with CHECKPOINT's tokenizer instead. `speed` runs our folder in our runtime and the
-builder's in onnxruntime-genai, with as many threads: prefill and decode at two lengths of context. `drift` is the KLD of folders from the
-checkpoint as float32 GGUF, in our runtime; at level 0 activations stay in float32. Prints Markdown.
+`export` measures the whole processes: wall time, ru_maxrss, bytes of graph and data. `speed` runs our folder in our
+runtime and the builder's in onnxruntime-genai, with as many threads: prefill and decode at two lengths of context.
+`drift` is the KLD of folders from the checkpoint as float32 GGUF, in our runtime; at level 0 activations stay in
+float32. `random` writes random weights of Qwen3-0.6B's shape, with CHECKPOINT's tokenizer. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +50,6 @@ def export(options: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory(dir=options.work) as temporary:
         work, source = Path(temporary), options.checkpoint
-        if options.shape:
-            source = random_06b(source, work / "qwen3-0.6b-shape")
         for scheme in options.schemes.split(","):
             precision, extra = PRECISION[scheme]
             theirs, mine, sizes = [], [], {}
@@ -71,13 +74,14 @@ def export(options: argparse.Namespace) -> None:
             )
 
 
-def random_06b(like: Path, out: Path) -> Path:
+def random_06b(options: argparse.Namespace) -> None:
     """A checkpoint of Qwen3-0.6B's shape with normal weights and the tokenizer of `like`."""
     import torch
     from safetensors.torch import save_file
 
+    out = options.out
     out.mkdir()
-    for file in like.glob("*.json"):
+    for file in options.like.glob("*.json"):
         if file.name.startswith(("tokenizer", "generation", "vocab")):
             shutil.copy(file, out)
     hidden, ffn, layers, heads, kv, dim, vocab = 1024, 3072, 28, 16, 8, 128, 151936
@@ -113,25 +117,51 @@ def random_06b(like: Path, out: Path) -> Path:
         ):  # fmt: skip
             matrix(f"{at}{name}.weight", rows, columns)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    return out
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Prefill of a prompt and decode after it, ours and theirs in turn; models loaded once."""
-    import onnxruntime_genai as genai
+    """Prefill of a prompt and decode after it, in fresh processes, ours and theirs in turn."""
+    found: dict[str, list[Any]] = {"theirs": [], "ours": []}
+    for _ in range(options.runs):
+        for name, folder in (("theirs", options.theirs), ("ours", options.ours)):
+            out = subprocess.check_output([sys.executable, __file__, name, str(folder)], stderr=subprocess.DEVNULL)
+            found[name].append(json.loads(out.splitlines()[-1]))
 
+    def rate(name: str, settled: bool, at: int, part: int) -> float:
+        tokens = DECODED if part else CONTEXTS[at]
+        return tokens / statistics.median(r[settled][at][part] for r in found[name])
+
+    print("| context | | genai tokens/s | sampan, just loaded | ratio | sampan, settled | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for at, n in enumerate(CONTEXTS):
+        for part, what in enumerate(("prefill", "decode")):
+            peer, first, later = (
+                rate("theirs", True, at, part),
+                rate("ours", False, at, part),
+                rate("ours", True, at, part),
+            )
+            print(f"| {n} | {what} | {peer:.1f} | {first:.1f} | **{first / peer:.2f}** | {later:.1f} "
+                  f"| **{later / peer:.2f}** |")  # fmt: skip
+
+
+def timed(run: Callable[[list[int]], tuple[float, float]]) -> list[tuple[float, float]]:
+    """Median seconds of prefill and decode for each context, after a run that does not count."""
+    ids = [int(i) for i in np.random.default_rng(0).integers(1000, 50_000, max(CONTEXTS))]
+    found = []
+    for n in CONTEXTS:
+        runs = [run(ids[:n]) for _ in range(4)][1:]
+        found.append((statistics.median(r[0] for r in runs), statistics.median(r[1] for r in runs)))
+    return found
+
+
+def ours(options: argparse.Namespace) -> None:
+    """Just loaded, and when the engine has moved its memory into huge pages."""
     from sampan import runtime
 
-    threads = os.cpu_count() or 1
-    session = runtime.open(options.ours, runtime.EngineOptions(context=1024, threads=threads))
-    config = genai.Config(str(options.theirs))
-    if not options.default_threads:
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
-    model = genai.Model(config)
-    ids = [int(i) for i in np.random.default_rng(0).integers(1000, 50_000, max(CONTEXTS))]
+    session = runtime.open(options.folder, runtime.EngineOptions(context=1024, threads=os.cpu_count()))
+    engine = session._engine
 
-    def ours(prompt: list[int]) -> tuple[float, float]:
-        engine = session._engine
+    def run(prompt: list[int]) -> tuple[float, float]:
         engine.keep(0)
         start = time.perf_counter()
         token = int(np.argmax(engine.evaluate(prompt, 1)[0]))
@@ -140,7 +170,22 @@ def speed(options: argparse.Namespace) -> None:
             token = int(np.argmax(engine.evaluate([token], 1)[0]))
         return middle - start, time.perf_counter() - middle
 
-    def theirs(prompt: list[int]) -> tuple[float, float]:
+    first = timed(run)
+    for thread in threading.enumerate():
+        if thread.name == "huge pages":
+            thread.join()
+    print(json.dumps([first, timed(run)]))
+
+
+def theirs(options: argparse.Namespace) -> None:
+    """Twice, as ours, so that the second is as warm."""
+    import onnxruntime_genai as genai
+
+    config = genai.Config(str(options.folder))  # by itself it took one of two cores
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": os.cpu_count()}}}}))
+    model = genai.Model(config)
+
+    def run(prompt: list[int]) -> tuple[float, float]:
         parameters = genai.GeneratorParams(model)
         parameters.set_search_options(max_length=1024, min_length=1024, do_sample=False)
         generator = genai.Generator(model, parameters)
@@ -152,15 +197,7 @@ def speed(options: argparse.Namespace) -> None:
             generator.generate_next_token()
         return middle - start, time.perf_counter() - middle
 
-    print("| context | | genai tokens/s | sampan tokens/s | ratio |\n|---|---|---|---|---|")
-    for n in CONTEXTS:
-        runs: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
-        for _ in range(options.runs + 1):
-            runs["theirs"].append(theirs(ids[:n]))
-            runs["ours"].append(ours(ids[:n]))
-        for part, (what, tokens) in enumerate((("prefill", n), ("decode", DECODED))):
-            a, b = (tokens / statistics.median(r[part] for r in runs[k][1:]) for k in ("theirs", "ours"))
-            print(f"| {n} | {what} | {a:.1f} | {b:.1f} | **{b / a:.2f}** |", flush=True)
+    print(json.dumps([timed(run), timed(run)]))
 
 
 def drift(options: argparse.Namespace) -> None:
@@ -195,17 +232,53 @@ def drift(options: argparse.Namespace) -> None:
 
 
 def at_level(folder: Path, out: Path, level: int) -> Path:
-    """The same folder by links, its graph with another accuracy level in every product."""
+    """The same folder by links, its graph with another accuracy level in every product.
+
+    At level 0 products of 8-bit weights become float32 products of the values that they stand for: ONNX Runtime
+    has no fast kernel for those.
+    """
     import onnx
+
+    from sampan.onnx import read_graph
 
     out.mkdir()
     for file in folder.iterdir():
         os.link(file, out / file.name) if file.name == "model.onnx.data" else shutil.copy(file, out)
     model = onnx.load(out / "model.onnx", load_external_data=False)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = level
+    stored = read_graph(folder).arrays
+    casts = [n for n in model.graph.node if n.op_type == "Cast" and n.input[0] in stored]
+    stored |= {n.output[0]: stored[n.input[0]] for n in casts}  # float16 scales
+
+    def read(name: str) -> Any:
+        a = stored[name]
+        dtype = {"uint8": "u1", "float16": "<f2", "float": "<f4"}[a.dtype]
+        return np.fromfile(a.path, dtype, math.prod(a.shape), offset=a.offset).reshape(a.shape)
+
+    nodes = []
+    with (out / "level0.data").open("wb") as data:
+        for node in model.graph.node:
+            options = {a.name: a for a in node.attribute}
+            if "accuracy_level" in options:
+                options["accuracy_level"].i = level
+            if level or node.op_type != "MatMulNBits" or options["bits"].i == 4:
+                nodes.append(node)
+                continue
+            a, b, scales, zero, _, bias, *_ = [*node.input, "", "", ""]
+            codes, rows = read(b).astype(np.float32), options["N"].i
+            codes -= read(zero).reshape(*codes.shape[:2], 1) if zero else np.float32(128)
+            codes *= read(scales).astype(np.float32).reshape(*codes.shape[:2], 1)
+            weight = codes.reshape(rows, -1).T
+            new = onnx.TensorProto(name=f"{node.output[0]}/weight", data_type=1, dims=weight.shape, data_location=1)
+            for key, value in (("location", "level0.data"), ("offset", data.tell()), ("length", weight.nbytes)):
+                new.external_data.add(key=key, value=str(value))
+            data.write(np.ascontiguousarray(weight).tobytes())
+            model.graph.initializer.append(new)
+            product = f"{node.output[0]}/product" if bias else node.output[0]
+            nodes.append(onnx.helper.make_node("MatMul", [a, new.name], [product]))
+            if bias:
+                nodes.append(onnx.helper.make_node("Add", [product, bias], [node.output[0]]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
     (out / "model.onnx").write_bytes(model.SerializeToString())
     return out
 
@@ -218,13 +291,11 @@ def main() -> None:
     one.add_argument("checkpoint", type=Path)
     one.add_argument("--schemes", default="int4,int8")
     one.add_argument("--runs", type=int, default=3)
-    one.add_argument("--shape-0.6b", dest="shape", action="store_true")
     one.set_defaults(run=export)
     two = commands.add_parser("speed")
     two.add_argument("ours", type=Path)
     two.add_argument("theirs", type=Path)
-    two.add_argument("--runs", type=int, default=5)
-    two.add_argument("--default-threads", action="store_true", help="leave onnxruntime-genai its own choice")
+    two.add_argument("--runs", type=int, default=3)
     two.set_defaults(run=speed)
     three = commands.add_parser("drift")
     three.add_argument("checkpoint", type=Path)
@@ -232,6 +303,14 @@ def main() -> None:
     three.add_argument("--windows", type=int, default=2)
     three.add_argument("--level", type=int, choices=(0, 4))
     three.set_defaults(run=drift)
+    for part in (ours, theirs):
+        p = commands.add_parser(part.__name__)
+        p.add_argument("folder", type=Path)
+        p.set_defaults(run=part)
+    four = commands.add_parser("random")
+    four.add_argument("like", type=Path)
+    four.add_argument("out", type=Path)
+    four.set_defaults(run=random_06b)
     options = parser.parse_args()
     options.run(options)
 

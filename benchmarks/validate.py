@@ -2,19 +2,22 @@
 """What scoring costs beside the forward passes it needs, and the drift table of a model's schemes.
 
     python benchmarks/validate.py cost REFERENCE.gguf CANDIDATE.gguf [--windows 4] [--runs 3]
-    python benchmarks/validate.py table CHECKPOINT CANDIDATE.gguf …
+    python benchmarks/validate.py table CHECKPOINT CANDIDATE …
+    python benchmarks/validate.py hidden REFERENCE.gguf [--windows 4]
 
 `cost` times, in alternating runs, our scoring loop and two bare llama.cpp loops (`llama_decode`, then a copy of
 the logits) that return the logits of the same positions of the same windows; models loaded, both with float32
 KV cache and without flash attention. Peak memory is VmHWM of each process, mapped weights included: llama.cpp holds
 some types twice, mapped and repacked for its kernels.
-`table` runs `sampan validate` on every candidate. Both print Markdown.
+`table` runs `sampan validate` on every candidate. `hidden` asks what a cache of the reference's final hidden states
+would save: its forward passes against the product of stored states with the head. All print Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,7 +26,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 SCORED, SIZE = 128, 256
+KEPT: list[Any] = []  # callbacks that C code holds
 
 
 def peak() -> int:
@@ -53,51 +60,101 @@ def ours(paths: list[str], windows: list[list[int]]) -> dict[str, float]:
     return {"seconds": times[-1] - times[0], "peak": peak()}
 
 
-def bare(paths: list[str], windows: list[list[int]]) -> dict[str, float]:
-    """Each model in a plain loop of one `llama_decode` a window."""
-    import os
-
-    import numpy as np
+def load(path: str, embeddings: bool = False) -> tuple[Any, Any]:
+    """A plain llama.cpp context, and its model."""
     from llama_cpp import llama_cpp as lib
 
     from sampan.runtime.engines.llama import amx
 
     quiet = lib.llama_log_callback(lambda *_: None)
+    KEPT.append(quiet)
     lib.llama_log_set(quiet, None)
     lib.llama_backend_init()
-    loaded = []
     of_model = lib.llama_model_default_params()
     of_model.use_extra_bufts = not amx(lib)
-    for path in paths:
-        model = lib.llama_model_load_from_file(path.encode(), of_model)
-        p = lib.llama_context_default_params()
-        p.n_ctx = p.n_batch = p.n_ubatch = SIZE
-        p.n_threads = p.n_threads_batch = len(os.sched_getaffinity(0))
-        p.type_k = p.type_v = p.flash_attn_type = 0
-        loaded.append((lib.llama_init_from_model(model, p), lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))))
+    model = lib.llama_model_load_from_file(path.encode(), of_model)
+    p = lib.llama_context_default_params()
+    p.n_ctx = p.n_batch = p.n_ubatch = SIZE
+    p.n_threads = p.n_threads_batch = len(os.sched_getaffinity(0))
+    p.type_k = p.type_v = p.flash_attn_type = 0
+    p.embeddings = embeddings
+    p.pooling_type = 0  # one a token
+    return lib.llama_init_from_model(model, p), model
+
+
+def decode(context: Any, batch: Any, window: list[int]) -> None:
+    """Evaluate a window; outputs of its last positions."""
+    from llama_cpp import llama_cpp as lib
+
+    lib.llama_memory_clear(lib.llama_get_memory(context), True)
+    batch.n_tokens = len(window) - 1
+    for i, token in enumerate(window[:-1]):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, i, 1, 0
+        batch.logits[i] = i >= len(window) - 1 - SCORED
+    assert lib.llama_decode(context, batch) == 0
+
+
+def outputs(pointer: Any, width: int) -> NDArray[np.float32]:
+    """A copy of what a decode left: [SCORED, width]."""
+    return np.ctypeslib.as_array(pointer, shape=(SCORED * width,)).reshape(SCORED, width).copy()
+
+
+def bare(paths: list[str], windows: list[list[int]]) -> dict[str, float]:
+    """Each model in a plain loop of one `llama_decode` a window."""
+    from llama_cpp import llama_cpp as lib
+
+    loaded = [load(path) for path in paths]
+    sized = [(c, lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(m))) for c, m in loaded]
     batch = lib.llama_batch_init(SIZE, 0, 1)
     start = time.perf_counter()
     for window in windows:
-        for context, vocab in loaded:
-            lib.llama_memory_clear(lib.llama_get_memory(context), True)
-            batch.n_tokens = len(window) - 1
-            for i, token in enumerate(window[:-1]):
-                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, i, 1, 0
-                batch.logits[i] = i >= len(window) - 1 - SCORED
-            assert lib.llama_decode(context, batch) == 0
-            logits = lib.llama_get_logits(context)
-            np.ctypeslib.as_array(logits, shape=(SCORED * vocab,)).reshape(SCORED, vocab).copy()
+        for context, vocab in sized:
+            decode(context, batch, window)
+            outputs(lib.llama_get_logits(context), vocab)
     return {"seconds": time.perf_counter() - start, "peak": peak()}
+
+
+def windows_of(path: str, count: int) -> list[list[int]]:
+    from sampan.runtime import EngineOptions, open
+    from sampan.validate.windows import built_in
+
+    with open(path, EngineOptions(vocabulary_only=True)) as session:
+        ids = session.tokenize(built_in("en.txt"))
+    return [ids[i * SCORED : i * SCORED + SIZE] for i in range(count)]
+
+
+def hidden(arguments: argparse.Namespace) -> None:
+    """Forward passes with logits, against stored final hidden states times the float32 head."""
+    import gguf
+    from llama_cpp import llama_cpp as lib
+
+    tensors = {t.name: t for t in gguf.GGUFReader(arguments.reference).tensors}
+    head = np.asarray(tensors.get("output.weight", tensors["token_embd.weight"]).data)
+    windows = windows_of(arguments.reference, arguments.windows)
+    (plain, _), (states, _) = load(arguments.reference), load(arguments.reference, embeddings=True)
+    batch = lib.llama_batch_init(SIZE, 0, 1)
+    forward = product = largest = 0.0
+    for window in windows:
+        start = time.perf_counter()
+        decode(plain, batch, window)
+        wanted = outputs(lib.llama_get_logits(plain), len(head))
+        forward += time.perf_counter() - start
+        decode(states, batch, window)
+        stored = outputs(lib.llama_get_embeddings(states), head.shape[1])
+        start = time.perf_counter()
+        logits = stored @ head.T
+        product += time.perf_counter() - start
+        largest = max(largest, float(np.abs(logits - wanted).max()))
+    print("| | |\n|---|---|")
+    print(f"| reference's forward passes | {forward:.2f} s |")
+    print(f"| stored states × head | {product:.2f} s |")
+    print(f"| largest difference of a logit | {largest:.1e} |")
+    print(f"| cache of a position | {4 * head.shape[1]} bytes |")
 
 
 def cost(arguments: argparse.Namespace) -> None:
     paths = [arguments.reference, arguments.candidate]
-    from sampan.runtime import EngineOptions, open
-    from sampan.validate.windows import built_in
-
-    with open(paths[0], EngineOptions(vocabulary_only=True)) as session:
-        ids = session.tokenize(built_in("en.txt"))
-    windows = [ids[i * SCORED : i * SCORED + SIZE] for i in range(arguments.windows)]
+    windows = windows_of(paths[0], arguments.windows)
     results: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
     for _ in range(arguments.runs):
         for name, found in results.items():
@@ -150,6 +207,10 @@ def main() -> None:
     c.add_argument("--windows", type=int, default=4)
     c.add_argument("--runs", type=int, default=3)
     c.set_defaults(run=cost)
+    h = commands.add_parser("hidden")
+    h.add_argument("reference")
+    h.add_argument("--windows", type=int, default=4)
+    h.set_defaults(run=hidden)
     t = commands.add_parser("table")
     t.add_argument("checkpoint")
     t.add_argument("candidates", nargs="+")

@@ -154,7 +154,7 @@ def _gguf(path: Path) -> dict[str, Any]:
 
 
 def _onnx(path: Path) -> dict[str, Any]:
-    from sampan.onnx import bits_per_weight, read_graph, roles, unique
+    from sampan.onnx import bits_per_weight, read_graph, roles, slow_products, unique
     from sampan.validate.artifact import read_manifest, stored_tensors
 
     graph, manifest = read_graph(path), read_manifest(path)
@@ -163,6 +163,7 @@ def _onnx(path: Path) -> dict[str, Any]:
     genai = _json(path / "genai_config.json").get("model")
     genai = genai if isinstance(genai, dict) else {}
     caches = {n: v for n, v in inputs.items() if "past" in n}
+    slow = len(slow_products(graph))
     data: dict[str, Any] = {
         "onnx": str(path),
         "bytes": graph.nbytes,
@@ -173,6 +174,7 @@ def _onnx(path: Path) -> dict[str, Any]:
         "scheme": manifest.get("scheme"),
         "family": manifest.get("family") or genai.get("type"),
         "nodes": dict(Counter(n.op_type for n in model.graph.node).most_common()),
+        "slow": f"{slow} products of 8 or 2 bits at accuracy level 0: about 300 times slower" if slow else None,
         "inputs": {n: v for n, v in inputs.items() if n not in caches},
         "outputs": {n: v for n, v in outputs.items() if "present" not in n},
         "cache": f"{len(caches)} of {' or '.join(sorted(set(caches.values())))}" if caches else None,

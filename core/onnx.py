@@ -162,6 +162,28 @@ def roles(graph: Graph) -> tuple[dict[str, tuple[int, int]], set[str], set[str]]
     return weights, beside & graph.arrays.keys(), tables & graph.arrays.keys()
 
 
+def slow_products(graph: Graph) -> list[str]:
+    """Names of products of 8- or 2-bit weights at accuracy level 0, where ONNX Runtime has no kernel of its own.
+
+    Such a product was about 300 times slower than at level 4.
+    """
+    found = []
+    for node in graph.model.graph.node:
+        options = {a.name: a.i for a in node.attribute}
+        if node.op_type == "MatMulNBits" and options.get("bits", 4) != 4 and not options.get("accuracy_level", 0):
+            found.append(node.name or node.output[0])
+    return found
+
+
+def refuse_slow(graph: Graph) -> None:
+    """Raise InputError for a graph with such products."""
+    if slow := slow_products(graph):
+        raise wrong(
+            f"{graph.path / GRAPH}: {brief(slow[0])}", "accuracy level 4 for weights of 8 or 2 bits",
+            "0, about 300 times slower", "export it again at level 4",
+        )  # fmt: skip
+
+
 def unique(arrays: Iterable[Array]) -> list[Array]:
     """Without those that share another one's bytes, as a tied head does."""
     found = {(a.path, a.offset) if a.path else a.name: a for a in reversed(list(arrays))}

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ SCHEMES = ("int4", "int4_head8", "int4_128", "int4_zp", "int4_128_zp", "int8", "
 Model = Callable[[str], Path]
 
 
-@pytest.mark.parametrize("name", ["trained", *(n for n in tiny.MODELS if n != "qwen3-odd-blocks")])
+@pytest.mark.parametrize("name", ["trained", "trained-kimi", *tiny.MODELS])
 def test_fp32_equals_transformers(name: str, model: Model, tmp_path: Path) -> None:
     """Prefill, and token by token with the cache."""
     to_onnx(model(name), tmp_path / "out", "fp32")
@@ -209,6 +210,14 @@ def test_refusals(quant: str, options: dict[str, int], message: str, tmp_path: P
         to_onnx(tiny.FIXTURE, tmp_path / "out", quant, **options)
     assert message in str(e.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_heads_that_the_operator_cannot_take_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = tiny.MODELS["qwen3-odd-blocks"]
+    monkeypatch.setitem(tiny.MODELS, "heads-of-40", replace(row, arguments=row.arguments | {"head_dim": 40}))
+    with pytest.raises(InputError, match=r"--to onnx: expected heads of a multiple of 16 dimensions.* found 40"):
+        to_onnx(tiny.build("heads-of-40", tmp_path / "model"), tmp_path / "out", "int4")
+    assert not (tmp_path / "out").exists()
 
 
 def test_gguf_refuses_what_is_for_onnx(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 import onnx
 import pytest
 import tiny
+from conftest import run_cli
 from onnx import TensorProto, helper, numpy_helper
-from onnx_peer import Plain, build_genai, to_onnx
+from onnx_peer import Plain, at_level, build_genai, to_onnx
 from test_runtime import NASTY
 
 from sampan import runtime
@@ -237,3 +239,16 @@ def test_files_and_options_that_are_refused(folder: Path, tmp_path: Path) -> Non
         runtime.open(copy)
     with pytest.raises(InputError, match="kv: expected f32, the cache of ONNX graphs, found f16"):
         runtime.open(folder, runtime.EngineOptions(kv="f16"))
+
+
+def test_a_graph_that_would_be_hundreds_of_times_slower_is_refused(tmp_path: Path) -> None:
+    folder = to_onnx(tiny.FIXTURE, tmp_path / "int8", "int8").out
+    (folder / "model.onnx").write_bytes(at_level(folder, 0))
+    (folder / "manifest.json").unlink()
+    line = r"model\.onnx: /.*MatMulNBits: expected accuracy level 4 for weights of 8 or 2 bits, found 0, about 300"
+    with pytest.raises(InputError, match=line):
+        runtime.open(folder)
+    assert re.search(r"slow +\d+ products of 8 or 2 bits at accuracy level 0", run_cli("inspect", str(folder)).stdout)
+    (folder / "model.onnx").write_bytes(at_level(folder, 4))
+    runtime.open(folder).close()
+    assert "slow" not in run_cli("inspect", str(folder)).stdout

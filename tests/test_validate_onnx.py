@@ -331,12 +331,25 @@ def test_hostile_manifests(entry: dict[str, Any], message: str, bad: Path) -> No
 
 
 def test_options_that_do_not_fit(folder: Folders) -> None:
-    for options, line in (
-        (replace(ONE, blame=True), "--blame: expected a GGUF candidate, found the ONNX folder"),
-        (replace(ONE, kv="f16"), "--kv: expected f32, the cache of the ONNX folder .*, found f16"),
-    ):
-        with pytest.raises(InputError, match=line):
-            run(folder("int4"), options=options)
+    with pytest.raises(InputError, match=r"--kv: expected f32, the cache of the ONNX folder .*, found f16"):
+        run(folder("int4"), options=replace(ONE, kv="f16"))
+    with pytest.raises(InputError, match="--blame: expected a checkpoint or a GGUF file as REFERENCE, found the ONNX"):
+        run(folder("int4"), folder("fp32"), replace(ONE, blame=True))
+
+
+def test_blame_finds_the_tensor_that_was_harmed(folder: Folders, tmp_path: Path) -> None:
+    bad = Path(shutil.copytree(folder("int8"), tmp_path / "bad"))
+
+    def harm(arrays: list[bytearray], _: Stored) -> None:
+        arrays[0][:] = bytes(value ^ 0x10 for value in arrays[0])
+
+    change(bad, "blk.1.ffn_up.weight", harm)
+    blame = run(bad, options=replace(QUICK, blame=True))["blame"]
+    for partition, group in (("kinds", "ffn_up.weight"), ("layers", "layer 1")):
+        assert blame[partition][0]["group"] == group
+        assert blame[partition][0]["share"] > 0.9
+        assert 0.9 < blame[f"{partition}_sum"] < 1.1
+    assert blame["keep"] == ["ffn_up.weight"]
 
 
 def test_a_crash_is_a_failed_verdict(folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,8 @@ MODELS: dict[str, Tiny] = {
     ),
     # 160 and 288 are multiples of 32 and not of 128; for checkpoints with blocks of either
     "qwen3-odd-blocks": _qwen(
-        "Qwen3Config", hidden_size=160, head_dim=40, intermediate_size=288, num_hidden_layers=2
+        "Qwen3Config", hidden_size=160, head_dim=80, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=288, num_hidden_layers=2,
     ),
     "qwen3-yarn": _qwen("Qwen3Config", head_dim=64, rope_parameters=YARN),
     "qwen3-yarn-attention": _qwen(

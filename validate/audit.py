@@ -80,11 +80,14 @@ def audit(
     with ExitStack() as files:
         shards = {n: files.enter_context(s.path.open("rb")).fileno() for n, s in enumerate(checkpoint.shards) if s.path}
         fds = {p: files.enter_context(p.open("rb")).fileno() for p in {t.path for _, t in pairs}}
-        lock = threading.Lock()
+        lock, left = threading.Lock(), audit_bytes(checkpoint, artifact)
 
         def one(pair: tuple[Bound, Stored]) -> tuple[TensorError, list[str], int]:
             def passed(n: int) -> None:
+                nonlocal left
                 with lock:
+                    n = min(n, left)  # scales that two pieces share are read twice
+                    left -= n
                     progress(n)
 
             return _Pair(*pair, shards, fds).compare(passed)

@@ -1,7 +1,8 @@
 """Where the drift comes from: put groups of tensors back to the reference's, one group at a time, and measure.
 
 Groups are the kinds of tensors and the layers. Each of the two partitions the model, so the shares of each
-would add up to one if drifts were additive; the sum that is found says how far to trust them.
+would add up to one if drifts were additive; the sum that is found says how far to trust them. The weights of an ONNX
+folder run dequantised, in a GGUF file: its graph has them in arrays that no reference has.
 """
 
 from __future__ import annotations
@@ -45,18 +46,19 @@ def blame(
         raise wrong("--blame", "a candidate with quantised tensors", "none")
     partitions = groups(changed)
     runs = sum(map(len, partitions.values())) + 1
-    base = Side("candidate", candidate.path, threads=threads).exact()
     with (
         tempfile.TemporaryDirectory(dir=candidate.path.parent, prefix=".sampan-") as folder,
         bars(runs, "blame", "run") as progress,
     ):
+        path = candidate.path if candidate.format == "gguf" else _swap(exact, candidate, set(), folder)
+        base = Side("candidate", path, threads=threads).exact()
         total = _kld(side, base, domains)
         progress(1)
         result: dict[str, Any] = {"kld": total, "windows": sum(len(d.windows) for d in domains)}
         for partition, members in partitions.items():
             rows: list[dict[str, Any]] = []
             for group, names in members.items():
-                path = _swap(exact, candidate, set(names), Path(folder) / "swapped.gguf")
+                path = _swap(exact, candidate, set(names), folder)
                 drop = total - _kld(side, replace(base, path=path), domains)
                 nbytes = sum(candidate.tensors[n].nbytes for n in names)
                 rows.append({"group": group, "share": drop / total if total else 0.0, "bytes": nbytes})
@@ -82,14 +84,15 @@ def _keep(rows: Sequence[dict[str, Any]]) -> list[str]:
     return chosen
 
 
-def _swap(exact: Artifact, candidate: Artifact, names: set[str], out: Path) -> Path:
+def _swap(exact: Artifact, candidate: Artifact, names: set[str], folder: str) -> Path:
     """The candidate with some tensors taken from the reference."""
     tensors: list[Stored] = [
         exact.tensors[n if n in exact.tensors else "token_embd.weight"] if n in names else t
         for n, t in candidate.tensors.items()
     ]
     renamed = [replace(t, name=n) for n, t in zip(candidate.tensors, tensors, strict=True)]
-    return compose(out, candidate.metadata, renamed, lambda t: False)
+    metadata = candidate.metadata or exact.metadata
+    return compose(Path(folder) / "swapped.gguf", metadata, renamed, lambda t: candidate.format == "onnx")
 
 
 def _kld(reference: Side, candidate: Side, domains: Sequence[Domain]) -> float:

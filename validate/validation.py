@@ -63,7 +63,7 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
     artifacts = [open_artifact(c) for c in candidates]
     for artifact in artifacts:
         _check_options(artifact, options)
-    grow = max(a.f32_bytes if _dequantises(options) else a.nbytes for a in artifacts)
+    grow = max(a.f32_bytes if _dequantises(options, a) else a.nbytes for a in artifacts)
     ref = find_reference(reference, options.revision, grow, bars)
     exact = open_artifact(ref.artifact)
     for artifact in artifacts:
@@ -117,12 +117,9 @@ def _check_options(candidate: Artifact, options: Options) -> None:
     """Refuse what cannot be done with an ONNX folder, before anything is measured."""
     if candidate.format == "gguf":
         return
-    if options.blame:
-        raise wrong("--blame", "a GGUF candidate", f"the ONNX folder {candidate.path}")
     if options.kv not in (None, "f32"):
         raise wrong("--kv", f"f32, the cache of the ONNX folder {candidate.path}", options.kv)
-    if _dequantises(options) and not candidate.tensors:
-        where = "--weights-only" if options.weights_only else "--parts"
+    if (where := _dequantises(options, candidate)) and not candidate.tensors:
         raise wrong(where, "a candidate whose manifest names its tensors", f"{candidate.path} without one")
 
 
@@ -134,11 +131,11 @@ def _check_comparable(exact: Artifact, candidate: Artifact, options: Options) ->
     for what, a, b in pairs:
         if a != b:
             raise wrong(f"{candidate.path}: {what}", f"{a}, as the reference has", b)
-    if exact.format == "onnx" and (options.blame or (candidate.format == "onnx" and _dequantises(options))):
-        where = "--blame" if options.blame else "--weights-only" if options.weights_only else "--parts"
-        raise wrong(where, "a checkpoint or a GGUF file as REFERENCE", f"the ONNX folder {exact.path}")
-    if candidate.format == "onnx" and _dequantises(options) and "blk.0.attn_k_b.weight" in candidate.tensors:
-        raise wrong("--weights-only and --parts", "tensors as GGUF has them", f"latent attention in {candidate.path}")
+    where = _dequantises(options, candidate)
+    if exact.format == "onnx" and (options.blame or (candidate.format == "onnx" and where)):
+        raise wrong(where or "--blame", "a checkpoint or a GGUF file as REFERENCE", f"the ONNX folder {exact.path}")
+    if candidate.format == "onnx" and where and "blk.0.attn_k_b.weight" in candidate.tensors:
+        raise wrong(where, "tensors as GGUF has them", f"latent attention in {candidate.path}")
 
 
 def _check_tokens(exact: Artifact, candidate: Artifact) -> None:
@@ -152,8 +149,11 @@ def _check_tokens(exact: Artifact, candidate: Artifact) -> None:
         raise wrong(f"{candidate.path}: vocabulary", f"{brief(a)} at {at}, as the reference has", brief(b))
 
 
-def _dequantises(options: Options) -> bool:
-    return options.weights_only or options.parts
+def _dequantises(options: Options, candidate: Artifact) -> str:
+    """The option that asks for a run of the candidate's weights in float32, or nothing."""
+    blame = options.blame and candidate.format == "onnx"
+    flags = {"--blame": blame, "--weights-only": options.weights_only, "--parts": options.parts}
+    return next((name for name, on in flags.items() if on), "")
 
 
 def _texts(ref: Reference, exact: Artifact, options: Options) -> dict[str, str]:
@@ -315,7 +315,7 @@ def _drifts(
     found: dict[str, Drift] = {}
     if not options.weights_only:
         found["total"] = _measure(side, deployed, domains, name, bars, experts=told and artifact.format == "gguf")
-    if _dequantises(options):
+    if options.weights_only or options.parts:
         with tempfile.TemporaryDirectory(dir=artifact.path.parent, prefix=".sampan-") as folder:
             with bars(1, f"dequantising {name}", "file") as done:
                 plain = replace(deployed, path=dequantise(artifact, metadata, Path(folder) / "f32.gguf")).exact()

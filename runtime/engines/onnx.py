@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.errors import InputError, brief, wrong
+from sampan.onnx import GRAPH, read_graph, refuse_slow
 
+from ._pages import collapse_behind, private
 from ._tokenizer import JsonTokenizer
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 BATCH = 512  # tokens evaluated at once in a prefill
 DEFAULT_CONTEXT = 4096
-GRAPH = "model.onnx"
 PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 SAMPLING = {
     "temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat",
@@ -78,10 +79,14 @@ class OnnxEngine:
         # threads wait busily between operators (decode is 8 % faster for it), not between tokens
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         graph = self._path / GRAPH
+        if not self._ours:
+            refuse_slow(read_graph(self._path))
+        before = private()
         try:
             self._session = ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
         except Exception as e:  # the package's exceptions have no common base
             raise InputError(f"{graph}: ONNX Runtime cannot load it: {brief(str(e), 300)}") from None
+        collapse_behind(before)
         inputs = {i.name: i for i in self._session.get_inputs()}
         outputs = {o.name: o.shape for o in self._session.get_outputs()}
         self._past = {n: i for n, i in inputs.items() if PAST.fullmatch(n)}

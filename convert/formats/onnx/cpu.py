@@ -158,6 +158,10 @@ class Cpu:
 
         A rotation of fewer dimensions than a head has is of its first ones.
         """
+        if head_dim % 16:
+            raise wrong(
+                "--to onnx", "heads of a multiple of 16 dimensions, as GroupQueryAttention takes them", head_dim
+            )
         g, parts = self.graph, ("key", "value")
         past = [g.input(f"past_key_values.{layer}.{n}", FLOAT, (1, kv_heads, "past", head_dim)) for n in parts]
         present = [g.output(f"present.{layer}.{n}", FLOAT, (1, kv_heads, "total", head_dim)) for n in parts]

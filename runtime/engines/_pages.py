@@ -1,0 +1,77 @@
+"""Huge pages for weights, on Linux.
+
+Every token walks through all weights. With pages of 4 KB a processor spends about a tenth of that time on looking
+up addresses (docs/benchmarks.md), and an engine's allocations are out of reach, so its memory is moved after loading.
+Nothing waits for that: it goes on while other threads read the same memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+HUGE = 2 << 20  # bytes of a huge page where the small one has 4 KB
+MADV_COLLAPSE = 25  # Linux 6.1, include/uapi/asm-generic/mman-common.h; older kernels refuse it
+LOWEST = 19  # priority
+
+Maps = set[tuple[int, int]]
+
+
+def private() -> Maps:
+    """Begin and end of the writable memory without a file that this process has; empty where /proc is not Linux's."""
+    if sys.platform != "linux" or mmap.PAGESIZE != 4096:
+        return set()
+    with Path("/proc/self/maps").open() as f:
+        fields = [line.split() for line in f]
+    kept = (f[0].split("-") for f in fields if f[1].startswith("rw") and f[5:] in ([], ["[heap]"]))
+    return {(int(begin, 16), int(end, 16)) for begin, end in kept}
+
+
+def collapse_behind(before: Maps) -> threading.Thread:
+    """Move what was loaded since `before` = private() into huge pages, in a thread of the lowest priority."""
+    found = sorted(private() - before)
+
+    def work() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
+        collapse(found)
+
+    thread = threading.Thread(target=work, name="huge pages", daemon=True)
+    thread.start()
+    return thread
+
+
+def collapse(maps: list[tuple[int, int]]) -> int:
+    """Bytes that lie in huge pages now; contents and addresses stay. Stops when the system refuses."""
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    total = 0
+    try:
+        for at in _full(maps):
+            if madvise(at, HUGE, MADV_COLLAPSE):
+                break
+            total += HUGE
+    except OSError:  # Android does not show the pages of a process to itself
+        pass
+    return total
+
+
+def _full(maps: list[tuple[int, int]]) -> Iterator[int]:
+    """Addresses of huge pages whose small ones are all in use, so that no memory is added.
+
+    /proc/self/pagemap: 8 bytes a page, the highest bit says present (Documentation/admin-guide/mm/pagemap.rst).
+    """
+    small = HUGE // mmap.PAGESIZE
+    with Path("/proc/self/pagemap").open("rb") as f:
+        for begin, end in maps:
+            first, last = -(-begin // HUGE), end // HUGE
+            f.seek(first * small * 8)
+            there = np.frombuffer(f.read(max(last - first, 0) * small * 8), np.uint64) >> np.uint64(63)
+            for n in np.flatnonzero(there.reshape(-1, small).all(axis=1)):
+                yield (first + int(n)) * HUGE
