@@ -94,9 +94,9 @@ def decode(context: Any, batch: Any, window: list[int]) -> None:
     assert lib.llama_decode(context, batch) == 0
 
 
-def outputs(pointer: Any, width: int) -> NDArray[np.float32]:
-    """A copy of what a decode left: [SCORED, width]."""
-    return np.ctypeslib.as_array(pointer, shape=(SCORED * width,)).reshape(SCORED, width).copy()
+def outputs(pointer: Any, width: int, rows: int = SCORED) -> NDArray[np.float32]:
+    """A copy of what a decode left in its last positions: [SCORED, width] of [rows, width]."""
+    return np.ctypeslib.as_array(pointer, shape=(rows * width,)).reshape(rows, width)[-SCORED:].copy()
 
 
 def bare(paths: list[str], windows: list[list[int]]) -> dict[str, float]:
@@ -140,7 +140,8 @@ def hidden(arguments: argparse.Namespace) -> None:
         wanted = outputs(lib.llama_get_logits(plain), len(head))
         forward += time.perf_counter() - start
         decode(states, batch, window)
-        stored = outputs(lib.llama_get_embeddings(states), head.shape[1])
+        # every position has a state, whether asked for or not
+        stored = outputs(lib.llama_get_embeddings(states), head.shape[1], len(window) - 1)
         start = time.perf_counter()
         logits = stored @ head.T
         product += time.perf_counter() - start

@@ -141,8 +141,10 @@ def _asymmetric(x: Floats) -> tuple[Bytes, NDArray[np.float16], Bytes]:
         t = np.ascontiguousarray(x[part].T)
         low, high = np.minimum(t.min(axis=0), 0), np.maximum(t.max(axis=0), 0)
         inverse = _inverse((high - low) / np.float32(15))
-        tried = [inverse / np.float32(f) for f in STRETCHES]
-        scales[part], zero = _best(t, [(i, np.clip(np.rint(-low * i), 0, 15)) for i in tried])
+        tried = inverse / np.array(STRETCHES, np.float32)[:, None]
+        around = np.clip(np.rint(-low * tried), 0, 15)
+        scales[part], best = _best(t, list(zip(tried, around, strict=True)))
+        zero = np.take_along_axis(around, best[None], axis=0)[0]
         out[part], zeros[part] = _final(t, scales[part], zero), zero
     return out, scales, zeros
 
@@ -151,33 +153,33 @@ def _parts(n: int) -> Iterator[slice]:
     return (slice(start, start + AT_ONCE) for start in range(0, n, AT_ONCE))
 
 
-def _best(x: Floats, tried: Sequence[tuple[Floats, Floats | np.float32]]) -> tuple[NDArray[np.float16], Floats]:
-    """The scales and zero points with the least squared error, of float32 [block, blocks].
+def _best(
+    x: Floats, tried: Sequence[tuple[Floats, Floats | np.float32]]
+) -> tuple[NDArray[np.float16], NDArray[np.intp]]:
+    """The scales with the least squared error, of float32 [block, blocks], and which of `tried` gives each.
 
     `tried`: inverse scales and zero points that values v = x · inverse are rounded with. Of each, the scale that fits
     the rounded values best counts: Σxv / Σv², whose error is Σx² - (Σxv)² / Σv². Transposed, sums run along vectors.
+    Few calls on large arrays: threads wait for each other between calls.
     """
-    n = x.shape[1]
-    best_gain, best_scale, best_zero = np.full(n, -1.0, np.float32), np.zeros(n, np.float32), np.zeros(n, np.float32)
     v = np.empty_like(x)
-    for inverse, zero in tried:
+    xv, vv = np.empty((2, len(tried), x.shape[1]), np.float32)
+    for n, (inverse, zero) in enumerate(tried):
         _round(x, inverse, zero, v)
-        xv, vv = np.einsum("ij,ij->j", x, v), np.einsum("ij,ij->j", v, v)
-        scale = np.divide(xv, vv, out=np.zeros_like(xv), where=vv > 0)
-        gain = xv * scale
-        better = gain > best_gain
-        for kept, new in ((best_gain, gain), (best_scale, scale), (best_zero, zero)):
-            np.copyto(kept, new, where=better)
+        np.einsum("ij,ij->j", x, v, out=xv[n])
+        np.einsum("ij,ij->j", v, v, out=vv[n])
+    scales = np.divide(xv, vv, out=np.zeros_like(xv), where=vv > 0)
+    xv *= scales
+    best = xv.argmax(axis=0)
     with np.errstate(over="ignore"):
-        return best_scale.astype(np.float16), best_zero
+        return np.take_along_axis(scales, best[None], axis=0)[0].astype(np.float16), best
 
 
 def _round(x: Floats, inverse: Floats, zero: Floats | np.float32, out: Floats) -> None:
     """x · inverse, rounded, within 0 to 15 after the zero point is added."""
     np.multiply(x, inverse, out=out)
     np.rint(out, out=out)
-    np.maximum(out, -zero, out=out)
-    np.minimum(out, 15 - zero, out=out)
+    np.clip(out, -zero, 15 - zero, out=out)
 
 
 def _final(x: Floats, scales: NDArray[np.float16], zero: Floats | np.float32) -> Floats:
