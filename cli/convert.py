@@ -58,7 +58,7 @@ def command(
       sampan convert Qwen/Qwen3-0.6B --to onnx --quant int4 -o qwen-onnx
       sampan convert ./Qwen2.5-7B-Instruct --quant q8_0 --plan
       sampan convert ./Qwen2.5-0.5B --quant q4_0 -o qwen.gguf --validate
-      sampan convert ./Llama-3.2-1B --to onnx --exporter optimum -o llama-onnx
+      sampan convert ./Mistral-7B --to onnx --exporter optimum -o mistral-onnx
       sampan convert ./Qwen3-30B-A3B --quant q4_k_m --split-size 4G -o qwen.gguf
       sampan convert moonshotai/Kimi-K2-Instruct --stream -o kimi.gguf
     """

@@ -167,9 +167,10 @@ def slow_products(graph: Graph) -> list[str]:
 
     Such a product was about 300 times slower than at level 4.
     """
-    found = []
-    for node in graph.model.graph.node:
+    found, graphs = [], [graph.model.graph]
+    for node in (n for g in graphs for n in g.node):
         options = {a.name: a.i for a in node.attribute}
+        graphs += [a.g for a in node.attribute if a.HasField("g")]  # branches and loops
         if node.op_type == "MatMulNBits" and options.get("bits", 4) != 4 and not options.get("accuracy_level", 0):
             found.append(node.name or node.output[0])
     return found

@@ -130,3 +130,26 @@ def test_onnxruntime_genai_answers_as_our_runtime_does(tmp_path: Path) -> None:
                 theirs.append(int(generator.get_next_tokens()[0]))
             assert [t for t in theirs if t not in config["eos_token_id"]] == ours
             assert theirs[-1] in config["eos_token_id"], "it ends by itself"
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen2_moe", "qwen3_moe", "llama", "trained-kimi"])
+def test_onnxruntime_genai_runs_every_kind_of_block(name: str, model: Model, tmp_path: Path) -> None:
+    """The first greedy tokens after the same ids."""
+    import onnxruntime_genai as genai
+
+    out = to_onnx(model(name), tmp_path / "out", "int4").out
+    prompt = [int(i) for i in np.random.default_rng(5).integers(0, 1200, 12)]
+    with runtime.open(out) as session:
+        ours = []
+        for _ in range(4):
+            ours.append(int(np.argmax(session.logits(prompt + ours)[-1])))
+    loaded = genai.Model(str(out))
+    options = genai.GeneratorParams(loaded)
+    options.set_search_options(max_length=16, min_length=16, do_sample=False)
+    generator = genai.Generator(loaded, options)
+    generator.append_tokens(prompt)
+    theirs = []
+    for _ in range(4):
+        generator.generate_next_token()
+        theirs.append(int(generator.get_next_tokens()[0]))
+    assert theirs == ours

@@ -92,14 +92,14 @@ def numbers(value: float, low: float | None, high: float | None, positions: int 
         (0.01, 0.008, 0.02, "passed", None),
         (0.04, 0.031, 0.05, "failed", None),
         (0.025, 0.02, 0.035, "undecided", 4096 * 4),
-        (0.01, None, None, "undecided", 3840),
+        (0.01, None, None, "undecided", 15360),
         (float("nan"), None, None, "failed", None),
     ],
 )
 def test_a_limit_is_held_against_the_ends_of_the_interval(
     value: float, low: float | None, high: float | None, outcome: str, tokens: int | None
 ) -> None:
-    decision = verdict.decide(verdict.Limit("kld", "mean", 0.03), numbers(value, low, high), "KLD")
+    decision = verdict.decide(verdict.Limit("kld", "mean", 0.03), numbers(value, low, high), "KLD", 4)
     assert decision.outcome == outcome
     assert decision.tokens == tokens or (tokens and abs(decision.tokens - tokens) < tokens * 0.01)
 

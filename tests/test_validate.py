@@ -21,10 +21,11 @@ from sampan.checkpoint import open_folder
 from sampan.convert.binding import bind
 from sampan.convert.family import read_architecture
 from sampan.errors import InputError
-from sampan.validate import isolated, reference
+from sampan.validate import isolated, reference, verdict
 from sampan.validate.artifact import compose, dequantise, open_gguf, read_rows
 from sampan.validate.drift import Side, measure
 from sampan.validate.text import text_report
+from sampan.validate.validation import validate
 from sampan.validate.windows import cut
 
 __all__ = ["cache"]  # a fixture of every test here
@@ -123,6 +124,18 @@ def test_experts_that_differ_are_counted(model: Callable[[str], Path], gguf: Cal
     )
     assert exact[0] < 0.05
     assert 0.1 < coarse[1] < coarse[0] < 1
+
+
+def test_the_deciding_line_is_the_last(gguf: Callable[[str, str], Path]) -> None:
+    """Of two candidates, that of the one which did not pass."""
+    good, bad = gguf("trained", "f32"), gguf("trained", "q2_k")
+    for candidates in ([good, bad], [bad, good]):
+        options = replace(QUICK, windows=30, limits=(verdict.Limit("kld", "mean", 0.01),))
+        report = json.loads(json.dumps(validate(str(tiny.FIXTURE), candidates, options, Silent)))
+        last = text_report(report).splitlines()[-1]
+        assert last.startswith("failed: ") and str(bad) in last
+    with pytest.raises(InputError, match="--blame: expected one CANDIDATE, found 2"):
+        validate(str(tiny.FIXTURE), [good, bad], replace(QUICK, blame=True), Silent)
 
 
 def test_blame_finds_the_tensor_that_was_harmed(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:

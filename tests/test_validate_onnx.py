@@ -132,7 +132,7 @@ def test_experts_are_found_in_their_turns(model: Callable[[str], Path], tmp_path
     assert (t.step, len(t.shape)) == (2, 3)
     report = run(out, model("qwen2_moe"), ONE)
     assert findings(report) == {}
-    assert report["candidates"][0]["experts"] == "not measured: only llama.cpp tells them"
+    assert report["candidates"][0]["experts"] == "not measured: only llama.cpp tells them, and it must run both"
 
 
 @pytest.mark.parametrize(
@@ -335,6 +335,22 @@ def test_options_that_do_not_fit(folder: Folders) -> None:
         run(folder("int4"), options=replace(ONE, kv="f16"))
     with pytest.raises(InputError, match="--blame: expected a checkpoint or a GGUF file as REFERENCE, found the ONNX"):
         run(folder("int4"), folder("fp32"), replace(ONE, blame=True))
+    with pytest.raises(InputError, match=r"--blame: expected a candidate with quantised tensors, found .*fp32 without"):
+        run(folder("fp32"), options=replace(ONE, blame=True))
+
+
+def test_other_tokens_of_the_same_number_are_refused(
+    folder: Folders, bad: Path, gguf: Callable[[str, str], Path]
+) -> None:
+    """Without a checkpoint whose tokenizer could name them: what the texts become tells."""
+    data = json.loads((bad / "tokenizer.json").read_text())
+    vocabulary = data["model"]["vocab"]
+    a, b = "e", "n"
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    (bad / "tokenizer.json").write_text(json.dumps(data))
+    for reference in (folder("int8"), gguf("trained", "f32")):
+        with pytest.raises(InputError, match=r"bad: vocabulary: token \d+ of \w+: expected \d+, as the reference"):
+            run(bad, reference, ONE)
 
 
 def test_blame_finds_the_tensor_that_was_harmed(folder: Folders, tmp_path: Path) -> None:

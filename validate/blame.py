@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from sampan.errors import wrong
 
 from .artifact import Artifact, Stored, compose
 from .drift import Side, measure
@@ -38,12 +36,14 @@ def groups(names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
 
 
 def blame(
-    exact: Artifact, candidate: Artifact, side: Side, domains: Sequence[Domain], threads: int | None, bars: Bars
-) -> dict[str, Any]:
-    """Shares of the candidate's drift by kind and by layer, largest first, on some windows of every domain."""
-    changed = [n for n, t in candidate.tensors.items() if t.type.name not in ("f32", "bf16", "f16")]
-    if not changed:
-        raise wrong("--blame", "a candidate with quantised tensors", "none")
+    exact: Artifact, candidate: Artifact, side: Side, domains: Sequence[Domain], threads: int | None, bars: Bars,
+    exempt: Collection[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Shares of the candidate's drift by kind and by layer, largest first, on some windows of every domain.
+
+    Tensors of the `exempt` types are not looked at.
+    """
+    changed = [n for n, t in candidate.tensors.items() if t.type.name not in exempt]
     partitions = groups(changed)
     runs = sum(map(len, partitions.values())) + 1
     with (

@@ -23,7 +23,8 @@ def text_report(report: dict[str, Any]) -> str:
         blocks.append(comparison_line(report))
     if "blame" in report:
         blocks.append(_blame(report["blame"]))
-    blocks.append("\n".join(deciding_line(c) for c in report["candidates"]))
+    lines = sorted(report["candidates"], key=lambda c: c["verdict"] == report["verdict"])  # the deciding one last
+    blocks.append("\n".join(map(deciding_line, lines)))
     return "\n\n".join(blocks)
 
 

@@ -35,6 +35,7 @@ from .reference import Bars, Reference, find_reference, fits
 from .windows import Domain
 
 FLOOR_WINDOWS = 2  # of each domain, for a reference's own floor
+EXACT = frozenset(("f32", "bf16", "f16"))
 PARTS = {"total": "as deployed", "weights": "of the weights", "engine": "of the engine"}
 
 
@@ -60,6 +61,8 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
 
     Raises InputError for bad input. A candidate that kills its engine gets a failed verdict.
     """
+    if options.blame and len(candidates) > 1:
+        raise wrong("--blame", "one CANDIDATE", len(candidates))
     artifacts = [open_artifact(c) for c in candidates]
     for artifact in artifacts:
         _check_options(artifact, options)
@@ -71,7 +74,11 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
         if ref.checkpoint is None:
             _check_tokens(exact, artifact)
     texts = _texts(ref, exact, options)
-    domains = [windows.cut(name, ids, options.windows) for name, ids in _ids(ref, texts).items()]
+    ids = _ids(ref, texts)
+    for artifact in artifacts:
+        if ref.checkpoint is None and "onnx" in (exact.format, artifact.format):
+            _check_ids(artifact, texts, ids)
+    domains = [windows.cut(name, found, options.windows) for name, found in ids.items()]
     names = [d.name for d in domains]
     verdict.expand(list(options.limits), names)
     report: dict[str, Any] = {
@@ -91,10 +98,10 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
         scores.append(drift)
     if len(scores) == 2 and scores[0] and scores[1]:
         report["comparison"] = summary.compare(scores[0], scores[1])
-    if options.blame:
+    if options.blame and scores[0]:
         from .blame import blame
 
-        report["blame"] = blame(exact, artifacts[0], side, _sample(domains, 4), options.threads, bars)
+        report["blame"] = blame(exact, artifacts[0], side, _sample(domains, 4), options.threads, bars, EXACT)
     report["verdict"] = _worst([c["verdict"] for c in report["candidates"]])
     return report
 
@@ -114,7 +121,9 @@ def record(report: dict[str, Any], manifest: Path) -> None:
 
 
 def _check_options(candidate: Artifact, options: Options) -> None:
-    """Refuse what cannot be done with an ONNX folder, before anything is measured."""
+    """Refuse what cannot be done, before anything is measured."""
+    if options.blame and candidate.tensors and candidate.types <= EXACT:
+        raise wrong("--blame", "a candidate with quantised tensors", f"{candidate.path} without")
     if candidate.format == "gguf":
         return
     if options.kv not in (None, "f32"):
@@ -136,6 +145,17 @@ def _check_comparable(exact: Artifact, candidate: Artifact, options: Options) ->
         raise wrong(where or "--blame", "a checkpoint or a GGUF file as REFERENCE", f"the ONNX folder {exact.path}")
     if candidate.format == "onnx" and where and "blk.0.attn_k_b.weight" in candidate.tensors:
         raise wrong(where, "tensors as GGUF has them", f"latent attention in {candidate.path}")
+
+
+def _check_ids(candidate: Artifact, texts: dict[str, str], wanted: dict[str, list[int]]) -> None:
+    """Refuse a tokenizer that reads the texts otherwise, where token lists are not stored in the same way."""
+    for name, found in _ids_by_engine(candidate.path, texts).items():
+        want = wanted[name]
+        if found != want:
+            pairs = enumerate(zip(want, found, strict=False))
+            at = next((i for i, (a, b) in pairs if a != b), min(len(want), len(found)))
+            a, b = (ids[at] if at < len(ids) else "the end" for ids in (want, found))
+            raise wrong(f"{candidate.path}: vocabulary: token {at} of {name}", f"{a}, as the reference reads", b)
 
 
 def _check_tokens(exact: Artifact, candidate: Artifact) -> None:
@@ -176,11 +196,15 @@ def _ids(ref: Reference, texts: dict[str, str]) -> dict[str, list[int]]:
     if ref.checkpoint is not None:
         tokenizer = CheckpointTokenizer(ref.checkpoint)
         return {name: tokenizer.encode(text) for name, text in texts.items()}
-    task = {"task": "tokenize", "path": str(ref.artifact), "texts": [(t, True) for t in texts.values()]}
+    return _ids_by_engine(ref.artifact, texts)
+
+
+def _ids_by_engine(path: Path, texts: dict[str, str]) -> dict[str, list[int]]:
+    task = {"task": "tokenize", "path": str(path), "texts": [(t, True) for t in texts.values()]}
     try:
         ids = next(m["ids"] for m in messages(task) if "ids" in m)
     except EngineDiedError as e:
-        raise InputError(f"{ref.artifact}: {e}") from None
+        raise InputError(f"{path}: {e}") from None
     return dict(zip(texts, ids, strict=True))
 
 
@@ -248,12 +272,12 @@ def _candidate(
         main = next(iter(drifts))
         entry["experts"] = drifts[main].experts
         if artifact.experts and entry["experts"] is None:
-            entry["experts"] = "not measured: only llama.cpp tells them"
+            entry["experts"] = "not measured: only llama.cpp tells them, and it must run both"
         scores = drifts[main].scores
         entry |= {"positions": _along(scores, domains), "histogram": summary.histogram(scores)}
         numbers, titles = entry["drift"][main], summary.metrics()
         decisions += [
-            verdict.decide(limit, numbers[limit.domain], titles[limit.metric].title)
+            verdict.decide(limit, numbers[limit.domain], titles[limit.metric].title, len(domains))
             for limit in verdict.expand(limits, [d.name for d in domains])
         ]
     except EngineDiedError as e:

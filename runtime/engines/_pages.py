@@ -8,6 +8,7 @@ Nothing waits for that: it goes on while other threads read the same memory.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import sys
@@ -25,11 +26,13 @@ Maps = set[tuple[int, int]]
 
 
 def private() -> Maps:
-    """Begin and end of the writable memory without a file that this process has; empty where /proc is not Linux's."""
+    """Begin and end of the writable memory without a file that this process has; empty where the system hides it."""
     if sys.platform != "linux" or mmap.PAGESIZE != 4096:
         return set()
-    with Path("/proc/self/maps").open() as f:
-        fields = [line.split() for line in f]
+    try:
+        fields = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    except OSError:
+        return set()
     kept = (f[0].split("-") for f in fields if f[1].startswith("rw") and f[5:] in ([], ["[heap]"]))
     return {(int(begin, 16), int(end, 16)) for begin, end in kept}
 
@@ -48,15 +51,16 @@ def collapse_behind(before: Maps) -> threading.Thread:
 
 
 def collapse(maps: list[tuple[int, int]]) -> int:
-    """Bytes that lie in huge pages now; contents and addresses stay. Stops when the system refuses."""
-    madvise = ctypes.CDLL(None).madvise
+    """Bytes that lie in huge pages now; contents and addresses stay. Stops where the system does not know how."""
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     total = 0
     try:
         for at in _full(maps):
-            if madvise(at, HUGE, MADV_COLLAPSE):
+            if not madvise(at, HUGE, MADV_COLLAPSE):
+                total += HUGE
+            elif ctypes.get_errno() == errno.EINVAL:
                 break
-            total += HUGE
     except OSError:  # Android does not show the pages of a process to itself
         pass
     return total
