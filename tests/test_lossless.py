@@ -165,4 +165,4 @@ def test_the_plan_names_what_is_stored(pair: Pair) -> None:
 def test_inspect_names_what_is_stored(pair: Pair) -> None:
     data = json.loads(run_cli("inspect", str(pair("gptq")[0]), "--json").stdout)
     assert {k: v["tensors"] for k, v in data["types"].items()} == {"bf16": 11, "gptq 1×32": 14}
-    assert data["parameters"] == 2048 * 160 * 2 + 430080 + 160 * 5 + 40 * 4
+    assert data["parameters"] == 2048 * 160 * 2 + 430080 + 160 * 5 + 80 * 4
