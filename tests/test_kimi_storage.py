@@ -22,6 +22,7 @@ import facts  # isort: skip
 
 __all__ = ["cache"]  # a fixture of every test here
 
+pytestmark = pytest.mark.slow
 EXACT = {"fp8-block": "bf16", "int4": "q4_0", "mxfp4": "mxfp4"}
 Made = Callable[[str], tuple[Path, Path]]
 

@@ -19,6 +19,8 @@ from test_runtime import NASTY
 
 from sampan import runtime
 from sampan.errors import InputError
+from sampan.runtime.engines import onnx as engine
+from sampan.runtime.engines._pages import private
 from sampan.runtime.sampling import Sampling
 
 IDS = [int(i) for i in np.random.default_rng(3).integers(0, 2000, 40)]
@@ -239,6 +241,15 @@ def test_files_and_options_that_are_refused(folder: Path, tmp_path: Path) -> Non
         runtime.open(copy)
     with pytest.raises(InputError, match="kv: expected f32, the cache of ONNX graphs, found f16"):
         runtime.open(folder, runtime.EngineOptions(kv="f16"))
+
+
+def test_what_was_loaded_goes_to_huge_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory that appears while the session is made (tests/test_pages.py: what becomes of it)."""
+    seen: list[set[tuple[int, int]]] = []
+    monkeypatch.setattr(engine, "collapse_behind", seen.append)
+    at_first = private()
+    runtime.open(folder).close()
+    assert len(seen) == 1 and seen[0] & at_first, "taken before the session is made"
 
 
 def test_a_graph_that_would_be_hundreds_of_times_slower_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 from conftest import run_cli
-from validating import QUICK, Silent, cache, findings, run, with_metadata
+from validating import QUICK, Silent, aborting, cache, findings, run, with_metadata
 
 from sampan.checkpoint import open_folder
 from sampan.convert.binding import bind
@@ -175,25 +174,12 @@ def test_exit_codes_follow_the_verdict(gguf: Callable[[str, str], Path], tmp_pat
 def test_a_candidate_that_aborts_gets_a_failed_verdict(
     gguf: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = """
-import os
-from sampan.validate import child
-real = child._open
-def abort(side, *rest):
-    model = real(side, *rest)
-    if side["role"] == "ROLE":
-        os.abort()
-    return model
-child._open = abort
-child.main()
-"""
-    command = [sys.executable, "-c", code.replace("ROLE", "candidate")]
-    monkeypatch.setattr(isolated, "COMMAND", command)
+    monkeypatch.setattr(isolated, "COMMAND", aborting("candidate"))
     report = run(gguf("trained", "q8_0"))
     assert report["verdict"] == "failed"
     (decision,) = report["candidates"][0]["decisions"]
     assert decision["text"].startswith("the engine's process ended by SIGABRT while opening ")
-    monkeypatch.setattr(isolated, "COMMAND", [sys.executable, "-c", code.replace("ROLE", "reference")])
+    monkeypatch.setattr(isolated, "COMMAND", aborting("reference"))
     with pytest.raises(InputError, match="the reference cannot be run: the engine's process ended by SIGABRT"):
         run(gguf("trained", "q8_0"))
 

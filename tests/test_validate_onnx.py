@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import tiny
 from conftest import run_cli
 from onnx_peer import to_onnx
-from validating import QUICK, cache, findings, run
+from validating import QUICK, aborting, cache, findings, run
 
 from sampan.errors import InputError
 from sampan.onnx import read_graph
@@ -369,21 +368,9 @@ def test_blame_finds_the_tensor_that_was_harmed(folder: Folders, tmp_path: Path)
 
 
 def test_a_crash_is_a_failed_verdict(folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = """
-import os
-from sampan.validate import child
-real = child._open
-def abort(side, *rest):
-    model = real(side, *rest)
-    if side["role"] == "candidate":
-        os.abort()
-    return model
-child._open = abort
-child.main()
-"""
-    monkeypatch.setattr(isolated, "COMMAND", [sys.executable, "-c", code])
-    report = run(folder("int4"), options=ONE)
-    assert report["verdict"] == "failed"
+    monkeypatch.setattr(isolated, "COMMAND", aborting("candidate"))
+    report = run(folder("int4"), options=replace(ONE, blame=True))
+    assert report["verdict"] == "failed" and "blame" not in report
     assert report["candidates"][0]["decisions"][0]["text"].startswith("the engine's process ended by SIGABRT")
 
 

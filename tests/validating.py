@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,23 @@ def run(candidate: Path, reference: Path | str = tiny.FIXTURE, options: Options 
     report = validate(str(reference), [candidate], options, Silent)
     data: dict[str, Any] = json.loads(json.dumps(report))  # as scripts get it
     return data
+
+
+def aborting(role: str) -> list[str]:
+    """In the place of isolated.COMMAND: a child whose engine aborts when it has opened that side's model."""
+    code = f"""
+import os
+from sampan.validate import child
+real = child._open
+def abort(side, *rest):
+    model = real(side, *rest)
+    if side["role"] == "{role}":
+        os.abort()
+    return model
+child._open = abort
+child.main()
+"""
+    return [sys.executable, "-c", code]
 
 
 def findings(report: dict[str, Any]) -> dict[str, list[str]]:
