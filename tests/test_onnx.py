@@ -52,7 +52,7 @@ def test_fp16_holds_bfloat16_weights_exactly(model: Model, tmp_path: Path) -> No
     assert nbytes(tmp_path / "fp16") < 0.6 * nbytes(tmp_path / "fp32")
 
 
-@pytest.mark.parametrize("name", ["qwen3-yarn", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3-yarn", "qwen2_moe", "qwen3_moe", "deepseek_v3"])
 def test_old_and_new_config_styles_give_one_graph(name: str, model: Model, tmp_path: Path) -> None:
     config = json.loads((model(name) / "config.json").read_text())
     assert "rope_parameters" in config, "transformers 5 writes the new style"
@@ -133,8 +133,8 @@ def test_a_tied_head_is_written_once(model: Model, tmp_path: Path) -> None:
     assert places["/embed_tokens/scales"] == places["/lm_head/scales"]
 
 
-@pytest.mark.parametrize("quant", ["int4_zp", "int8", "fp16", "fp32"])
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("quant", ["int4", "int4_zp", "int4_head8", "int8", "fp16", "fp32"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama", "qwen2_moe", "qwen3_moe", "deepseek_v3"])
 def test_graphs_are_clean(name: str, quant: str, model: Model, tmp_path: Path) -> None:
     """The checker, a type and shape on every edge, names that are paths, and no word from ONNX Runtime."""
     path = to_onnx(model(name), tmp_path / "out", quant).out / "model.onnx"

@@ -1,8 +1,8 @@
 """Huge pages for weights, on Linux.
 
 Every token walks through all weights. With pages of 4 KB a processor spends about a tenth of that time on looking
-up addresses (docs/benchmarks.md), and an engine's allocations are out of reach, so its memory is moved after loading.
-Nothing waits for that: it goes on while other threads read the same memory.
+up addresses (docs/benchmarks.md), and an engine's allocations are out of reach, so its memory is moved while it
+loads: that keeps one core busy.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
-import os
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 HUGE = 2 << 20  # bytes of a huge page where the small one has 4 KB
 MADV_COLLAPSE = 25  # Linux 6.1, include/uapi/asm-generic/mman-common.h; older kernels refuse it
-LOWEST = 19  # priority
+PAUSE = 0.05  # seconds between two looks at what was loaded
 
 Maps = set[tuple[int, int]]
 
@@ -37,17 +37,28 @@ def private() -> Maps:
     return {(int(begin, 16), int(end, 16)) for begin, end in kept}
 
 
-def collapse_behind(before: Maps) -> threading.Thread:
-    """Move what was loaded since `before` = private() into huge pages, in a thread of the lowest priority."""
-    found = sorted(private() - before)
+@contextmanager
+def huge_pages() -> Iterator[None]:
+    """What is loaded inside lies in huge pages afterwards; a thread moves it while the loading goes on."""
+    before, done = private(), threading.Event()
+    if not before:
+        yield
+        return
 
     def work() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
-        collapse(found)
+        while True:
+            last = done.wait(PAUSE)
+            collapse(sorted(private() - before))
+            if last:
+                break
 
     thread = threading.Thread(target=work, name="huge pages", daemon=True)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def collapse(maps: list[tuple[int, int]]) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sampan.errors import InputError, brief, wrong
 from sampan.onnx import GRAPH, read_graph, refuse_slow
 
-from ._pages import collapse_behind, private
+from ._pages import huge_pages
 from ._tokenizer import JsonTokenizer
 
 if TYPE_CHECKING:
@@ -81,12 +81,11 @@ class OnnxEngine:
         graph = self._path / GRAPH
         if not self._ours:
             refuse_slow(read_graph(self._path))
-        before = private()
         try:
-            self._session = ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
+            with huge_pages():
+                self._session = ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
         except Exception as e:  # the package's exceptions have no common base
             raise InputError(f"{graph}: ONNX Runtime cannot load it: {brief(str(e), 300)}") from None
-        collapse_behind(before)
         inputs = {i.name: i for i in self._session.get_inputs()}
         outputs = {o.name: o.shape for o in self._session.get_outputs()}
         self._past = {n: i for n, i in inputs.items() if PAST.fullmatch(n)}

@@ -109,7 +109,10 @@ class Cpu:
 
     def head_norm(self, path: str, x: Edge, name: str, heads: int) -> Edge:
         """RMS norm of every head of [1, sequence, heads · width]."""
-        return self.join(f"{path}/join", self.norm(path, self.heads(f"{path}/split", x, heads), name))
+        scale = self.weights.vector(path, name)
+        return self.graph.node(
+            "BranchwiseRMSNorm", path, [x, scale], x.shape, domain=CONTRIB, num_branches=heads, epsilon=self._eps
+        )
 
     def heads(self, path: str, x: Edge, heads: int) -> Edge:
         """[1, sequence, heads · width] → [1, sequence, heads, width]."""
