@@ -242,6 +242,24 @@ def test_files_and_options_that_are_refused(folder: Path, tmp_path: Path) -> Non
         runtime.open(folder, runtime.EngineOptions(kv="f16"))
 
 
+@pytest.mark.parametrize("name", ["qwen2_moe", "qwen3_moe", "deepseek_v3-groups"])
+def test_experts_are_those_of_llama_cpp(
+    name: str, model: Callable[[str], Path], gguf: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    both = []
+    for artifact in (to_onnx(model(name), tmp_path / "fp32", "fp32").artifact, gguf(name, "f32")):
+        options = runtime.EngineOptions(record_experts=True, kv="f32", flash_attention=False)
+        with runtime.open(artifact, options) as s:
+            logits = np.concatenate([x.copy() for x in s.logit_slices(IDS)])
+            both.append((logits, s.take_experts()))
+            assert s.take_experts() == {}, "they are told once"
+    (a, chosen), (b, wanted) = both
+    np.testing.assert_allclose(a, b, atol=1e-3)
+    assert chosen.keys() == wanted.keys() and len(chosen) > 1
+    same = [(chosen[n] == wanted[n]).all(axis=1).mean() for n in chosen]
+    assert np.mean(same) > 0.99, "all but ties"
+
+
 def test_what_is_loaded_goes_to_huge_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory that appears while the session is made (tests/test_pages.py: what becomes of it)."""
     seen: list[list[tuple[int, int]]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -296,6 +297,16 @@ def test_the_long_documents_are_one_window_each(gguf: Callable[[str, str], Path]
         assert report["domains"][name]["scored"] > 8000
 
 
+MEASURE = """<script>onload = () => {
+  const page = document.querySelector("iframe").contentDocument, all = q => [...page.querySelectorAll(q)];
+  const scale = e => e.ownerSVGElement ? e.ownerSVGElement.clientWidth / e.ownerSVGElement.viewBox.baseVal.width : 1;
+  const size = e => parseFloat(getComputedStyle(e).fontSize) * scale(e);
+  const smallest = Math.min(...all("p, td, th, small, text").map(size));
+  document.querySelector("p").textContent = [all("svg").length, page.documentElement.scrollWidth,
+    page.documentElement.clientWidth, smallest, all(".verdict")[0].textContent].join("|");
+}</script>"""
+
+
 def test_the_page_opens_in_a_browser(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     browser = os.environ.get("CHROMIUM", "chromium")
     page = tmp_path / "report.html"
@@ -303,16 +314,20 @@ def test_the_page_opens_in_a_browser(gguf: Callable[[str, str], Path], tmp_path:
     assert result.returncode == 0, result.stderr
     text = page.read_text()
     assert not re.search(r"(src|href)=|<script|url\(", text), "it needs nothing from elsewhere"
+    phone = tmp_path / "phone.html"
+    phone.write_text(f'<iframe width="360" height="800" srcdoc="{html.escape(text)}"></iframe><p></p>{MEASURE}')
     try:
         shown = subprocess.run(
             [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update", "--window-size=412,900",
-             f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
+             "--disable-background-networking", "--disable-component-update",
+             f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", phone.as_uri()],
             capture_output=True, text=True, timeout=120,
         )  # fmt: skip
     except FileNotFoundError:
         assert "CI" not in os.environ, "CI needs a browser: apt-get install chromium"
         pytest.skip("no chromium here: set CHROMIUM to a browser's path")
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.count("<svg") == 4
-    assert "passed: " in shown.stdout
+    plots, wide, room, smallest, verdict_line = re.search(r"<p>(.*)</p>", shown.stdout)[1].split("|")
+    assert int(plots) == 4 and verdict_line.startswith("passed: ")
+    assert int(wide) <= int(room) <= 360, "nothing hangs over the edge of a phone"
+    assert float(smallest) >= 10, "pixels of the smallest text, in plots too"

@@ -15,17 +15,17 @@ import pytest
 import tiny
 from conftest import run_cli
 from onnx_peer import to_onnx
-from validating import QUICK, aborting, cache, findings, run
+from validating import ONE, QUICK, aborting, cache, findings, kld, run
 
 from sampan.errors import InputError
 from sampan.onnx import read_graph
-from sampan.validate import isolated
+from sampan.validate import blame, isolated, verdict
 from sampan.validate.artifact import Stored, open_onnx, read_rows
+from sampan.validate.text import text_report
 from sampan.validate.validation import Options
 
 __all__ = ["cache"]  # a fixture of every test here
 
-ONE = replace(QUICK, windows=1)
 Folders = Callable[[str], Path]
 
 
@@ -47,10 +47,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 def bad(folder: Folders, tmp_path: Path) -> Path:
     """A copy of the int4 folder, to be harmed."""
     return Path(shutil.copytree(folder("int4"), tmp_path / "bad"))
-
-
-def kld(report: dict[str, Any], part: str = "total") -> float:
-    return float(report["candidates"][0]["drift"][part]["mean"]["kld"]["value"])
 
 
 def change(folder: Path, name: str, edit: Callable[[list[bytearray], Stored], None]) -> None:
@@ -122,31 +118,6 @@ def test_a_folder_as_the_reference(folder: Folders, gguf: Callable[[str, str], P
     assert other["reference"]["floor"] == "not measured: an ONNX folder"
     with pytest.raises(InputError, match="--parts: expected a checkpoint or a GGUF file as REFERENCE, found the ONNX"):
         run(folder("int8"), folder("fp32"), replace(ONE, parts=True))
-
-
-def test_experts_are_found_in_their_turns(model: Callable[[str], Path], tmp_path: Path) -> None:
-    """Rows of gate and up take turns in one array; another choice of experts is not measured."""
-    out = to_onnx(model("qwen2_moe"), tmp_path / "moe", "int4").artifact
-    t = open_onnx(out).tensors["blk.1.ffn_up_exps.weight"]
-    assert (t.step, len(t.shape)) == (2, 3)
-    report = run(out, model("qwen2_moe"), ONE)
-    assert findings(report) == {}
-    assert report["candidates"][0]["experts"] == "not measured: only llama.cpp tells them, and it must run both"
-
-
-@pytest.mark.parametrize(
-    ("name", "quant"),
-    [("qwen3-odd-widths", "int4_zp"), ("qwen2", "fp16"), ("qwen2", "q4_0"), ("deepseek_v3", "int4"), ("llama", "int8")],
-)
-def test_every_layout_is_read_back(name: str, quant: str, model: Callable[[str], Path], tmp_path: Path) -> None:
-    """Zero points, padded rows, stacked biases, k_b as checkpoints have it."""
-    out = to_onnx(model(name), tmp_path / "out", quant).artifact
-    report = run(out, model(name), ONE)
-    assert findings(report) == {}
-    if name == "deepseek_v3":
-        with pytest.raises(InputError, match="tensors as GGUF has them, found latent attention in "):
-            run(out, model(name), replace(ONE, weights_only=True))
-    assert len(report["candidates"][0]["tensors"]) == len(json.loads((out / "manifest.json").read_text())["tensors"])
 
 
 # Faults, each named by its check
@@ -372,6 +343,17 @@ def test_a_crash_is_a_failed_verdict(folder: Folders, monkeypatch: pytest.Monkey
     report = run(folder("int4"), options=replace(ONE, blame=True))
     assert report["verdict"] == "failed" and "blame" not in report
     assert report["candidates"][0]["decisions"][0]["text"].startswith("the engine's process ended by SIGABRT")
+
+
+def test_a_crash_in_blame_is_a_failed_verdict(folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> None:
+        raise isolated.EngineDiedError("candidate", "the engine's process ended by SIGABRT while scoring")
+
+    monkeypatch.setattr(blame, "_kld", die)
+    report = run(folder("int4"), options=replace(ONE, blame=True, limits=(verdict.Limit("kld", "mean", 9.0),)))
+    assert report["verdict"] == "failed" and "blame" not in report
+    last = text_report(report).splitlines()[-1]
+    assert last.startswith("failed: ") and "--blame: the engine's process ended by SIGABRT" in last
 
 
 # Around it

@@ -16,6 +16,7 @@ from sampan.validate.artifact import Stored, chunks, compose, open_gguf, read_ra
 from sampan.validate.validation import Options, validate
 
 QUICK = Options(windows=3)
+ONE = replace(QUICK, windows=1)
 
 
 class Silent:
@@ -66,6 +67,10 @@ child._open = abort
 child.main()
 """
     return [sys.executable, "-c", code]
+
+
+def kld(report: dict[str, Any], part: str = "total") -> float:
+    return float(report["candidates"][0]["drift"][part]["mean"]["kld"]["value"])
 
 
 def findings(report: dict[str, Any]) -> dict[str, list[str]]:

@@ -23,6 +23,7 @@ from sampan.quantize.blocked import BLOCK_TYPES, BlockType
 from sampan.quantize.types import number_type_by_id
 
 STEP = 1 << 20  # values decoded at once
+TURNED = ".attn_k_b.weight"  # graphs multiply by it as checkpoints have it
 PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
 
 
@@ -30,7 +31,8 @@ PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
 class Stored:
     """One tensor. `offsets`: of its first row in each array of its type, from the start of the file.
 
-    Its rows are the rows 0, `step`, 2 · `step`, … from there.
+    Its rows are the rows 0, `step`, 2 · `step`, … from there. `turned`: a GGUF file holds the transpose of each of its
+    matrices.
     """
 
     name: str
@@ -39,6 +41,11 @@ class Stored:
     path: Path
     offsets: tuple[int, ...]
     step: int = 1
+    turned: bool = False
+
+    @property
+    def gguf_shape(self) -> tuple[int, ...]:
+        return (*self.shape[:-2], self.shape[-1], self.shape[-2]) if self.turned else self.shape
 
     @property
     def columns(self) -> int:
@@ -203,7 +210,7 @@ def _stored(graph: onnx.Graph, name: str, entry: dict[str, Any], where: str) -> 
         offsets.append(found.offset + at * row)
     if len(paths) != 1:
         raise wrong(where, "all of it in one data file", "several")
-    return Stored(name, tuple(shape), kind, paths.pop(), tuple(offsets), step)
+    return Stored(name, tuple(shape), kind, paths.pop(), tuple(offsets), step, turned=name.endswith(TURNED))
 
 
 def _describe(array: onnx.Array | None) -> str:
@@ -248,6 +255,20 @@ def chunks(t: Stored) -> Iterator[tuple[int, int]]:
         yield start, min(step, t.rows - start)
 
 
+def f32_pieces(t: Stored, fd: int) -> Iterator[NDArray[np.float32]]:
+    """All of a tensor, decoded, in the order of a GGUF file."""
+    if not t.turned:
+        yield from (read_rows(t, fd, start, rows) for start, rows in chunks(t))
+        return
+    rows = t.shape[-2]  # of a matrix; those of attention are small
+    yield from (np.ascontiguousarray(read_rows(t, fd, start, rows).T) for start in range(0, t.rows, rows))
+
+
+def raw_pieces(t: Stored, fd: int) -> Iterator[NDArray[np.uint8]]:
+    """All of a tensor's bytes."""
+    yield from (read_raw(t, fd, start, rows) for start, rows in chunks(t))
+
+
 def compose(
     out: Path, metadata: dict[str, gguf.Value], tensors: Sequence[Stored], as_f32: Callable[[Stored], bool]
 ) -> Path:
@@ -258,8 +279,8 @@ def compose(
         kind = f32 if as_f32(t) else t.type
         if isinstance(kind, BlockType):
             raise AssertionError(f"{t.name}: {kind.name} cannot stand in a GGUF file")
-        infos.append(gguf.Tensor(t.name, t.shape, kind.id, offset))
-        offset += gguf.padded(t.rows * kind.row_bytes(t.columns))
+        infos.append(gguf.Tensor(t.name, t.gguf_shape, kind.id, offset))
+        offset += gguf.padded(math.prod(t.shape) // kind.block * kind.block_bytes)
     part = out.with_name(out.name + ".part")
     with part.open("wb") as f:
         f.write(gguf.encode(single, infos))
@@ -267,9 +288,8 @@ def compose(
         for t, info in zip(tensors, infos, strict=True):
             f.seek(base + info.offset)
             with t.path.open("rb") as source:
-                for start, rows in chunks(t):
-                    read = read_rows if as_f32(t) else read_raw
-                    f.write(read(t, source.fileno(), start, rows).data)
+                for piece in (f32_pieces if as_f32(t) else raw_pieces)(t, source.fileno()):
+                    f.write(piece.data)
         f.truncate(base + offset)
     part.replace(out)
     return out

@@ -71,8 +71,8 @@ def score_windows(task: dict[str, Any], say: Say) -> None:
             columns, spent = _score_window(reference, candidate, tokens, domain["scored"])
             forward += spent
             message = {"scores": columns.T.tolist(), "domain": domain["name"], "forward_seconds": forward}
-            if task["experts"]:
-                message["experts"] = _other_experts(reference, candidate, domain["scored"])
+            if task["experts"] and (other := _other_experts(reference, candidate, domain["scored"])):
+                message["experts"] = other
             say(message)
 
 
@@ -95,8 +95,13 @@ def _score_window(
 
 
 def _other_experts(reference: Model, candidate: Model, scored: int) -> list[float]:
-    """Share of the scored positions with another choice of experts in any layer, and of (position, layer) pairs."""
+    """Share of the scored positions with another choice of experts in any layer, and of (position, layer) pairs.
+
+    Empty where one of them does not tell.
+    """
     a, b = reference.take_experts(), candidate.take_experts()
+    if not a or a.keys() != b.keys():
+        return []
     differs = np.array([(a[i][-scored:] != b[i][-scored:]).any(axis=1) for i in sorted(a)])
     return [float(differs.any(axis=0).mean()), float(differs.mean())]
 

@@ -14,22 +14,22 @@ from .text import COLUMNS, QUANTILES, beside, comparison_line, deciding_line, ex
 from .validation import PARTS
 
 COLOURS = ("#2563a8", "#c2571a", "#3b8551", "#8a4fa3", "#b3313f", "#5c6570")
-WIDTH, HEIGHT, LEFT, BOTTOM = 420, 200, 48, 28  # of a plot, in its own units
+WIDTH, HEIGHT, LEFT, BOTTOM = 420, 200, 56, 32  # of a plot, in its own units
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--dim:#606a76;--line:#d5dae0;--paper:#fff;--pass:#1d7a3e;
 --fail:#b3261e;--open:#95620a}
 @media(prefers-color-scheme:dark){:root{--ink:#e4e8ec;--dim:#9aa5b1;--line:#39414a;--paper:#14181c;
 --pass:#5cc684;--fail:#ff8a80;--open:#e8b45a}}
 body{margin:0 auto;max-width:46rem;padding:1rem;font:16px/1.5 system-ui,sans-serif;color:var(--ink);
-background:var(--paper)}
-h1{font-size:1.4rem}h2{font-size:1.15rem;margin-top:2rem;overflow-wrap:anywhere}
+background:var(--paper);overflow-wrap:anywhere}
+h1{font-size:1.4rem}h2{font-size:1.15rem;margin-top:2rem}
 h3{font-size:1rem;margin-bottom:.3rem}
-.verdict{padding:.6rem .8rem;border-left:.4rem solid;overflow-wrap:anywhere}.passed{border-color:var(--pass)}
+.verdict{padding:.6rem .8rem;border-left:.4rem solid}.passed{border-color:var(--pass)}
 .failed{border-color:var(--fail)}.undecided{border-color:var(--open)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
 td,th{padding:.2rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}small{color:var(--dim)}
-svg{width:100%;max-width:34rem;height:auto;display:block}svg text{font:11px system-ui,sans-serif;fill:var(--dim)}
+svg{width:100%;max-width:34rem;height:auto;display:block}svg text{font:14px system-ui,sans-serif;fill:var(--dim)}
 .axis{stroke:var(--line)}
 .key{font-size:.85rem;color:var(--dim)}
 .key i{display:inline-block;width:.7rem;height:.7rem;margin:0 .3rem 0 .8rem}

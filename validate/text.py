@@ -67,7 +67,7 @@ def expert_line(candidate: dict[str, Any]) -> str | None:
     found = candidate.get("experts")
     if not found:
         return None
-    return f"other experts than the reference's: {found if isinstance(found, str) else _experts(found)}"
+    return f"other experts: {found}" if isinstance(found, str) else _experts(found)
 
 
 def _experts(shares: tuple[float, float]) -> str:

@@ -101,7 +101,12 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
     if options.blame and scores[0]:
         from .blame import blame
 
-        report["blame"] = blame(exact, artifacts[0], side, _sample(domains, 4), options.threads, bars, EXACT)
+        try:
+            report["blame"] = blame(exact, artifacts[0], side, _sample(domains, 4), options.threads, bars, EXACT)
+        except EngineDiedError as e:
+            entry = report["candidates"][0]
+            entry["decisions"].append(asdict(verdict.Decision("failed", f"--blame: {e}")))
+            entry["verdict"] = "failed"
     report["verdict"] = _worst([c["verdict"] for c in report["candidates"]])
     return report
 
@@ -143,8 +148,6 @@ def _check_comparable(exact: Artifact, candidate: Artifact, options: Options) ->
     where = _dequantises(options, candidate)
     if exact.format == "onnx" and (options.blame or (candidate.format == "onnx" and where)):
         raise wrong(where or "--blame", "a checkpoint or a GGUF file as REFERENCE", f"the ONNX folder {exact.path}")
-    if candidate.format == "onnx" and where and "blk.0.attn_k_b.weight" in candidate.tensors:
-        raise wrong(where, "tensors as GGUF has them", f"latent attention in {candidate.path}")
 
 
 def _check_ids(candidate: Artifact, texts: dict[str, str], wanted: dict[str, list[int]]) -> None:
@@ -270,7 +273,7 @@ def _candidate(
         main = next(iter(drifts))
         entry["experts"] = drifts[main].experts
         if artifact.experts and entry["experts"] is None:
-            entry["experts"] = "not measured: only llama.cpp tells them, and it must run both"
+            entry["experts"] = "not measured: an engine does not tell them"
         scores = drifts[main].scores
         entry |= {"positions": _along(scores, domains), "histogram": summary.histogram(scores)}
         numbers, titles = entry["drift"][main], summary.metrics()
@@ -332,17 +335,16 @@ def _drifts(
     """The drift that the verdict is about, first, and its parts where asked for."""
     deployed = Side("candidate", artifact.path, kv=options.kv, threads=options.threads)
     name = artifact.path.name
-    told = artifact.experts and exact.format == "gguf"  # both sides in llama.cpp
     metadata = artifact.metadata or exact.metadata
     found: dict[str, Drift] = {}
     if not options.weights_only:
-        found["total"] = _measure(side, deployed, domains, name, bars, experts=told and artifact.format == "gguf")
+        found["total"] = _measure(side, deployed, domains, name, bars, experts=artifact.experts)
     if options.weights_only or options.parts:
         with tempfile.TemporaryDirectory(dir=artifact.path.parent, prefix=".sampan-") as folder:
             with bars(1, f"dequantising {name}", "file") as done:
                 plain = replace(deployed, path=dequantise(artifact, metadata, Path(folder) / "f32.gguf")).exact()
                 done(1)
-            found["weights"] = _measure(side, plain, domains, f"{name}, weights", bars, experts=told)
+            found["weights"] = _measure(side, plain, domains, f"{name}, weights", bars, experts=artifact.experts)
             if options.parts:
                 found["engine"] = _measure(replace(plain, role="reference"), deployed, domains, f"{name}, engine", bars)
     return found

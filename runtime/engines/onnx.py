@@ -16,6 +16,7 @@ from sampan.errors import InputError, brief, wrong
 from sampan.onnx import GRAPH, read_graph, refuse_slow
 
 from ._pages import huge_pages
+from ._routers import RouterRecorder
 from ._tokenizer import JsonTokenizer
 
 if TYPE_CHECKING:
@@ -64,26 +65,32 @@ class OnnxEngine:
         self._session: Any = None
         self._position = 0
         if not options.vocabulary_only:
-            self._load(options.threads or len(os.sched_getaffinity(0)))
+            self._load(options)
 
-    def _load(self, threads: int) -> None:
+    def _load(self, options: EngineOptions) -> None:
         try:
             import onnxruntime as ort
         except ImportError as e:
             raise InputError(f"onnxruntime: cannot be imported ({e}); pip install onnxruntime") from None
         settings = ort.SessionOptions()
-        settings.intra_op_num_threads = threads
+        settings.intra_op_num_threads = options.threads or len(os.sched_getaffinity(0))
         settings.log_severity_level = 3
         # small blocks that idle threads fetch: cores differ, or have other work
         settings.add_session_config_entry("session.dynamic_block_base", "4")
         # threads wait busily between operators (decode is 8 % faster for it), not between tokens
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         graph = self._path / GRAPH
+        model: str | bytes = str(graph)
+        self._routers: RouterRecorder | None = None
         if not self._ours:
             refuse_slow(read_graph(self._path))
+        if options.record_experts:
+            self._routers = RouterRecorder(read_graph(self._path))
+            model = self._routers.model
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._path))
         try:
             with huge_pages():
-                self._session = ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
+                self._session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         except Exception as e:  # the package's exceptions have no common base
             raise InputError(f"{graph}: ONNX Runtime cannot load it: {brief(str(e), 300)}") from None
         inputs = {i.name: i for i in self._session.get_inputs()}
@@ -103,7 +110,8 @@ class OnnxEngine:
             self.vocab = size
         if not self._past:
             raise wrong(graph, "inputs past_key_values.0.key, …", "a graph without a cache")
-        self._outputs = [*self._present, "logits"]  # in the order in which they are bound
+        routers = self._routers.outputs if self._routers else []
+        self._outputs = [*self._present, "logits", *routers]  # in the order in which they are bound
         self._positions = "position_ids" in inputs
         self._shared = bool(self._config.get("search", {}).get("past_present_share_buffer"))
         self._mask = np.ones((1, self.context), np.int64)
@@ -165,17 +173,21 @@ class OnnxEngine:
             self._bind(b.bind_output, "logits", self._next)
         else:
             b.bind_output("logits", "cpu")
+        for name in self._routers.outputs if self._routers else ():
+            b.bind_output(name, "cpu")
         self._session.run_with_iobinding(b)
         self._position = total
-        outputs = {} if single and self._shared else dict(zip(self._outputs, b.get_outputs(), strict=True))
+        known = single and self._shared and not self._routers  # where all outputs lie
+        outputs = {} if known else dict(zip(self._outputs, b.get_outputs(), strict=True))
+        if self._routers:
+            self._routers.hear({n: outputs[n].numpy() for n in self._routers.outputs})
         if not self._shared:
             self._cache = {p: outputs[q].numpy() for p, q in zip(self._past, self._present, strict=True)}
         logits: NDArray[np.float32] = self._next if single else outputs["logits"].numpy()
         return logits[0, -wanted:] if wanted else logits[0, :0]
 
     def take_experts(self) -> dict[int, NDArray[np.int32]]:
-        """None: the graph does not tell them."""
-        return {}
+        return self._routers.take() if self._routers else {}
 
     def metadata(self) -> Mapping[str, str]:
         """The keys of GGUF that a Session asks for."""

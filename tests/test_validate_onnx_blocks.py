@@ -1,0 +1,57 @@
+"""`sampan validate` with ONNX folders of every kind of block: layouts of tensors, experts, latent attention."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from onnx_peer import to_onnx
+from validating import ONE, cache, findings, kld, run
+
+from sampan.validate.artifact import open_onnx
+
+__all__ = ["cache"]  # a fixture of every test here
+
+
+@pytest.mark.parametrize(
+    ("name", "quant"),
+    [("qwen3-odd-widths", "int4_zp"), ("qwen2", "fp16"), ("qwen2", "q4_0"), ("deepseek_v3", "int4"), ("llama", "int8")],
+)
+def test_every_layout_is_read_back(name: str, quant: str, model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Zero points, padded rows, stacked biases, k_b as checkpoints have it."""
+    out = to_onnx(model(name), tmp_path / "out", quant).artifact
+    report = run(out, model(name), ONE)
+    assert findings(report) == {}
+    assert len(report["candidates"][0]["tensors"]) == len(json.loads((out / "manifest.json").read_text())["tensors"])
+
+
+def test_experts_are_found_in_their_turns(model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Rows of gate and up take turns in one array."""
+    out = to_onnx(model("qwen2_moe"), tmp_path / "moe", "int4").artifact
+    t = open_onnx(out).tensors["blk.1.ffn_up_exps.weight"]
+    assert (t.step, len(t.shape)) == (2, 3)
+    assert findings(run(out, model("qwen2_moe"), ONE)) == {}
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3-groups"])
+def test_experts_that_differ_are_counted(name: str, model: Callable[[str], Path], tmp_path: Path) -> None:
+    exact, coarse = (
+        run(to_onnx(model(name), tmp_path / q, q).artifact, model(name), ONE)["candidates"][0]["experts"]
+        for q in ("fp32", "int4")
+    )
+    assert exact[0] < 0.05
+    assert 0.1 < coarse[1] < coarse[0] < 1
+
+
+def test_latent_attention_runs_as_gguf_has_it(model: Callable[[str], Path], tmp_path: Path) -> None:
+    """k_b turned: exact weights drift by nothing, and those of 4 bits by what the graph does."""
+    exact = to_onnx(model("deepseek_v3"), tmp_path / "fp32", "fp32").artifact
+    assert kld(run(exact, model("deepseek_v3"), replace(ONE, weights_only=True)), "weights") < 1e-9
+    coarse = to_onnx(model("deepseek_v3"), tmp_path / "int4", "int4").artifact
+    report = run(coarse, model("deepseek_v3"), replace(ONE, parts=True, blame=True))
+    assert kld(report, "weights") == pytest.approx(kld(report), rel=0.2)
+    assert report["blame"]["kld"] == pytest.approx(kld(report, "weights"), rel=0.2)
+    assert "attn_k_b.weight" in [r["group"] for r in report["blame"]["kinds"]]
