@@ -11,6 +11,7 @@ from typing import Literal
 
 Activation = Literal["silu"]
 Gating = Literal["softmax", "sigmoid"]
+POST_ATTENTION_NORM, POST_FFN_NORM = "post_attention_norm", "post_ffw_norm"  # GGUF's names
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary embedding over `dims` of a head: the first of a GQA head, the last of an MLA head.
+    """Rotary embedding over `dims` of a head: the first of a GQA head, the last of an MLA head; others are kept.
 
     `interleaved`: dimensions 2j and 2j+1 are a pair; otherwise j and j + dims/2 are.
     """
@@ -97,10 +98,11 @@ def kv_heads(attention: GQA | MLA) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """Gated feed-forward: down(act(gate(x)) · up(x)), `width` wide."""
+    """Gated feed-forward: down(act(gate(x)) · up(x)), `width` wide. `fused`: gate and up are one matrix, gate first."""
 
     width: int
     activation: Activation
+    fused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +132,14 @@ class MoE:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One layer: norm, attention, residual, norm, feed-forward, residual."""
+    """One layer: norm, attention, residual, norm, feed-forward, residual.
+
+    `post_norms`: what attention and feed-forward give is normed before it is added to the residual.
+    """
 
     attention: GQA | MLA
     ffn: Dense | MoE
+    post_norms: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +174,11 @@ def tensor_specs(arch: Architecture) -> list[TensorSpec]:
     """Every tensor that the architecture consists of, in the order of computation."""
     specs = [TensorSpec("token_embd.weight", (arch.vocab, arch.hidden))]
     for i, block in enumerate(arch.blocks):
-        for name, shape in _attention(arch.hidden, block.attention) + _ffn(arch.hidden, block.ffn):
+        attention, ffn = _attention(arch.hidden, block.attention), _ffn(arch.hidden, block.ffn)
+        if block.post_norms:
+            attention.append((f"{POST_ATTENTION_NORM}.weight", (arch.hidden,)))
+            ffn.append((f"{POST_FFN_NORM}.weight", (arch.hidden,)))
+        for name, shape in attention + ffn:
             specs.append(TensorSpec(f"blk.{i}.{name}", shape, i, name.endswith(".bias")))
     specs.append(TensorSpec("output_norm.weight", (arch.hidden,)))
     if not arch.tied:
@@ -215,6 +225,8 @@ def _latent_attention(hidden: int, a: MLA) -> _Shapes:
 
 def _ffn(hidden: int, f: Dense | MoE) -> _Shapes:
     shapes: _Shapes = [("ffn_norm.weight", (hidden,))]
+    if isinstance(f, Dense) and f.fused:
+        return [*shapes, ("ffn_up.weight", (2 * f.width, hidden)), ("ffn_down.weight", (hidden, f.width))]
     if isinstance(f, Dense):
         return shapes + _gated("ffn_{}.weight", hidden, f.width)
     shapes.append(("ffn_gate_inp.weight", (f.experts, hidden)))

@@ -73,10 +73,13 @@ def read_activation(config: Config) -> Activation:
     return "silu"
 
 
-def read_rope(config: Config, dims: int, context: int, *, latent: bool, interleaved: bool = False) -> Rope:
+def read_rope(
+    config: Config, dims: int, context: int, *, latent: bool, interleaved: bool = False, rotated: float | None = None
+) -> Rope:
     """Old style: rope_theta and rope_scaling. Transformers 5: both inside rope_parameters.
 
-    `latent`: of latent attention, whose pairs are interleaved unless it says otherwise and whose yarn has an mscale.
+    `dims` of a head; `rotated`: which share of them by default, None for all and no other. `latent`: of latent
+    attention, whose pairs are interleaved unless it says otherwise and whose yarn has an mscale.
     """
     parameters = config.section("rope_parameters")
     scaling = parameters if parameters.values else config.section("rope_scaling")
@@ -84,13 +87,28 @@ def read_rope(config: Config, dims: int, context: int, *, latent: bool, interlea
         kinds = ", ".join(parameters.values)
         raise wrong(parameters.where, "one rope for all layers", brief(f"one for each of {kinds}"))
     theta = scaling if scaling.get("rope_theta") is not None else config
-    scaling.is_default("partial_rotary_factor", 1, 1.0)
-    config.is_default("partial_rotary_factor", 1, 1.0)
+    if rotated is None:
+        scaling.is_default("partial_rotary_factor", 1, 1.0)
+        config.is_default("partial_rotary_factor", 1, 1.0)
+    else:
+        dims = _rotated(config, scaling, dims, rotated)
     if dims % 2:
         raise wrong(config.where, "an even number of rotated dimensions", dims)
     if latent:
         interleaved = config.flag("rope_interleave", True)
     return Rope(theta.number("rope_theta"), dims, _read_scaling(config, scaling, context, latent), interleaved)
+
+
+def _rotated(config: Config, scaling: Config, dims: int, default: float) -> int:
+    """How many of a head's dimensions are rotated; scaling is understood for whole heads only."""
+    share = scaling.number("partial_rotary_factor", default=config.number("partial_rotary_factor", default=default))
+    part = dims * share
+    if share > 1 or part != int(part):
+        raise wrong(config.at("partial_rotary_factor"), f"a share of {dims} dimensions", share)
+    if part < dims:
+        scaling.is_default("rope_type", "default")
+        scaling.is_default("type", "default")
+    return int(part)
 
 
 def _read_scaling(

@@ -44,17 +44,23 @@ class Experts:
 class Family:
     """`architectures` are the names in config.json. `sources`: canonical tensor → possible layouts, tried in order.
 
-    `leftovers`: tensors (regular expressions) that checkpoints carry and nobody needs. `left_out`: tensors
-    (regular expressions, and what they are) of a part of the model that is not converted. `text`: the section of
-    config.json that describes the language model, and the model types that it may have. `interleaved`: pairs of
-    the rotation in the canonical tensors, see Rope. `only`: keys of the config and the values that they may have.
+    `bias_key`: what a config calls `qkv_bias`. `rotated`: share of a head's dimensions that are rotated where a config
+    does not say; None where it cannot say. `leftovers`: tensors (regular expressions) that checkpoints carry and nobody
+    needs. `left_out`: tensors (regular expressions, and what they are) of a part of the model that is not converted.
+    `text`: the section of config.json that describes the language model, and the model types that it may have.
+    `interleaved`: pairs of the rotation in the canonical tensors, see Rope. `only`: keys of the config and the values
+    that they may have.
     """
 
     architectures: tuple[str, ...]
     model_types: tuple[str, ...]
-    latent: bool = False  # latent attention and sigmoid experts; the next four then say nothing
+    latent: bool = False  # latent attention and sigmoid experts; the next ones, up to `experts`, then say nothing
     qkv_bias: bool = False
+    bias_key: str = "qkv_bias"
     qk_norm: bool = False
+    rotated: float | None = None
+    fused_ffn: bool = False
+    post_norms: bool = False
     head_dim: int | None = None  # of configs that do not say: None means hidden size / heads
     experts: Experts | None = None
     tied_default: bool = False
@@ -99,7 +105,9 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:
         rope = read_rope(config, attention.rope, context, latent=True)
     else:
         attention, ffn = _read_attention(config, family, hidden), _read_ffn(config, family, layers)
-        rope = read_rope(config, attention.head_dim, context, latent=False, interleaved=family.interleaved)
+        rope = read_rope(
+            config, attention.head_dim, context, latent=False, interleaved=family.interleaved, rotated=family.rotated
+        )
     refuse_windows(config, layers, context)
     return family, Architecture(
         family=key,
@@ -110,7 +118,7 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:
         tied=config.flag("tie_word_embeddings", family.tied_default),
         rope=rope,
         dense_width=config.natural("intermediate_size"),
-        blocks=tuple(Block(attention, f) for f in ffn),
+        blocks=tuple(Block(attention, f, family.post_norms) for f in ffn),
     )
 
 
@@ -133,17 +141,18 @@ def _read_attention(config: Config, family: Family, hidden: int) -> GQA:
     kv_heads = config.natural("num_key_value_heads", limit=65_536)
     if heads % kv_heads:
         raise wrong(config.at("num_key_value_heads"), f"a divisor of {heads} heads", kv_heads)
-    config.is_default("attention_bias", False)
+    if family.bias_key != "attention_bias":
+        config.is_default("attention_bias", False)
     if family.head_dim is None and hidden % heads:
         raise wrong(config.at("num_attention_heads"), f"a divisor of hidden_size {hidden}", heads)
     head_dim = config.natural("head_dim", default=family.head_dim or hidden // heads)
-    qkv_bias = config.flag("qkv_bias", True) if family.qkv_bias else False
+    qkv_bias = config.flag(family.bias_key, True) if family.qkv_bias else False
     return GQA(heads, kv_heads, head_dim, qkv_bias, family.qk_norm)
 
 
 def _read_ffn(config: Config, family: Family, layers: int) -> list[Dense | MoE]:
     activation = read_activation(config)
-    dense = Dense(config.natural("intermediate_size"), activation)
+    dense = Dense(config.natural("intermediate_size"), activation, family.fused_ffn)
     if family.experts is None:
         return [dense] * layers
     count = config.natural("num_experts", "num_local_experts", limit=65_536)

@@ -61,10 +61,17 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
     for key, harmless in (("byte_fallback", False), ("dropout", None), ("ignore_merges", whole or pre in WHOLE),
                           ("continuing_subword_prefix", ""), ("end_of_word_suffix", "")):  # fmt: skip
         if model.get(key) not in (harmless, None):
-            raise wrong(f"{path}: model.{key}", repr(harmless), brief(model[key]))
+            hint = "tokenizers of SentencePiece's kind (Llama 2, Yi) are not read" if key == "byte_fallback" else ""
+            raise wrong(f"{path}: model.{key}", repr(harmless), brief(model[key]), hint)
     added = _added(parsed, path)
     tokens, types = _vocabulary(model, added, vocab, path)
+    around = _around(parsed, path)
     special, add, template = _special(folder, added, vocab)
+    for role, ids in around.items():
+        if ids and not (add.get(role) and ids == [special.get(role)]):
+            raise wrong(f"{path}: post_processor.single", f"no tokens around a text but {role}", f"ids {brief(ids)}")
+    if pre in WHOLE:
+        add.setdefault("bos", False)  # without the key llama.cpp adds one
     return Tokenizer(pre, tokens, types, _merges(model, path), special, add, template, whole)
 
 
@@ -112,6 +119,30 @@ def _pre_tokenizer(parsed: dict[str, Any], path: Path) -> str:
     if regex not in PRE_TOKENIZERS:
         raise wrong(where, f"the split regex of {', '.join(PRE_TOKENIZERS.values())}", brief(regex, 300))
     return PRE_TOKENIZERS[regex]
+
+
+def _around(parsed: dict[str, Any], path: Path) -> dict[str, list[int]]:
+    """Ids that the tokenizer puts around every text, by the role that they can have: "bos" before, "eos" after."""
+    where, whole = f"{path}: post_processor", parsed.get("post_processor")
+    around: dict[str, list[int]] = {"bos": [], "eos": []}
+    steps = whole.get("processors", [whole]) if isinstance(whole, dict) else [] if whole is None else [whole]
+    for step in steps if isinstance(steps, list) else [steps]:
+        kind = step.get("type") if isinstance(step, dict) else None
+        if kind == "ByteLevel":
+            continue
+        single, tokens = (step.get(k) for k in ("single", "special_tokens")) if isinstance(step, dict) else (None, None)
+        if kind != "TemplateProcessing" or not isinstance(single, list) or not isinstance(tokens, dict):
+            raise wrong(where, "ByteLevel, or TemplateProcessing of a single text", brief(step))
+        texts = [n for n, s in enumerate(single) if isinstance(s, dict) and "Sequence" in s]
+        if len(texts) != 1:
+            raise wrong(f"{where}.single", "one text among special tokens", brief(single))
+        for n, piece in enumerate(single):
+            try:
+                ids = [] if n == texts[0] else [int(i) for i in tokens[piece["SpecialToken"]["id"]]["ids"]]
+            except (KeyError, TypeError, ValueError):
+                raise wrong(f"{where}.single", "special tokens with their ids", brief(piece)) from None
+            around["bos" if n < texts[0] else "eos"] += ids
+    return around
 
 
 def _added(parsed: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,13 @@ def cases(folder: str) -> list[str]:
 def test_every_hostile_file_has_its_text() -> None:
     files = {str(p.relative_to(HERE)) for p in HERE.glob("*/*") if p.parent.name != "__pycache__"}
     assert files == set(EXPECTED)
+
+
+def test_every_hostile_file_is_what_the_script_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HERE)
+    made = runpy.run_path(str(HERE / "make.py"))["made"]()
+    assert {name: line for name, (_, line) in made.items()} == EXPECTED
+    assert [name for name, (data, _) in made.items() if (HERE / name).read_bytes() != data] == []
 
 
 def refused(case: str, run: Callable[[], object]) -> None:

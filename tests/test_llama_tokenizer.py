@@ -63,3 +63,45 @@ def test_what_llama_cpp_would_do_otherwise_is_refused(folder: Path) -> None:
     edit(folder, normalizer=None, model=parsed["model"] | {"ignore_merges": False})
     with pytest.raises(InputError, match="ignore_merges: expected True without a normalizer"):
         read_tokenizer(folder, 2048)
+
+
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+
+
+def template(folder: Path, *single: Any) -> None:
+    """A post-processor that puts tokens around every text."""
+    added = {t["content"]: t["id"] for t in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]}
+    pieces = [p if isinstance(p, dict) else {"SpecialToken": {"id": p, "type_id": 0}} for p in single]
+    tokens = {p: {"id": p, "ids": [added[p]], "tokens": [p]} for p in single if isinstance(p, str)}
+    processor = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": tokens}
+    level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    edit(folder, post_processor={"type": "Sequence", "processors": [level, processor]})
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_bos_is_added_where_the_tokenizer_adds_one(named: bool, folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"bos_token": "<|im_start|>"}
+    config.pop("add_bos_token", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    template(folder, *(["<|im_start|>"] if named else []), TEXT)
+    to_gguf(folder, tmp_path / "m.gguf", "q8_0")
+    wanted = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("Hello").ids
+    with runtime.open(tmp_path / "m.gguf", runtime.EngineOptions(context=64)) as session:
+        assert session.tokenize("Hello") == wanted
+
+
+@pytest.mark.parametrize(
+    "single",
+    [("<|im_start|>", "<|im_end|>", TEXT), (TEXT, "<|im_start|>", "<|im_end|>"), ("<|im_end|>", TEXT), (TEXT, TEXT)],
+)
+def test_other_tokens_around_a_text_are_refused(single: tuple[Any, ...], folder: Path) -> None:
+    template(folder, *single)
+    with pytest.raises(InputError, match=r"tokenizer\.json: post_processor\.single: expected "):
+        read_tokenizer(folder, 2048)
+
+
+@pytest.mark.parametrize("processor", [{"type": "BertProcessing"}, "x", {"type": "TemplateProcessing", "single": 1}])
+def test_other_post_processors_are_refused(processor: Any, folder: Path) -> None:
+    edit(folder, post_processor=processor)
+    with pytest.raises(InputError, match="post_processor: expected ByteLevel, or TemplateProcessing of a single text"):
+        read_tokenizer(folder, 2048)

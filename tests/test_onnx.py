@@ -212,11 +212,20 @@ def test_refusals(quant: str, options: dict[str, int], message: str, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-def test_heads_that_the_operator_cannot_take_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = tiny.MODELS["qwen3-odd-blocks"]
-    monkeypatch.setitem(tiny.MODELS, "heads-of-40", replace(row, arguments=row.arguments | {"head_dim": 40}))
-    with pytest.raises(InputError, match=r"--to onnx: expected heads of a multiple of 16 dimensions.* found 40"):
-        to_onnx(tiny.build("heads-of-40", tmp_path / "model"), tmp_path / "out", "int4")
+@pytest.mark.parametrize(
+    ("name", "head_dim", "message"),
+    [
+        ("qwen3-odd-blocks", 40, "heads of a multiple of 16 dimensions.* found 40"),
+        ("glm4", 48, "rotations of a multiple of 16 dimensions.* found 24"),
+    ],
+)
+def test_heads_that_the_operator_cannot_take_are_refused(
+    name: str, head_dim: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = tiny.MODELS[name]
+    monkeypatch.setitem(tiny.MODELS, "odd", replace(row, arguments=row.arguments | {"head_dim": head_dim}))
+    with pytest.raises(InputError, match=f"--to onnx: expected {message}"):
+        to_onnx(tiny.build("odd", tmp_path / "model"), tmp_path / "out", "int4")
     assert not (tmp_path / "out").exists()
 
 

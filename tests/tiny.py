@@ -103,6 +103,11 @@ MODELS: dict[str, Tiny] = {
         "LlamaConfig", num_hidden_layers=2, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
     ),
     "llama-yarn": _qwen("LlamaConfig", num_hidden_layers=2, rope_parameters=YARN | {"attention_factor": 0.8}),
+    "glm4": _qwen("Glm4Config", head_dim=64, attention_bias=True, pad_token_id=None),
+    "glm4-odd-widths": _qwen(
+        "Glm4Config", "float32", head_dim=96, hidden_size=96, intermediate_size=176, attention_bias=False,
+        pad_token_id=None, rms_norm_eps=1.5625e-07,
+    ),
     "deepseek_v3": _deepseek(),
     "deepseek_v3-8-experts-2-shared": _deepseek("float32", n_routed_experts=8, n_shared_experts=2),
     "deepseek_v3-groups": _deepseek(

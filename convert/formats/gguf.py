@@ -25,6 +25,7 @@ from ._llama import DERIVE_HEADS, YARN_BETAS, check_engine, notes
 ARCHITECTURES = {
     "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_moe": "qwen3moe",
     "deepseek_v3": "deepseek2", "kimi_k25": "deepseek2", "kimi_vl": "deepseek2", "llama": "llama",
+    "glm4": "glm4",
 }  # fmt: skip
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -152,6 +153,7 @@ def _metadata(
         w.add_value_length(attention.head_dim)
         if arch.family == "llama":
             w.add_vocab_size(arch.vocab)
+        if arch.family in ("llama", "glm4"):
             w.add_rope_dimension_count(arch.rope.dims)
     if scheme.file_type is not None:
         w.add_file_type(scheme.file_type)

@@ -9,7 +9,7 @@ writes `recorded.json`: metadata, and type, shape and SHA-256 of every tensor, w
 peer and a hash of its input. Nothing else writes that file.
 
 The converter recognises a pre-tokenizer by hashing the ids of a test string, so it cannot know a tiny
-vocabulary: it is told "qwen2". Everything else runs as it is.
+vocabulary: it is told "qwen2", for GLM too. Everything else runs as it is.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ RUNNER = """
 import runpy, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
 from conversion.base import TextModel
+from conversion.glm import Glm4Model
 TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen2"
+Glm4Model.set_vocab = TextModel._set_vocab_gpt2  # its own names tokens that a tiny vocabulary does not have
 sys.argv = ["convert_hf_to_gguf.py", *sys.argv[2:]]
 runpy.run_path(sys.path[0] + "/convert_hf_to_gguf.py", run_name="__main__")
 """

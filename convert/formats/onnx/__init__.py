@@ -11,7 +11,7 @@ from sampan.checkpoint import Checkpoint
 from sampan.errors import wrong
 from sampan.registry import load
 
-from ...architecture import Architecture
+from ...architecture import POST_ATTENTION_NORM, POST_FFN_NORM, Architecture
 from ...binding import EMBEDDING, HEAD, Binding
 from ...plan import Format, Plan, Request
 from .cpu import Cpu
@@ -50,11 +50,15 @@ def _write(graph: Graph, weights: Weights, arch: Architecture, context: int, acc
     normed = form.norm("/layers.0/input_layernorm", x, "blk.0.attn_norm.weight")
     for i, block in enumerate(arch.blocks):
         attention = _block(block.attention)(form, block.attention, i, normed)
+        if block.post_norms:
+            attention = form.norm(f"/layers.{i}/attn/post_norm", attention, f"blk.{i}.{POST_ATTENTION_NORM}.weight")
         x, normed = form.add_norm(f"/layers.{i}/post_attention_layernorm", x, attention, f"blk.{i}.ffn_norm.weight")
         last = i == len(arch.blocks) - 1
         if last:  # nothing after the last attention looks at other positions
             x, normed = form.wanted(x, normed)
         ffn = _block(block.ffn)(form, block.ffn, i, normed)
+        if block.post_norms:
+            ffn = form.norm(f"/layers.{i}/mlp/post_norm", ffn, f"blk.{i}.{POST_FFN_NORM}.weight")
         path, name = ("/norm", "output_norm.weight") if last else (
             f"/layers.{i + 1}/input_layernorm", f"blk.{i + 1}.attn_norm.weight"
         )  # fmt: skip

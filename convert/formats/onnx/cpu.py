@@ -161,10 +161,9 @@ class Cpu:
 
         A rotation of fewer dimensions than a head has is of its first ones.
         """
-        if head_dim % 16:
-            raise wrong(
-                "--to onnx", "heads of a multiple of 16 dimensions, as GroupQueryAttention takes them", head_dim
-            )
+        for what, n in (("heads", head_dim), ("rotations", self.rope.dims)):
+            if n % 16:
+                raise wrong("--to onnx", f"{what} of a multiple of 16 dimensions, as GroupQueryAttention takes them", n)
         g, parts = self.graph, ("key", "value")
         past = [g.input(f"past_key_values.{layer}.{n}", FLOAT, (1, kv_heads, "past", head_dim)) for n in parts]
         present = [g.output(f"present.{layer}.{n}", FLOAT, (1, kv_heads, "total", head_dim)) for n in parts]

@@ -17,6 +17,7 @@ COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "gen
 GENAI_TYPES = {
     "qwen2": "qwen2", "qwen2_moe": "qwen2", "qwen3": "qwen3", "qwen3_moe": "qwen3",
     "deepseek_v3": "qwen2", "kimi_k25": "qwen2", "kimi_vl": "qwen2", "llama": "llama",
+    "glm4": "qwen2",
 }  # fmt: skip
 SEARCH = {"top_k": int, "top_p": float, "temperature": float, "repetition_penalty": float}
 

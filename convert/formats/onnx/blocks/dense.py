@@ -9,7 +9,12 @@ from ..graph import Edge
 
 def write(form: Cpu, ffn: Dense, layer: int, x: Edge) -> Edge:
     """x [1, sequence, hidden] → down(silu(gate(x)) · up(x))."""
-    return gated(form, f"/layers.{layer}/mlp", x, f"blk.{layer}.ffn_{{}}.weight")
+    at, name = f"/layers.{layer}/mlp", f"blk.{layer}.ffn_{{}}.weight"
+    if not ffn.fused:
+        return gated(form, at, x, name)
+    both = form.linear(f"{at}/gate_up_proj", x, name.format("up"))
+    gate, up = form.split(f"{at}/gate_up", both, ffn.width, ffn.width)
+    return form.linear(f"{at}/down_proj", form.gated(f"{at}/act", gate, up), name.format("down"))
 
 
 def gated(form: Cpu, at: str, x: Edge, name: str) -> Edge:
