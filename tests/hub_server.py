@@ -178,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = {
             "id": name, "modelId": name, "sha": commit, "private": repository.private,
             "gated": "manual" if repository.gated else False,
-            "siblings": [_sibling(p, p.relative_to(folder).as_posix(), blobs) for p in files],
+            "siblings": [sibling(p, p.relative_to(folder).as_posix(), blobs) for p in files],
         }  # fmt: skip
         # what huggingface.co tells everyone without a token
         warning = {} if self._token() else {"X-HF-Warning": "unauthenticated; Please set a HF_TOKEN."}
@@ -268,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
 
 
-def _sibling(path: Path, name: str, blobs: bool) -> dict[str, Any]:
+def sibling(path: Path, name: str, blobs: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {"rfilename": name}
     if blobs:
         size = path.stat().st_size

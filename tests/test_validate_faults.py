@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from conftest import to_gguf
-from validating import Silent, cache, findings, rewritten, run, with_metadata
+from validating import ONE, Silent, cache, findings, kld, rewritten, run, with_metadata
 
 from sampan.validate.artifact import Stored, compose, open_gguf
 from sampan.validate.validation import Options
@@ -33,6 +33,29 @@ def test_a_faithful_candidate_passes(gguf: Callable[[str, str], Path]) -> None:
     assert list(report["domains"]) == ["zh", "en", "code", "chat"]
     assert all(d == {"windows": 32, "scored": 4096} for d in report["domains"].values())
     assert [what for _, what, _ in Silent.asked][-2:] == ["auditing the tensors", "trained-q8_0.gguf"]
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama", "glm4", "qwen2_moe", "deepseek_v3-yarn"])
+def test_no_family_is_a_fault(name: str, model: Callable[[str], Path], gguf: Callable[[str, str], Path]) -> None:
+    report = run(gguf(name, "q8_0"), model(name), ONE)
+    assert findings(report) == {}
+    assert 0 < kld(report) < 0.1
+
+
+def test_rope_factors_that_the_config_does_not_say(
+    model: Callable[[str], Path], gguf: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    def stretch(name: str, raw: bytearray, t: Stored) -> None:
+        if name == "rope_freqs.weight":
+            raw[8:12] = np.float32(2).tobytes()
+
+    bad = rewritten(gguf("llama", "q8_0"), tmp_path / "bad.gguf", stretch)
+    (found,) = findings(run(bad, model("llama"), ONE))["tensors"]
+    assert re.fullmatch(r"rope_freqs\.weight: value 2: expected 1, found 2", found)
+    tensors = [t for t in open_gguf(bad).tensors.values() if t.name != "rope_freqs.weight"]
+    compose(tmp_path / "none.gguf", open_gguf(bad).metadata, tensors, lambda t: False)
+    (found,) = findings(run(tmp_path / "none.gguf", model("llama"), ONE))["tensors"]
+    assert found == "rope_freqs.weight: missing in the artifact"
 
 
 def test_a_zeroed_tensor(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,9 @@ import pytest
 from onnx_peer import to_onnx
 from validating import ONE, cache, findings, kld, run
 
-from sampan.validate.artifact import open_onnx
+from sampan.checkpoint import open_folder
+from sampan.validate.artifact import open_artifact, open_onnx
+from sampan.validate.audit import audit, audit_bytes
 
 __all__ = ["cache"]  # a fixture of every test here
 
@@ -34,6 +38,29 @@ def test_experts_are_found_in_their_turns(model: Callable[[str], Path], tmp_path
     t = open_onnx(out).tensors["blk.1.ffn_up_exps.weight"]
     assert (t.step, len(t.shape)) == (2, 3)
     assert findings(run(out, model("qwen2_moe"), ONE)) == {}
+
+
+@pytest.mark.parametrize(("name", "form"), [("qwen2_moe", "onnx"), ("llama", "gguf")])
+def test_an_audit_reads_every_byte_once(
+    name: str, form: str, model: Callable[[str], Path], gguf: Callable[[str, str], Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Where rows take turns too: gate and up of experts in a graph, the halves of Llama's heads in GGUF."""
+    path = gguf(name, "q8_0") if form == "gguf" else to_onnx(model(name), tmp_path / "out", "int4").artifact
+    artifact, checkpoint = open_artifact(path), open_folder(model(name))
+    read: Counter[str] = Counter()
+    pread = os.pread
+
+    def counting(fd: int, n: int, offset: int) -> bytes:
+        read[Path(f"/proc/self/fd/{fd}").readlink().suffix] += n
+        return pread(fd, n, offset)
+
+    monkeypatch.setattr(os, "pread", counting)
+    audited = audit(checkpoint, artifact)
+    assert audited.findings == []
+    stored = sum(t.nbytes for t in artifact.tensors.values())
+    assert read[".gguf"] + read[".data"] == stored
+    assert audited.nbytes >= audit_bytes(checkpoint, artifact)
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3-groups"])

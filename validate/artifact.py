@@ -31,8 +31,8 @@ PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
 class Stored:
     """One tensor. `offsets`: of its first row in each array of its type, from the start of the file.
 
-    Its rows are the rows 0, `step`, 2 · `step`, … from there. `turned`: a GGUF file holds the transpose of each of its
-    matrices.
+    Its rows are the rows 0, `step`, 2 · `step`, … from there: `step` tensors take turns, and this is number `turn` of
+    them. `turned`: a GGUF file holds the transpose of each of its matrices.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Stored:
     path: Path
     offsets: tuple[int, ...]
     step: int = 1
+    turn: int = 0
     turned: bool = False
 
     @property
@@ -204,13 +205,13 @@ def _stored(graph: onnx.Graph, name: str, entry: dict[str, Any], where: str) -> 
         found = graph.arrays.get(part)
         if found is None or found.path is None or found.dtype != dtype or found.nbytes % row:
             raise wrong(where, f"an external array {brief(part)} of {dtype}, rows of {row} bytes", _describe(found))
-        if at + (rows - 1) * step >= found.nbytes // row or (vector and step != 1):
+        if at - at % step + rows * step > found.nbytes // row or (vector and step != 1):
             raise wrong(where, f"{rows} rows from {at}, {step} apart", f"{found.nbytes // row} in {brief(part)}")
         paths.add(found.path)
         offsets.append(found.offset + at * row)
     if len(paths) != 1:
         raise wrong(where, "all of it in one data file", "several")
-    return Stored(name, tuple(shape), kind, paths.pop(), tuple(offsets), step, turned=name.endswith(TURNED))
+    return Stored(name, tuple(shape), kind, paths.pop(), tuple(offsets), step, at % step, turned=name.endswith(TURNED))
 
 
 def _describe(array: onnx.Array | None) -> str:
@@ -226,24 +227,32 @@ def _types(tensors: dict[str, Stored]) -> frozenset[str]:
     return frozenset(t.type.name for t in tensors.values() if len(t.shape) > 1)
 
 
-def read_rows(t: Stored, fd: int, start: int, rows: int) -> NDArray[np.float32]:
+Spans = dict[tuple[int, int], bytes]
+"""Offset and length → bytes that were read for one of two tensors that take turns, and not yet for the other."""
+
+
+def read_rows(t: Stored, fd: int, start: int, rows: int, spans: Spans | None = None) -> NDArray[np.float32]:
     """Rows of a tensor, decoded, float32 [rows, columns]; `fd` is its open file."""
     out = np.empty((rows, t.columns), np.float32)
-    decode_rows(t.type, read_raw(t, fd, start, rows), out)
+    decode_rows(t.type, read_raw(t, fd, start, rows, spans), out)
     return out
 
 
-def read_raw(t: Stored, fd: int, start: int, rows: int) -> NDArray[np.uint8]:
+def read_raw(t: Stored, fd: int, start: int, rows: int, spans: Spans | None = None) -> NDArray[np.uint8]:
     """The stored bytes of some rows: those of each array of the type in turn."""
     parts = []
     for offset, row in zip(t.offsets, t.type.part_bytes(t.columns), strict=True):
-        span = ((rows - 1) * t.step + 1) * row
-        raw = os.pread(fd, span, offset + start * t.step * row)
+        at, span = offset + (start * t.step - t.turn) * row, rows * t.step * row
+        raw = spans.pop((at, span), None) if spans is not None else None
+        if raw is None:
+            raw = os.pread(fd, span, at)
+            if spans is not None and t.step > 1:
+                spans[at, span] = raw
         if len(raw) != span:
             raise wrong(t.path, f"{span} bytes of {t.name}", f"{len(raw)} bytes", "the file changed")
         part = np.frombuffer(raw, np.uint8)
         if t.step > 1:
-            part = part.reshape(-1, row)[:: t.step].reshape(-1)
+            part = part.reshape(rows, t.step, row)[:, t.turn].reshape(-1)
         parts.append(part)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

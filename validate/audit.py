@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sampan.checkpoint import Checkpoint
+from sampan.convert.architecture import Llama3Scaling
 from sampan.convert.binding import EMBEDDING, HEAD, Bound, Piece, bind, upright
 from sampan.convert.encoding import buffer_size, read_parts
 from sampan.convert.family import read_architecture
+from sampan.convert.formats.gguf import ROPE_FACTORS
+from sampan.convert.rope import llama3_factors
 from sampan.quantize import decode_rows, encode_rows
 
-from .artifact import STEP, Artifact, Stored, read_rows
+from .artifact import STEP, Artifact, Spans, Stored, read_rows
 
 SPREAD = 8  # rows of every tensor that are encoded again
 STAND_OUT = 3.0  # times the median row error: a row to look at
@@ -75,6 +79,10 @@ def audit(
             pairs.append((b, t))
     if arch.tied and HEAD in stored:  # some converters write a tied head twice
         pairs.append((bound[EMBEDDING], stored.pop(HEAD)))
+    scaling = arch.rope.scaling
+    if isinstance(scaling, Llama3Scaling) and artifact.format == "gguf":
+        wanted, factors = llama3_factors(arch.rope, scaling), stored.pop(ROPE_FACTORS, None)
+        result.findings += _computed(ROPE_FACTORS, wanted, factors)
     result.findings += [f"{name}: an orphan, the checkpoint has no such tensor" for name in stored]
     jobs = jobs or os.cpu_count() or 1
     with ExitStack() as files:
@@ -82,7 +90,7 @@ def audit(
         fds = {p: files.enter_context(p.open("rb")).fileno() for p in {t.path for _, t in pairs}}
         lock, left = threading.Lock(), audit_bytes(checkpoint, artifact)
 
-        def one(pair: tuple[Bound, Stored]) -> tuple[TensorError, list[str], int]:
+        def together(group: list[tuple[Bound, Stored]]) -> list[tuple[TensorError, list[str], int]]:
             def passed(n: int) -> None:
                 nonlocal left
                 with lock:
@@ -90,18 +98,44 @@ def audit(
                     left -= n
                     progress(n)
 
-            return _Pair(*pair, shards, fds).compare(passed)
+            spans: Spans = {}
+            made = [_Pair(*pair, shards, fds, spans) for pair in group]
+            for _ in zip_longest(*(pair.compare(passed) for pair in made)):  # block by block
+                pass
+            return [pair.judge() for pair in made]
 
         with ThreadPoolExecutor(jobs) as threads:
-            for error, findings, nbytes in threads.map(one, pairs):
+            for error, findings, nbytes in chain.from_iterable(threads.map(together, _groups(pairs))):
                 result.tensors.append(error)
                 result.findings += findings
                 result.nbytes += nbytes
     return result
 
 
+def _groups(pairs: Sequence[tuple[Bound, Stored]]) -> list[list[tuple[Bound, Stored]]]:
+    """Tensors whose rows take turns in one array belong together: what is read for one is there for the other."""
+    groups: dict[object, list[tuple[Bound, Stored]]] = {}
+    for bound, t in pairs:
+        rows = t.type.part_bytes(t.columns)
+        key = (t.path, t.offsets[0] - t.turn * rows[0]) if t.step > 1 else t.name
+        groups.setdefault(key, []).append((bound, t))
+    return list(groups.values())
+
+
+def _computed(name: str, wanted: NDArray[np.float32], stored: Stored | None) -> list[str]:
+    """What is wrong with a vector that comes from the config and not from the checkpoint's tensors."""
+    if stored is None:
+        return [f"{name}: missing in the artifact"]
+    if stored.shape != wanted.shape:
+        return [f"{name}: expected shape {list(wanted.shape)}, found {list(stored.shape)}"]
+    with stored.path.open("rb") as f:
+        found = read_rows(stored, f.fileno(), 0, stored.rows)[0]
+    bad = np.flatnonzero(~(np.abs(found - wanted) <= NOISE * np.abs(wanted)))
+    return [f"{name}: value {bad[0]}: expected {wanted[bad[0]]:.7g}, found {found[bad[0]]:.7g}"] if bad.size else []
+
+
 def audit_bytes(checkpoint: Checkpoint, artifact: Artifact) -> int:
-    """How many bytes an audit reads when every tensor is there, but for the rows that it reads twice."""
+    """How many bytes an audit reads when every tensor is there, but for rows that stand out, which it reads again."""
     source = sum(info.nbytes for _, info in checkpoint.tensors().values())
     return source + sum(t.nbytes for t in artifact.tensors.values())
 
@@ -114,10 +148,16 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 class _Pair:
     """One tensor on both sides."""
 
-    def __init__(self, bound: Bound, stored: Stored, shards: dict[int, int], fds: dict[Path, int]) -> None:
-        self.bound, self.stored, self.shards, self.fds = bound, stored, shards, fds
+    def __init__(
+        self, bound: Bound, stored: Stored, shards: dict[int, int], fds: dict[Path, int], spans: Spans
+    ) -> None:
+        self.bound, self.stored, self.shards, self.fds, self.spans = bound, stored, shards, fds, spans
         self.columns, self.rows = bound.columns, bound.rows
         self.nbytes = 0
+        self.errors, self.norms = np.empty(self.rows), np.empty(self.rows)
+        self.largest = 0.0
+        self.dead: list[str] = []
+        self.turns: dict[tuple[int, int], NDArray[np.float32]] = {}  # rows of two pieces, read for the first
 
     def rows_of(self, piece: Piece) -> int:
         """How many rows of the artifact a piece makes."""
@@ -141,20 +181,24 @@ class _Pair:
 
     def target(self, at: slice) -> NDArray[np.float32]:
         """Rows of the artifact."""
-        # rows that take turns are read together with those between them, and counted once
-        self.nbytes += len(range(at.start, at.stop, at.step)) * self.stored.type.row_bytes(self.columns)
-        return read_rows(self.stored, self.fds[self.stored.path], at.start, at.stop - at.start)[:: at.step]
+        count, turn = len(range(at.start, at.stop, at.step)), at.start % at.step
+        self.nbytes += count * self.stored.type.row_bytes(self.columns)
+        start, rows = at.start - turn, count * at.step
+        found = self.turns.pop((start, rows), None)
+        if found is None:
+            found = read_rows(self.stored, self.fds[self.stored.path], start, rows, self.spans)
+            if at.step > 1:
+                self.turns[start, rows] = found
+        return found[turn :: at.step]
 
     def rows_at(self, piece: Piece, start: int, rows: int) -> slice:
         """Where rows of what a piece makes lie in the artifact."""
         first = piece.at + start * piece.step
         return slice(first, first + (rows - 1) * piece.step + 1, piece.step)
 
-    def compare(self, progress: Callable[[int], None]) -> tuple[TensorError, list[str], int]:
-        """Error of the tensor, findings, bytes read."""
-        errors, norms = np.empty(self.rows), np.empty(self.rows)
-        largest = 0.0
-        dead: list[str] = []
+    def compare(self, progress: Callable[[int], None]) -> Iterator[None]:
+        """Errors and norms of all rows; it pauses after every block of them."""
+        errors, norms = self.errors, self.norms
         for piece in self.bound.pieces:
             step = max(1, STEP // self.columns)
             made = self.rows_of(piece)
@@ -166,22 +210,27 @@ class _Pair:
                 norms[at] = np.einsum("ij,ij->i", x, x)
                 x -= y
                 errors[at] = np.einsum("ij,ij->i", x, x)
-                largest = max(largest, float(np.abs(x, out=x).max()))
+                self.largest = max(self.largest, float(np.abs(x, out=x).max()))
                 progress(self.nbytes - before)
+                yield
             part = self.rows_at(piece, 0, made)
             # a zero artifact is as far from its source as the source is from zero
             if norms[part].sum() > 0 and np.allclose(errors[part], norms[part], rtol=1e-6) and self._zero(piece):
-                dead.append(f"{self.stored.name}: nothing but zeros in rows {part.start} to {part.stop - 1}")
+                self.dead.append(f"{self.stored.name}: nothing but zeros in rows {part.start} to {part.stop - 1}")
+
+    def judge(self) -> tuple[TensorError, list[str], int]:
+        """Error of the tensor, findings, bytes read."""
+        errors, norms = self.errors, self.norms
         total = float(norms.sum())
         relative = float(np.sqrt(errors.sum() / total)) if total else float(np.sqrt(errors.sum()))
-        error = TensorError(self.stored.name, self.stored.type.name, self.stored.nbytes, relative, largest)
+        error = TensorError(self.stored.name, self.stored.type.name, self.stored.nbytes, relative, self.largest)
         if not np.isfinite(errors).all():
             row = int(np.flatnonzero(~np.isfinite(errors))[0])
             return error, [f"{self.stored.name}: NaN or Inf in row {row}"], self.nbytes
-        return error, dead or self._outliers(errors, norms, relative), self.nbytes
+        return error, self.dead or self._outliers(errors, norms, relative), self.nbytes
 
     def _zero(self, piece: Piece) -> bool:
-        return not self.target(self.rows_at(piece, 0, 1)).any()
+        return not read_rows(self.stored, self.fds[self.stored.path], self.rows_at(piece, 0, 1).start, 1).any()
 
     def _outliers(self, errors: NDArray[np.float64], norms: NDArray[np.float64], relative: float) -> list[str]:
         ratios = np.sqrt(errors / np.maximum(norms, np.finfo(np.float64).tiny))
