@@ -25,6 +25,12 @@ PRE_TOKENIZERS = {
     tiktoken.SPLIT: tiktoken.PRE,
 }
 WHOLE = ("llama-bpe",)  # for these llama.cpp takes a word that is a token before any merge, and does not normalise
+END_ROLES = ("eot", "eom")  # that a GGUF file can name beside eos
+KNOWN_ENDS = (  # by their text (src/llama-vocab.cpp)
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
+    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
+)  # fmt: skip
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 
 
@@ -66,7 +72,7 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
     added = _added(parsed, path)
     tokens, types = _vocabulary(model, added, vocab, path)
     around = _around(parsed, path)
-    special, add, template = _special(folder, added, vocab)
+    special, add, template = _special(folder, added, tokens)
     for role, ids in around.items():
         if ids and not (add.get(role) and ids == [special.get(role)]):
             raise wrong(f"{path}: post_processor.single", f"no tokens around a text but {role}", f"ids {brief(ids)}")
@@ -208,7 +214,7 @@ def _merges(model: dict[str, Any], path: Path) -> list[str]:
 
 
 def _special(
-    folder: Path, added: dict[int, dict[str, Any]], vocab: int
+    folder: Path, added: dict[int, dict[str, Any]], tokens: list[str]
 ) -> tuple[dict[str, int], dict[str, bool], str | list[dict[str, str]] | None]:
     """Special ids, add flags and template, by the gguf package's reader, then checked."""
     from gguf import SpecialVocab
@@ -224,10 +230,11 @@ def _special(
     if (folder / tiktoken.NAME).exists():
         special |= _named_special(folder, added)
     for role, i in special.items():
-        if i >= vocab:
-            raise wrong(f"{folder}: {role} token", f"an id below vocab_size {vocab}", i)
+        if i >= len(tokens):
+            raise wrong(f"{folder}: {role} token", f"an id below vocab_size {len(tokens)}", i)
     if "eos" not in special:
         raise wrong(folder / "tokenizer_config.json", "an eos_token among the added tokens", "none")
+    special = _more_ends(folder, tokens, special) | special
     template = read.chat_template
     if (folder / "chat_template.jinja").exists():  # transformers prefers this file to the key
         template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
@@ -246,10 +253,28 @@ def _named_special(folder: Path, added: dict[int, dict[str, Any]]) -> dict[str, 
         content = token.get("content") if isinstance(token, dict) else token
         if isinstance(content, str) and content in ids:
             named[role] = ids[content]
-    path = folder / "generation_config.json"
-    ends = read_json(path).get("eos_token_id") if path.exists() else None
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    path, ends = _ends(folder)
     if any(type(i) is not int or i not in added for i in ends):
         raise wrong(f"{path}: eos_token_id", "ids of special tokens", brief(ends))
     turn = next((i for i in ends if i != named.get("eos")), None)
     return named if turn is None else named | {"eot": turn}
+
+
+def _more_ends(folder: Path, tokens: list[str], special: dict[str, int]) -> dict[str, int]:
+    """Roles for end tokens of generation_config.json that llama.cpp would not know, such as GLM's `<|user|>`."""
+    path, ends = _ends(folder)
+    if any(type(i) is not int or not 0 <= i < len(tokens) for i in ends):
+        raise wrong(f"{path}: eos_token_id", f"ids below vocab_size {len(tokens)}", brief(ends))
+    known = {special.get(role) for role in ("eos", *END_ROLES)}
+    more = [i for i in dict.fromkeys(ends) if i not in known and tokens[i] not in KNOWN_ENDS]
+    free = [role for role in END_ROLES if role not in special]
+    if len(more) > len(free):
+        raise wrong(f"{path}: eos_token_id", f"at most {len(free)} ends that llama.cpp does not know", len(more))
+    return dict(zip(free, more, strict=False))
+
+
+def _ends(folder: Path) -> tuple[Path, list[Any]]:
+    """generation_config.json and the end tokens that it names."""
+    path = folder / "generation_config.json"
+    ends = read_json(path).get("eos_token_id") if path.exists() else None
+    return path, ends if isinstance(ends, list) else [] if ends is None else [ends]

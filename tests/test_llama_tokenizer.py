@@ -13,7 +13,7 @@ from conftest import to_gguf
 from tokenizers import Tokenizer
 
 from sampan import runtime
-from sampan.convert.tokenizer import PRE_TOKENIZERS, read_tokenizer
+from sampan.convert.tokenizer import KNOWN_ENDS, PRE_TOKENIZERS, read_tokenizer
 from sampan.errors import InputError
 
 NASTY = Path(__file__).parents[1] / "validate" / "texts" / "nasty.json"
@@ -104,4 +104,22 @@ def test_other_tokens_around_a_text_are_refused(single: tuple[Any, ...], folder:
 def test_other_post_processors_are_refused(processor: Any, folder: Path) -> None:
     edit(folder, post_processor=processor)
     with pytest.raises(InputError, match="post_processor: expected ByteLevel, or TemplateProcessing of a single text"):
+        read_tokenizer(folder, 2048)
+
+
+def test_ends_that_llama_cpp_does_not_know_get_a_role(folder: Path, tmp_path: Path) -> None:
+    """GLM's chat turns end with the next speaker's token."""
+    added = {t["content"]: t["id"] for t in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]}
+    eos = json.loads((folder / "tokenizer_config.json").read_text())["eos_token"]
+    others = [i for text, i in added.items() if text != eos and text not in KNOWN_ENDS]
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [added[eos], *others[:2]]}))
+    to_gguf(folder, tmp_path / "m.gguf", "q8_0")
+    with runtime.open(tmp_path / "m.gguf", runtime.EngineOptions(vocabulary_only=True)) as session:
+        assert [session._engine.is_end(i) for i in (added[eos], *others[:3])] == [True, True, True, False]
+    path.write_text(json.dumps({"eos_token_id": others[:3]}))
+    with pytest.raises(InputError, match=r"eos_token_id: expected at most 2 ends .* not know, found 3"):
+        read_tokenizer(folder, 2048)
+    path.write_text(json.dumps({"eos_token_id": [1, 2048]}))
+    with pytest.raises(InputError, match="eos_token_id: expected ids below vocab_size 2048"):
         read_tokenizer(folder, 2048)
