@@ -131,7 +131,7 @@ def speed(options: argparse.Namespace) -> None:
         return tokens / statistics.median(r["rounds"][at][part] for r in found[name])
 
     loads = [statistics.median(r["load"] for r in found[name]) for name in ("theirs", "ours")]
-    print(f"Loading: {loads[0]:.1f} s and {loads[1]:.1f} s.\n")
+    print(f"Loading: genai {loads[0]:.1f} s, sampan {loads[1]:.1f} s.\n")
     print("| context | | genai tokens/s | sampan tokens/s | ratio |")
     print("|---|---|---|---|---|")
     for at, n in enumerate(CONTEXTS):

@@ -144,9 +144,11 @@ def _around(parsed: dict[str, Any], path: Path) -> dict[str, list[int]]:
             raise wrong(f"{where}.single", "one text among special tokens", brief(single))
         for n, piece in enumerate(single):
             try:
-                ids = [] if n == texts[0] else [int(i) for i in tokens[piece["SpecialToken"]["id"]]["ids"]]
-            except (KeyError, TypeError, ValueError):
-                raise wrong(f"{where}.single", "special tokens with their ids", brief(piece)) from None
+                ids = [] if n == texts[0] else tokens[piece["SpecialToken"]["id"]]["ids"]
+            except (KeyError, TypeError):
+                ids = None
+            if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+                raise wrong(f"{where}.single", "special tokens with their ids", brief(piece))
             around["bos" if n < texts[0] else "eos"] += ids
     return around
 

@@ -1,8 +1,9 @@
-"""Llama 3's tokenizer on the fixture's vocabulary: ids of the GGUF file against the tokenizers package."""
+"""Llama 3's and GLM-4's tokenizer on the fixture's vocabulary: ids of the GGUF file against the tokenizers package."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,9 @@ from sampan.errors import InputError
 NASTY = Path(__file__).parents[1] / "validate" / "texts" / "nasty.json"
 
 
-@pytest.fixture
-def folder(model: Callable[[str], Path], tmp_path: Path) -> Path:
-    folder = Path(shutil.copytree(model("llama"), tmp_path / "llama"))
+@pytest.fixture(params=["llama", "glm4"])
+def folder(request: pytest.FixtureRequest, model: Callable[[str], Path], tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(model(request.param), tmp_path / request.param))
     parsed = json.loads((folder / "tokenizer.json").read_text())
     split = next(regex for regex, name in PRE_TOKENIZERS.items() if name == "llama-bpe")
     parsed["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = split
@@ -97,6 +98,15 @@ def test_a_bos_is_added_where_the_tokenizer_adds_one(named: bool, folder: Path, 
 def test_other_tokens_around_a_text_are_refused(single: tuple[Any, ...], folder: Path) -> None:
     template(folder, *single)
     with pytest.raises(InputError, match=r"tokenizer\.json: post_processor\.single: expected "):
+        read_tokenizer(folder, 2048)
+
+
+@pytest.mark.parametrize("ids", ["[1e999]", "[1.5]", '"12"', "[true]", '{"3": 1}', "null"])
+def test_ids_that_are_none(ids: str, folder: Path) -> None:
+    template(folder, "<|im_start|>", TEXT)
+    path = folder / "tokenizer.json"
+    path.write_text(re.sub(r'"ids": \[\d+\]', f'"ids": {ids}', path.read_text()))
+    with pytest.raises(InputError, match=r"(special tokens with their ids|found ids|unreadable)"):
         read_tokenizer(folder, 2048)
 
 

@@ -40,7 +40,7 @@ def test_drift_of_the_weights_is_what_transformers_computes(gguf: Callable[[str,
     from transformers import AutoModelForCausalLM
 
     quantised = open_gguf(gguf("trained", "q4_0"))
-    dequantise(quantised, quantised.metadata, tmp_path / "f32.gguf")
+    dequantise(quantised, quantised, tmp_path / "f32.gguf")
     domain = cut("en", [i * 7919 % 1200 for i in range(2000)], 8)
     exact = Side("reference", gguf("trained", "f32")).exact()
     ours = measure(exact, Side("candidate", tmp_path / "f32.gguf").exact(), [domain]).scores["en"]

@@ -300,6 +300,14 @@ def test_hostile_manifests(entry: dict[str, Any], message: str, bad: Path) -> No
         open_onnx(bad)
 
 
+def test_a_key_matrix_that_is_a_vector(bad: Path) -> None:
+    tensors = json.loads((bad / "manifest.json").read_text())["tensors"]
+    tensors["blk.0.attn_k_b.weight"] = tensors["blk.0.attn_norm.weight"]
+    tiny.edit_json(bad / "manifest.json", tensors=tensors)
+    with pytest.raises(InputError, match=r"attn_k_b\.weight: shape: expected three sizes, found \[256\]"):
+        open_onnx(bad)
+
+
 def test_options_that_do_not_fit(folder: Folders) -> None:
     with pytest.raises(InputError, match=r"--kv: expected f32, the cache of the ONNX folder .*, found f16"):
         run(folder("int4"), options=replace(ONE, kv="f16"))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sampan import gguf, onnx, runtime
 from sampan.artifact import manifest_path
 from sampan.checkpoint import read_json
-from sampan.convert.formats.gguf import ARCHITECTURES
+from sampan.convert.formats.gguf import ARCHITECTURES, ROPE_FACTORS
 from sampan.errors import brief, wrong
 from sampan.quantize import TensorType, decode_rows, number_type, tensor_type
 from sampan.quantize.blocked import BLOCK_TYPES, BlockType
@@ -193,6 +193,8 @@ def _stored(graph: onnx.Graph, name: str, entry: dict[str, Any], where: str) -> 
         raise wrong(f"{where}: shape", "sizes above 0", brief(shape))
     if type(at) is not int or type(step) is not int or at < 0 or step < 1:
         raise wrong(f"{where}: at and step", "a first row and a distance of rows", brief([at, step]))
+    if name.endswith(TURNED) and len(shape) != 3:
+        raise wrong(f"{where}: shape", "three sizes", brief(shape))
     kind = tensor_type(kind)
     vector = len(shape) == 1  # stored as rows of one value, so that vectors can be stacked
     columns, rows = (1, shape[0]) if vector else (shape[-1], math.prod(shape[:-1]))
@@ -304,6 +306,13 @@ def compose(
     return out
 
 
-def dequantise(source: Artifact, metadata: dict[str, gguf.Value], out: Path) -> Path:
-    """The same model as a GGUF file with every tensor decoded to float32."""
-    return compose(out, metadata, list(source.tensors.values()), lambda t: True)
+def dequantise(source: Artifact, exact: Artifact, out: Path) -> Path:
+    """The same model as a GGUF file with every tensor decoded to float32; what only such files hold is of `exact`."""
+    tensors = [*source.tensors.values(), *computed(source, exact)]
+    return compose(out, source.metadata or exact.metadata, tensors, lambda t: True)
+
+
+def computed(source: Artifact, exact: Artifact) -> list[Stored]:
+    """What a graph computes and a GGUF file stores: Llama 3's rope factors."""
+    found = exact.tensors.get(ROPE_FACTORS)
+    return [found] if found and source.format == "onnx" else []

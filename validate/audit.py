@@ -98,7 +98,9 @@ def audit(
                     left -= n
                     progress(n)
 
-            spans: Spans = {}
+            turns = {t.turn for _, t in group}
+            complete = len(turns) == len(group) == group[0][1].step > 1  # else nobody would take what is kept
+            spans: Spans | None = {} if complete else None
             made = [_Pair(*pair, shards, fds, spans) for pair in group]
             for _ in zip_longest(*(pair.compare(passed) for pair in made)):  # block by block
                 pass
@@ -149,7 +151,7 @@ class _Pair:
     """One tensor on both sides."""
 
     def __init__(
-        self, bound: Bound, stored: Stored, shards: dict[int, int], fds: dict[Path, int], spans: Spans
+        self, bound: Bound, stored: Stored, shards: dict[int, int], fds: dict[Path, int], spans: Spans | None
     ) -> None:
         self.bound, self.stored, self.shards, self.fds, self.spans = bound, stored, shards, fds, spans
         self.columns, self.rows = bound.columns, bound.rows

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .artifact import Artifact, Stored, compose
+from .artifact import Artifact, Stored, compose, computed
 from .drift import Side, measure
 from .reference import Bars
 from .windows import Domain
@@ -91,6 +91,7 @@ def _swap(exact: Artifact, candidate: Artifact, names: set[str], folder: str) ->
         for n, t in candidate.tensors.items()
     ]
     renamed = [replace(t, name=n) for n, t in zip(candidate.tensors, tensors, strict=True)]
+    renamed += computed(candidate, exact)
     metadata = candidate.metadata or exact.metadata
     return compose(Path(folder) / "swapped.gguf", metadata, renamed, lambda t: candidate.format == "onnx")
 

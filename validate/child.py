@@ -100,7 +100,7 @@ def _other_experts(reference: Model, candidate: Model, scored: int) -> list[floa
     Empty where one of them does not tell.
     """
     a, b = reference.take_experts(), candidate.take_experts()
-    if not a or a.keys() != b.keys():
+    if not a or a.keys() != b.keys() or any(a[i].shape[1] != b[i].shape[1] for i in a):
         return []
     differs = np.array([(a[i][-scored:] != b[i][-scored:]).any(axis=1) for i in sorted(a)])
     return [float(differs.any(axis=0).mean()), float(differs.mean())]

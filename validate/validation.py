@@ -234,7 +234,7 @@ def _floor(ref: Reference, exact: Artifact, side: Side, domains: Sequence[Domain
     if not fits(exact.f32_bytes + exact.nbytes):
         return {"floor": "not measured: does not fit", "floor_experts": None}
     with tempfile.TemporaryDirectory(dir=ref.artifact.parent) as folder:
-        whole = replace(side, path=dequantise(exact, exact.metadata, Path(folder) / "f32.gguf"))
+        whole = replace(side, path=dequantise(exact, exact, Path(folder) / "f32.gguf"))
         sample, own = _sample(domains, FLOOR_WINDOWS), replace(side, role="candidate")
         drift = _measure(whole, own, sample, "floor", bars, experts=exact.experts)
     kld = float(np.mean([s.kld.mean() for s in drift.scores.values()]))
@@ -273,7 +273,7 @@ def _candidate(
         main = next(iter(drifts))
         entry["experts"] = drifts[main].experts
         if artifact.experts and entry["experts"] is None:
-            entry["experts"] = "not measured: an engine does not tell them"
+            entry["experts"] = "not measured: the reference or the candidate does not tell them"
         scores = drifts[main].scores
         entry |= {"positions": _along(scores, domains), "histogram": summary.histogram(scores)}
         numbers, titles = entry["drift"][main], summary.metrics()
@@ -335,14 +335,13 @@ def _drifts(
     """The drift that the verdict is about, first, and its parts where asked for."""
     deployed = Side("candidate", artifact.path, kv=options.kv, threads=options.threads)
     name = artifact.path.name
-    metadata = artifact.metadata or exact.metadata
     found: dict[str, Drift] = {}
     if not options.weights_only:
         found["total"] = _measure(side, deployed, domains, name, bars, experts=artifact.experts)
     if options.weights_only or options.parts:
         with tempfile.TemporaryDirectory(dir=artifact.path.parent, prefix=".sampan-") as folder:
             with bars(1, f"dequantising {name}", "file") as done:
-                plain = replace(deployed, path=dequantise(artifact, metadata, Path(folder) / "f32.gguf")).exact()
+                plain = replace(deployed, path=dequantise(artifact, exact, Path(folder) / "f32.gguf")).exact()
                 done(1)
             found["weights"] = _measure(side, plain, domains, f"{name}, weights", bars, experts=artifact.experts)
             if options.parts:

@@ -27,6 +27,7 @@ ARCHITECTURES = {
     "deepseek_v3": "deepseek2", "kimi_k25": "deepseek2", "kimi_vl": "deepseek2", "llama": "llama",
     "glm4": "glm4",
 }  # fmt: skip
+PRE = {("glm4", "llama-bpe"): "glm4"}  # family and pre-tokenizer → another name of the same split, without BOS
 ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -158,7 +159,7 @@ def _metadata(
     if scheme.file_type is not None:
         w.add_file_type(scheme.file_type)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _tokenizer(w, tokenizer)
+    _tokenizer(w, tokenizer, PRE.get((arch.family, tokenizer.pre), tokenizer.pre))
     return {key: _value(value) for key, value in w.kv_data[0].items()}
 
 
@@ -246,9 +247,9 @@ def _rope(w: Any, arch: Architecture) -> None:
             w.add_rope_scaling_attn_factors(scaling.attention_factor / (1 + 0.1 * math.log(scaling.factor)))
 
 
-def _tokenizer(w: Any, t: Tokenizer) -> None:
+def _tokenizer(w: Any, t: Tokenizer, pre: str) -> None:
     w.add_tokenizer_model("gpt2")
-    w.add_tokenizer_pre(t.pre)
+    w.add_tokenizer_pre(pre)
     w.add_token_list(t.tokens)
     w.add_token_types(t.types)
     w.add_token_merges(t.merges)

@@ -48,8 +48,7 @@ def huge_pages() -> Iterator[None]:
     def work() -> None:
         while True:
             last = done.wait(PAUSE)
-            collapse(sorted(private() - before))
-            if last:
+            if not collapse(sorted(private() - before)) or last:
                 break
 
     thread = threading.Thread(target=work, name="huge pages", daemon=True)
@@ -61,20 +60,17 @@ def huge_pages() -> Iterator[None]:
         thread.join()
 
 
-def collapse(maps: list[tuple[int, int]]) -> int:
-    """Bytes that lie in huge pages now; contents and addresses stay. Stops where the system does not know how."""
+def collapse(maps: list[tuple[int, int]]) -> bool:
+    """Move memory into huge pages; contents and addresses stay. False where the system does not know how."""
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    total = 0
     try:
         for at in _full(maps):
-            if not madvise(at, HUGE, MADV_COLLAPSE):
-                total += HUGE
-            elif ctypes.get_errno() == errno.EINVAL:
-                break
+            if madvise(at, HUGE, MADV_COLLAPSE) and ctypes.get_errno() == errno.EINVAL:
+                return False
     except OSError:  # Android does not show the pages of a process to itself
-        pass
-    return total
+        return False
+    return True
 
 
 def _full(maps: list[tuple[int, int]]) -> Iterator[int]:

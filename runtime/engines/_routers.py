@@ -14,15 +14,22 @@ LAYER = re.compile(r"(?:^|/)layers\.(\d+)/")  # in the names of our nodes and of
 
 
 class RouterRecorder:
-    """`outputs`: edges whose values `hear` wants after every run; `model`: the graph that gives them."""
+    """`outputs`: edges whose values `hear` wants after every run; `model`: the graph that gives them.
+
+    A graph that has a mixture without a layer in its name, or two in one layer or behind one router, has no `outputs`.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self._used: dict[str, tuple[int, int]] = {}  # edge → layer, experts a token
-        for node in graph.model.graph.node:
-            if node.op_type in EXPERTS and (match := LAYER.search(node.name)):
-                used = next(a.i for a in node.attribute if a.name == "k")
+        nodes = [n for n in graph.model.graph.node if n.op_type in EXPERTS]
+        for node in nodes:
+            match, used = LAYER.search(node.name), next((a.i for a in node.attribute if a.name == "k"), 1)
+            if match and len(node.input) > 1 and used > 0:
                 self._used[node.input[1]] = int(match[1]), used
-                graph.model.graph.output.add(name=node.input[1])
+        if len({layer for layer, _ in self._used.values()}) != len(nodes):
+            self._used = {}
+        for edge in self._used:
+            graph.model.graph.output.add(name=edge)
         self.model: bytes = graph.model.SerializeToString()
         self._layers: dict[int, list[NDArray[np.int32]]] = {}
 
@@ -33,6 +40,7 @@ class RouterRecorder:
     def hear(self, values: Mapping[str, NDArray[np.floating]]) -> None:
         """The experts with the largest values, of every token."""
         for edge, (layer, used) in self._used.items():
+            used = min(used, values[edge].shape[1])
             best = np.argpartition(values[edge], -used, axis=1)[:, -used:]
             self._layers.setdefault(layer, []).append(np.sort(best, axis=1).astype(np.int32))
 
