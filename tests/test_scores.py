@@ -63,6 +63,7 @@ def simulated(rng: np.random.Generator, spread: float) -> Scores:
     return Scores(kld, same, -np.logaddexp(0, -odds), -np.logaddexp(0, -moved))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domains", [1, 4])
 @pytest.mark.parametrize(
     ("metric", "spread"), [("kld", 1.0), ("kld", 1.5), ("top1", 1.0), ("rms_dp", 1.0), ("ppl_ratio", 1.0)]

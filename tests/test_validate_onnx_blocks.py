@@ -18,6 +18,7 @@ from sampan.validate.artifact import open_artifact, open_onnx
 from sampan.validate.audit import audit, audit_bytes
 
 __all__ = ["cache"]  # a fixture of every test here
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
