@@ -45,11 +45,11 @@ class Family:
     """`architectures` are the names in config.json. `sources`: canonical tensor → possible layouts, tried in order.
 
     `bias_key`: what a config calls `qkv_bias`. `rotated`: share of a head's dimensions that are rotated where a config
-    does not say; None where it cannot say. `leftovers`: tensors (regular expressions) that checkpoints carry and nobody
-    needs. `left_out`: tensors (regular expressions, and what they are) of a part of the model that is not converted.
-    `text`: the section of config.json that describes the language model, and the model types that it may have.
-    `interleaved`: pairs of the rotation in the canonical tensors, see Rope. `only`: keys of the config and the values
-    that they may have.
+    does not say; None where it cannot say. `fused_ffn` and `post_norms`: see Dense and Block. `leftovers`: tensors
+    (regular expressions) that checkpoints carry and nobody needs. `left_out`: tensors (regular expressions, and what
+    they are) of a part of the model that is not converted. `text`: the section of config.json that describes the
+    language model, and the model types that it may have. `interleaved`: pairs of the rotation in the canonical tensors,
+    see Rope. `only`: keys of the config and the values that they may have.
     """
 
     architectures: tuple[str, ...]

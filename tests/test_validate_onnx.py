@@ -20,7 +20,7 @@ from validating import ONE, QUICK, aborting, cache, findings, kld, run
 from sampan.errors import InputError
 from sampan.onnx import read_graph
 from sampan.validate import blame, isolated, verdict
-from sampan.validate.artifact import Stored, open_onnx, read_rows
+from sampan.validate.artifact import Stored, open_onnx
 from sampan.validate.text import text_report
 from sampan.validate.validation import Options
 
@@ -377,17 +377,6 @@ def test_convert_validate_records_the_verdict(tmp_path: Path) -> None:
     assert manifest["tensors"]["blk.0.attn_k.weight"] == {
         "type": "q8_0", "shape": [256, 256], "array": "/layers.0/attn/qkv_proj/weight", "at": 512, "step": 1
     }  # fmt: skip
-
-
-def test_rows_of_a_stacked_tensor(folder: Folders) -> None:
-    """fp32 rows are the checkpoint's own, from the middle of a stack."""
-    from safetensors.numpy import load_file
-
-    t = open_onnx(folder("fp32")).tensors["blk.2.attn_v.weight"]
-    with t.path.open("rb") as f:
-        rows = read_rows(t, f.fileno(), 5, 9)
-    stored = load_file(tiny.FIXTURE / "model.safetensors")["model.layers.2.self_attn.v_proj.weight"]
-    np.testing.assert_array_equal(rows, stored[5:14].astype(np.float32))
 
 
 def test_inspect(bad: Path) -> None:

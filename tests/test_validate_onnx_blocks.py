@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny
 from onnx_peer import to_onnx
+from safetensors.numpy import load_file
 from validating import ONE, cache, findings, kld, run
 
 from sampan.checkpoint import open_folder
-from sampan.validate.artifact import open_artifact, open_onnx
+from sampan.validate.artifact import open_artifact, open_onnx, read_rows
 from sampan.validate.audit import audit, audit_bytes
 
 __all__ = ["cache"]  # a fixture of every test here
@@ -31,6 +34,15 @@ def test_every_layout_is_read_back(name: str, quant: str, model: Callable[[str],
     report = run(out, model(name), ONE)
     assert findings(report) == {}
     assert len(report["candidates"][0]["tensors"]) == len(json.loads((out / "manifest.json").read_text())["tensors"])
+
+
+def test_rows_of_a_stacked_tensor(tmp_path: Path) -> None:
+    """fp32 rows are the checkpoint's own, from the middle of a stack."""
+    t = open_onnx(to_onnx(tiny.FIXTURE, tmp_path / "fp32", "fp32").artifact).tensors["blk.2.attn_v.weight"]
+    with t.path.open("rb") as f:
+        rows = read_rows(t, f.fileno(), 5, 9)
+    stored = load_file(tiny.FIXTURE / "model.safetensors")["model.layers.2.self_attn.v_proj.weight"]
+    np.testing.assert_array_equal(rows, stored[5:14].astype(np.float32))
 
 
 def test_experts_are_found_in_their_turns(model: Callable[[str], Path], tmp_path: Path) -> None:
