@@ -54,10 +54,9 @@ def command(
         if chat:
             _converse(session, messages, max_tokens, sampling, seed)
             return
-        text = prompt or ""
-        if not raw:
-            text = session.render_chat([*messages, {"role": "user", "content": text}])
-        _stream(session, text, max_tokens, sampling, seed)
+        messages.append({"role": "user", "content": prompt or ""})
+        tokens = session.tokenize(prompt or "") if raw else session.tokenize_chat(messages)
+        _stream(session, tokens, max_tokens, sampling, seed)
 
 
 def _converse(session: Session, messages: list[dict[str, str]], max_tokens: int, sampling: Sampling, seed: int) -> None:
@@ -70,13 +69,13 @@ def _converse(session: Session, messages: list[dict[str, str]], max_tokens: int,
         if not line:
             return
         messages.append({"role": "user", "content": line})
-        answer = _stream(session, session.render_chat(messages), max_tokens, sampling, seed)
+        answer = _stream(session, session.tokenize_chat(messages), max_tokens, sampling, seed)
         messages.append({"role": "assistant", "content": answer})
 
 
-def _stream(session: Session, text: str, max_tokens: int, sampling: Sampling, seed: int) -> str:
+def _stream(session: Session, prompt: list[int], max_tokens: int, sampling: Sampling, seed: int) -> str:
     pieces = []
-    for piece in session.generate(text, max_tokens=max_tokens, sampling=sampling, seed=seed):
+    for piece in session.generate(prompt, max_tokens=max_tokens, sampling=sampling, seed=seed):
         click.echo(piece, nl=False)
         sys.stdout.flush()
         pieces.append(piece)

@@ -73,6 +73,9 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
     tokens, types = _vocabulary(model, added, vocab, path)
     around = _around(parsed, path)
     special, add, template = _special(folder, added, tokens)
+    for role in around:
+        if add.get(role) and role not in special:  # without its id llama.cpp would add a token of its own choice
+            raise wrong(f"{folder}: add_{role}_token", f"false, or a {role} token", "true without one")
     for role, ids in around.items():
         if ids and not (add.get(role) and ids == [special.get(role)]):
             raise wrong(f"{path}: post_processor.single", f"no tokens around a text but {role}", f"ids {brief(ids)}")
@@ -92,6 +95,30 @@ def read_tokenizer_json(folder: Path, vocab: int) -> tuple[Path, dict[str, Any]]
             "save the tokenizer with transformers' fast tokenizer first",
         )  # fmt: skip
     return path, read_json(path)
+
+
+def complete(path: Path, parsed: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """A tokenizer.json for engines that read no other file: `parsed`, and what tokenizer_config.json adds to it.
+
+    That is BOS or EOS around every text, where no post-processor puts one there. A GGUF file has it as a flag.
+    """
+    around = _around(parsed, path)
+    more = {role: tokenizer.special[role] for role in around if tokenizer.add.get(role) and not around[role]}
+    if not more:
+        return parsed
+    text = [{"Sequence": {"id": "A", "type_id": 0}}]
+    names = {role: tokenizer.tokens[i] for role, i in more.items()}
+    pieces = {role: [{"SpecialToken": {"id": name, "type_id": 0}}] for role, name in names.items()}
+    single = [*pieces.get("bos", []), *text, *pieces.get("eos", [])]
+    step = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {n: {"id": n, "ids": [more[role]], "tokens": [n]} for role, n in names.items()},
+    }
+    before = parsed.get("post_processor")
+    steps = before["processors"] if before and before["type"] == "Sequence" else [before] if before else []
+    return parsed | {"post_processor": {"type": "Sequence", "processors": [*steps, step]}}
 
 
 def _section(parsed: dict[str, Any], key: str, path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def main() -> int:
     right, asked = Counter[str](), Counter[str]()
     with runtime.open(OUT) as session:
         for question in facts.capital_questions() + facts.sum_questions():
-            prompt = session.render_chat([{"role": "user", "content": question.text}])
+            prompt = session.tokenize_chat([{"role": "user", "content": question.text}])
             answer = "".join(session.generate(prompt, max_tokens=40, sampling=Sampling()))
             kind = f"{question.kind}, {question.language}"
             asked[kind] += 1

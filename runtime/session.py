@@ -46,8 +46,8 @@ class Engine(Protocol):
     context: int
     batch: int  # most tokens of one `evaluate`
 
-    def tokenize(self, text: str, *, special: bool) -> list[int]:
-        """Token ids; with `special`, `<|im_end|>` and its like become their own tokens."""
+    def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
+        """Token ids, as `Session.tokenize`."""
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; control tokens stand for none."""
@@ -101,9 +101,22 @@ class Session:
         """The sampling defaults that the artifact carries; greedy where it carries none."""
         return Sampling.from_metadata(self.metadata)
 
-    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of a text. With `special`, control tokens written out in the text are recognised."""
-        return self._engine.tokenize(text, special=special)
+    def tokenize(self, text: str, *, special: bool = True, around: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        With `special`, control tokens written out in the text, `<|im_end|>` and its like, are recognised. With
+        `around`, there are the tokens that this tokenizer puts around every text, such as BOS.
+        """
+        return self._engine.tokenize(text, special=special, around=around)
+
+    def tokenize_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Token ids of a conversation up to the assistant's turn; its template alone says whether it begins with BOS.
+
+        Raises InputError where the artifact has no template, or one that cannot be rendered.
+        """
+        return self.tokenize(self.render_chat(messages, tools), around=False)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of some tokens; bytes that are no UTF-8 become replacement characters."""

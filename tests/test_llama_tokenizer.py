@@ -14,8 +14,12 @@ from conftest import to_gguf
 from tokenizers import Tokenizer
 
 from sampan import runtime
+from sampan.checkpoint import open_folder
+from sampan.convert.conversion import convert, prepare
 from sampan.convert.tokenizer import KNOWN_ENDS, PRE_TOKENIZERS, read_tokenizer
 from sampan.errors import InputError
+from sampan.validate.artifact import open_artifact
+from sampan.validate.conformance import check_tokenizer
 
 NASTY = Path(__file__).parents[1] / "validate" / "texts" / "nasty.json"
 
@@ -45,15 +49,35 @@ def test_ids(folder: Path, tmp_path: Path) -> None:
             assert session.tokenize(text) == reader.encode(text).ids, text
 
 
-def test_a_template_that_writes_bos_does_not_double_it(folder: Path, tmp_path: Path) -> None:
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config |= {"bos_token": "<|im_start|>", "add_bos_token": True}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    to_gguf(folder, tmp_path / "m.gguf", "q8_0")
-    with runtime.open(tmp_path / "m.gguf", runtime.EngineOptions(context=64)) as session:
-        plain = session.tokenize("Hello")
-        assert session.detokenize(plain[:1]) == "" and len(plain) > 1
-        assert session.tokenize("<|im_start|>Hello") == plain
+def configure(folder: Path, changes: dict[str, Any]) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("asked", ["in tokenizer_config.json", "by a post-processor"])
+@pytest.mark.parametrize("form", ["gguf", "onnx"])
+def test_bos_around_a_text_and_not_around_a_conversation(asked: str, form: str, folder: Path, tmp_path: Path) -> None:
+    configure(folder, {"bos_token": "<|im_start|>", "add_bos_token": True})
+    if asked == "by a post-processor":
+        template(folder, "<|im_start|>", TEXT)
+    out = tmp_path / ("m.gguf" if form == "gguf" else "m")
+    convert(prepare(open_folder(folder), out, form, "q8_0"))
+    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    bos = plain.token_to_id("<|im_start|>")
+    with runtime.open(out, runtime.EngineOptions(context=64)) as session:
+        assert session.tokenize("Hello") == [bos, *plain.encode("Hello", add_special_tokens=False).ids]
+        chat = [{"role": "user", "content": "Hello"}]
+        text = session.render_chat(chat)
+        assert text.startswith("<|im_start|>")
+        assert session.tokenize_chat(chat) == plain.encode(text, add_special_tokens=False).ids
+    checks = check_tokenizer(open_folder(folder), open_artifact(out), ["Hello"])
+    assert [(c.name, c.findings) for c in checks] == [("tokenizer", ()), ("chat template", ())]
+
+
+def test_bos_without_a_token_is_refused(folder: Path) -> None:
+    configure(folder, {"bos_token": None, "add_bos_token": True})
+    with pytest.raises(InputError, match="add_bos_token: expected false, or a bos token, found true without one"):
+        read_tokenizer(folder, 2048)
 
 
 def test_what_llama_cpp_would_do_otherwise_is_refused(folder: Path) -> None:
@@ -81,9 +105,7 @@ def template(folder: Path, *single: Any) -> None:
 
 @pytest.mark.parametrize("named", [False, True])
 def test_a_bos_is_added_where_the_tokenizer_adds_one(named: bool, folder: Path, tmp_path: Path) -> None:
-    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"bos_token": "<|im_start|>"}
-    config.pop("add_bos_token", None)
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    configure(folder, {"bos_token": "<|im_start|>", "add_bos_token": None})
     template(folder, *(["<|im_start|>"] if named else []), TEXT)
     to_gguf(folder, tmp_path / "m.gguf", "q8_0")
     wanted = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("Hello").ids

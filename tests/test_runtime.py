@@ -110,7 +110,7 @@ def test_sampling_defaults_come_from_the_checkpoint(session: runtime.Session) ->
 
 def test_seeds(session: runtime.Session) -> None:
     hot = Sampling(temperature=1.5)
-    prompt = session.render_chat([{"role": "user", "content": "讲一个女孩的故事。"}])
+    prompt = session.tokenize_chat([{"role": "user", "content": "讲一个女孩的故事。"}])
 
     def answer(seed: int) -> str:
         return "".join(session.generate(prompt, max_tokens=40, sampling=hot, seed=seed))

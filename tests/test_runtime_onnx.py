@@ -86,7 +86,7 @@ def test_the_cache_is_rewound(folder: Path) -> None:
 
 def test_greedy_answers_equal_a_plain_loop(folder: Path) -> None:
     with runtime.open(folder) as s:
-        prompt = s.tokenize(s.render_chat([{"role": "user", "content": "What is the capital of Peru?"}]))
+        prompt = s.tokenize_chat([{"role": "user", "content": "What is the capital of Peru?"}])
         ours = "".join(s.generate(prompt, max_tokens=20, sampling=Sampling()))
         plain, ids, last = Plain(folder), [], prompt
         while len(ids) < 20 and not s._engine.is_end(token := int(plain(last)[-1].argmax())):

@@ -27,7 +27,7 @@ def share_right(path: Path, questions: Sequence[facts.Question]) -> float:
     right = 0
     with runtime.open(path) as session:
         for q in questions:
-            prompt = session.render_chat([{"role": "user", "content": q.text}])
+            prompt = session.tokenize_chat([{"role": "user", "content": q.text}])
             right += q.answer in "".join(session.generate(prompt, max_tokens=40, sampling=Sampling()))
     return right / len(questions)
 

@@ -107,10 +107,10 @@ def _other_experts(reference: Model, candidate: Model, scored: int) -> list[floa
 
 
 def tokenize(task: dict[str, Any], say: Say) -> None:
-    """Ids of texts by an artifact's own engine: `texts` is a list of [text, special]."""
+    """Ids of texts by an artifact's own engine: `texts` is a list of [text, special, around]."""
     say({"stage": f"opening {task['path']}", "of": "candidate"})
     with open(task["path"], EngineOptions(vocabulary_only=True)) as session:
-        say({"ids": [session.tokenize(text, special=special) for text, special in task["texts"]]})
+        say({"ids": [session.tokenize(t, special=special, around=around) for t, special, around in task["texts"]]})
 
 
 TASKS = {"score": score_windows, "tokenize": tokenize}

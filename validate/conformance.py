@@ -10,7 +10,7 @@ from typing import Any
 from sampan.checkpoint import Checkpoint
 from sampan.convert.family import read_architecture
 from sampan.convert.formats.gguf import expected_metadata
-from sampan.convert.tokenizer import Tokenizer, read_tokenizer, read_tokenizer_json
+from sampan.convert.tokenizer import Tokenizer, complete, read_tokenizer, read_tokenizer_json
 from sampan.errors import InputError, brief
 from sampan.runtime.chat import render
 
@@ -59,22 +59,25 @@ def conversation_text(template: str, conversation: Mapping[str, Any], special: M
 class CheckpointTokenizer:
     """The checkpoint's tokenizer in the tokenizers package: what every id is held against.
 
-    Of tiktoken.model it is the tokenizer.json that says the same.
+    Of tiktoken.model it is the tokenizer.json that says the same. A conversation is read as transformers does:
+    its template alone decides on BOS.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         from tokenizers import Tokenizer as Reader
 
-        path, parsed = read_tokenizer_json(checkpoint.folder, read_architecture(checkpoint)[1].vocab)
+        folder, vocab = checkpoint.folder, read_architecture(checkpoint)[1].vocab
+        path, parsed = read_tokenizer_json(folder, vocab)
+        completed = complete(path, parsed, read_tokenizer(folder, vocab))
         try:
-            self._reader = Reader.from_str(json.dumps(parsed))
+            self._reader = Reader.from_str(json.dumps(completed))
         except Exception as e:  # the package raises plain Exception
             raise InputError(f"{path}: the tokenizers package cannot read it: {brief(str(e))}") from None
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Ids of a text; without `special`, control tokens in it are plain text."""
+    def encode(self, text: str, *, special: bool = True, around: bool = True) -> list[int]:
+        """Ids of a text, as `Session.tokenize`."""
         self._reader.encode_special_tokens = not special
-        ids: list[int] = self._reader.encode(text).ids
+        ids: list[int] = self._reader.encode(text, add_special_tokens=around).ids
         return ids
 
 
@@ -109,8 +112,8 @@ def check_tokenizer(checkpoint: Checkpoint, artifact: Artifact, texts: Sequence[
     ours = CheckpointTokenizer(checkpoint)
     nasty: list[str] = json.loads(built_in("nasty.json"))
     control = ["<|im_end|> <|endoftext|> a<|im_start|>b"]
-    plain = [(t, True) for t in (*texts, *nasty)] + [(t, False) for t in control]
-    expected = [ours.encode(t, special=s) for t, s in plain]
+    plain = [(t, True, True) for t in (*texts, *nasty)] + [(t, False, True) for t in control]
+    expected = [ours.encode(t, special=s) for t, s, _ in plain]
 
     tokenizer = read_tokenizer(checkpoint.folder, artifact.vocab)
     template = default_template(tokenizer.chat_template)
@@ -120,21 +123,21 @@ def check_tokenizer(checkpoint: Checkpoint, artifact: Artifact, texts: Sequence[
         for conversation in conversations():
             text = conversation_text(template, conversation, special)
             rendered.append((text, _try(artifact.template, conversation, special)))
-    chat = [(b, True) for _, b in rendered if b is not None]
+    chat = [(b, True, False) for _, b in rendered if b is not None]
     try:
         ids = next(m["ids"] for m in messages(_task(artifact, plain + chat)) if "ids" in m)
     except (EngineDiedError, InputError) as e:
         return [Check("tokenizer", "nothing", (str(e),))]
     found, chat_ids = ids[: len(plain)], iter(ids[len(plain) :])
     findings = [
-        f"{brief(t, 40)!r}: {_differ(a, b)}" for (t, _), a, b in zip(plain, expected, found, strict=True) if a != b
+        f"{brief(t, 40)!r}: {_differ(a, b)}" for (t, *_), a, b in zip(plain, expected, found, strict=True) if a != b
     ]
     checks = [Check("tokenizer", f"{len(plain)} texts, {sum(map(len, expected))} tokens", tuple(findings))]
     if template is None:
         return checks
     problems = []
     for n, (text, other) in enumerate(rendered, 1):
-        wanted = ours.encode(text)
+        wanted = ours.encode(text, around=False)
         got = None if other is None else next(chat_ids)
         if got != wanted:
             reason = "the artifact has no template that renders it" if got is None else _differ(wanted, got)
@@ -144,7 +147,7 @@ def check_tokenizer(checkpoint: Checkpoint, artifact: Artifact, texts: Sequence[
     return [*checks, Check("chat template", what, tuple(problems))]
 
 
-def _task(artifact: Artifact, texts: Sequence[tuple[str, bool]]) -> dict[str, Any]:
+def _task(artifact: Artifact, texts: Sequence[tuple[str, bool, bool]]) -> dict[str, Any]:
     return {"task": "tokenize", "path": str(artifact.path), "texts": texts}
 
 

@@ -201,7 +201,7 @@ def _ids(ref: Reference, texts: dict[str, str]) -> dict[str, list[int]]:
 
 
 def _ids_by_engine(path: Path, texts: dict[str, str]) -> dict[str, list[int]]:
-    task = {"task": "tokenize", "path": str(path), "texts": [(t, True) for t in texts.values()]}
+    task = {"task": "tokenize", "path": str(path), "texts": [(t, True, True) for t in texts.values()]}
     try:
         ids = next(m["ids"] for m in messages(task) if "ids" in m)
     except EngineDiedError as e:

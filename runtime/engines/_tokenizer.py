@@ -28,12 +28,10 @@ class JsonTokenizer:
         self._byte_level = "ByteLevel" in str(self._reader.decoder)
         self.size: int = self._reader.get_vocab_size()
 
-    def encode(self, text: str, *, special: bool) -> list[int]:
-        """Ids of a text; without `special`, control tokens in it are plain text."""
+    def encode(self, text: str, *, special: bool, around: bool) -> list[int]:
+        """Ids of a text, as `Session.tokenize`."""
         self._reader.encode_special_tokens = not special
-        ids: list[int] = self._reader.encode(text).ids
-        if special and len(ids) > 1 and ids[0] == ids[1] and self.piece(ids[0]) == b"":
-            return ids[1:]  # a chat template wrote the token that the tokenizer begins every text with
+        ids: list[int] = self._reader.encode(text, add_special_tokens=around).ids
         return ids
 
     def piece(self, token: int) -> bytes:

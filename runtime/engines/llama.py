@@ -121,16 +121,13 @@ class LlamaEngine:
         p.flash_attn_type = -1 if options.flash_attention is None else int(options.flash_attention)
         return p
 
-    def tokenize(self, text: str, *, special: bool) -> list[int]:
+    def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
         raw = (unicodedata.normalize("NFC", text) if self._nfc else text).encode()
         room = len(raw) + 2  # a token is a byte or more; BOS and EOS
         ids = (ctypes.c_int32 * room)()
-        n = self._lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, True, special)
+        n = self._lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, around, special)
         if n < 0:
             raise InputError(f"prompt: llama.cpp needs {-n} tokens for {len(raw)} bytes of text")
-        bos = self._lib.llama_vocab_bos(self._vocab)
-        if special and n > 1 and ids[0] == ids[1] == bos:
-            return list(ids[1:n])  # a chat template wrote the token that every text begins with
         return list(ids[:n])
 
     def piece(self, token: int) -> bytes:

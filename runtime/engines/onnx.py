@@ -136,8 +136,8 @@ class OnnxEngine:
     def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
         bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
-    def tokenize(self, text: str, *, special: bool) -> list[int]:
-        return self._tokenizer.encode(text, special=special)
+    def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
+        return self._tokenizer.encode(text, special=special, around=around)
 
     def piece(self, token: int) -> bytes:
         return self._tokenizer.piece(token)

@@ -10,7 +10,7 @@ from sampan.errors import brief, wrong
 
 from ... import tiktoken
 from ...architecture import MLA, Architecture
-from ...tokenizer import Tokenizer, read_tokenizer, read_tokenizer_json
+from ...tokenizer import Tokenizer, complete, read_tokenizer, read_tokenizer_json
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 # our family → a model type that onnxruntime-genai runs as a plain decoder
@@ -26,9 +26,10 @@ def companions(checkpoint: Checkpoint, arch: Architecture, context: int) -> dict
     """Name → bytes of every file besides the graph and its data."""
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
     files = {n: (checkpoint.folder / n).read_bytes() for n in COPIED if (checkpoint.folder / n).exists()}
-    if (checkpoint.folder / tiktoken.NAME).exists():
-        _, parsed = read_tokenizer_json(checkpoint.folder, arch.vocab)
-        files["tokenizer.json"] = json.dumps(parsed, ensure_ascii=False).encode()
+    path, stored = read_tokenizer_json(checkpoint.folder, arch.vocab)
+    completed = complete(path, stored, tokenizer)
+    if path.name == tiktoken.NAME or completed != stored:
+        files["tokenizer.json"] = json.dumps(completed, ensure_ascii=False).encode()
     files["genai_config.json"] = json.dumps(_genai(checkpoint, arch, tokenizer, context), indent=1).encode() + b"\n"
     return files
 
