@@ -9,8 +9,9 @@
 
 `export` measures the whole processes: wall time, ru_maxrss, bytes of graph and data. `speed` runs our folder in our
 runtime and the builder's in onnxruntime-genai, with as many threads: prefill and decode at two lengths of context.
-`drift` is the KLD of folders from the checkpoint as float32 GGUF, in our runtime; at level 0 activations stay in
-float32. `random` writes random weights of Qwen3-0.6B's shape, with CHECKPOINT's tokenizer. Prints Markdown.
+`drift` is the KLD of folders from the checkpoint as float32 GGUF, in our runtime, each pair of folders also compared
+over the same windows (an interval from 30 windows on); at level 0 activations stay in float32. `random` writes random
+weights of Qwen3-0.6B's shape, with CHECKPOINT's tokenizer. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -203,8 +204,10 @@ def drift(options: argparse.Namespace) -> None:
     from tokenizers import Tokenizer
 
     from sampan.validate.drift import Side
-    from sampan.validate.drift import measure as compare
+    from sampan.validate.drift import measure as drift_of
+    from sampan.validate.metrics._scores import Scores
     from sampan.validate.reference import find_reference
+    from sampan.validate.summary import compare as paired
     from sampan.validate.windows import DOMAINS, built_in, cut
 
     reference = find_reference(str(options.checkpoint), None, 4 * 10**9, lambda *_: nullcontext(lambda n: None))
@@ -212,11 +215,13 @@ def drift(options: argparse.Namespace) -> None:
     domains = [cut(d, reader.encode(built_in(f"{d}.txt")).ids, options.windows) for d in DOMAINS if d != "chat"]
     print("| folder | level | bytes | KLD | " + " | ".join(d.name for d in domains) + " | top-1 |")
     print("|---" * (5 + len(domains)) + "|", flush=True)
+    known: list[dict[str, Scores]] = []
     with tempfile.TemporaryDirectory(dir=options.work) as temporary:
         for n, folder in enumerate(options.folders):
             place = folder if options.level is None else at_level(folder, Path(temporary) / str(n), options.level)
             side = Side("reference", reference.artifact).exact()
-            scores = compare(side, Side("candidate", place), domains).scores
+            scores = drift_of(side, Side("candidate", place), domains).scores
+            known.append(scores)
             klds = [float(s.kld.mean()) for s in scores.values()]
             top1 = float(np.mean([s.same.mean() for s in scores.values()]))
             level = "4" if options.level is None else options.level
@@ -225,6 +230,9 @@ def drift(options: argparse.Namespace) -> None:
             print(
                 f"| {folder.name} | {level} | {size} | {np.mean(klds):.5f} | {cells} | {100 * top1:.1f} % |", flush=True
             )
+    for n in range(0, len(known) - 1, 2):
+        p, first, second = paired(known[n], known[n + 1]), *options.folders[n : n + 2]
+        print(f"\nKLD of {first.name} / {second.name}: {p['ratio']:.4f} [{p['low']}, {p['high']}]", flush=True)
 
 
 def at_level(folder: Path, out: Path, level: int) -> Path:

@@ -36,7 +36,8 @@ class Check:
         """As the reports print it."""
         if not self.compared:
             return "not compared"
-        return f"{len(self.findings)} findings" if self.findings else "equal"
+        count = len(self.findings)
+        return f"{count} finding{'s' if count > 1 else ''}" if count else "equal"
 
 
 def special_texts(t: Tokenizer) -> dict[str, str]:
