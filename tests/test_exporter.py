@@ -21,7 +21,6 @@ from sampan.checkpoint import open_folder
 from sampan.convert.exported import Request, convert_exported
 from sampan.convert.exporters import optimum
 from sampan.errors import InputError
-from sampan.runtime.engines._tokenizer import JsonTokenizer
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -217,23 +216,6 @@ def test_a_folder_of_somebody_else_is_refused_before_the_export(tmp_path: Path) 
         convert_exported(
             open_folder(tiny.FIXTURE), tmp_path, Request(tmp_path, "int4", overwrite=True), lambda total: print
         )
-
-
-def test_a_text_does_not_begin_twice(tmp_path: Path) -> None:
-    """A template that writes the token which the tokenizer adds by itself, as Llama's do."""
-    data = json.loads((tiny.FIXTURE / "tokenizer.json").read_text())
-    first = next(t for t in data["added_tokens"] if t["special"])
-    single = [{"SpecialToken": {"id": "B", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    special = {"B": {"id": "B", "ids": [first["id"]], "tokens": [first["content"]]}}
-    data["post_processor"] = {
-        "type": "TemplateProcessing", "single": single, "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": special,
-    }  # fmt: skip
-    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    tokenizer = JsonTokenizer(tmp_path / "tokenizer.json")
-    plain = tokenizer.encode("Hello", special=True)
-    assert plain[0] == first["id"] and len(plain) > 1
-    assert tokenizer.encode(first["content"] + "Hello", special=True) == plain
 
 
 def test_a_quantised_source_is_refused(tmp_path: Path) -> None:
