@@ -106,11 +106,13 @@ def shards(folder: Path) -> Iterator[tuple[str, int, list[Tensor]]]:
                 experts.setdefault((spec.layer, e // GROUP), []).extend(
                     stored_as(name.replace("{e}", str(e)), spec.shape[1:], stored, True)
                 )
-        elif source.of_heads != "k":
+        else:
             shape = spec.shape
-            if source.of_heads:  # kv_b [heads · (nope + v), kv_lora]
-                shape = (spec.shape[0] * (spec.shape[1] + arch.blocks[0].attention.nope), spec.shape[2])  # type: ignore
-            layers.setdefault(spec.layer, []).extend(stored_as(name, shape, stored, False))
+            if source.cut is not None:  # the rows of several tensors, cut from one: whoever comes first counts it
+                cut = source.cut(arch.blocks[spec.layer])
+                shape = (math.prod(shape[:-1]) // cut.take * cut.period, shape[-1])
+            if not any(n == name for n, _, _ in layers.get(spec.layer, [])):
+                layers.setdefault(spec.layer, []).extend(stored_as(name, shape, stored, False))
     for layer, found in layers.items():
         yield f"layer{len(found)}" if layer >= 0 else "outside", layer, found
         for (of, _), some in experts.items():

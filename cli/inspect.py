@@ -90,7 +90,7 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             "context": arch.context,
             "attention": _fields(arch.blocks[0].attention),
             "ffn": [_fields(f) for f in dict.fromkeys(b.ffn for b in arch.blocks)],
-            "rope": _fields(arch.rope),
+            "rope": ", ".join(map(_fields, arch.ropes)),
             "tied": arch.tied,
         }
         tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)

@@ -70,15 +70,17 @@ class GQA:
     head_dim: int
     qkv_bias: bool
     qk_norm: bool
+    rope: Rope
 
 
 @dataclass(frozen=True, slots=True)
 class MLA:
     """Multi-head latent attention (arXiv 2405.04434, section 2.1).
 
-    q [heads, nope + rope] comes from the hidden state, through a normed latent of `q_lora` where that is not
+    q [heads, nope + rope_dims] comes from the hidden state, through a normed latent of `q_lora` where that is not
     None. k and v come from one normed latent of `kv_lora`: per head `nope` dimensions of k and `v` of v. One
-    rotated k of `rope` dimensions is shared by all heads. Scores are scaled by 1/√(nope + rope), see YarnScaling.
+    rotated k of `rope_dims` dimensions is shared by all heads. Scores are scaled by 1/√(nope + rope_dims), see
+    YarnScaling.
     `latent_eps` is the epsilon of the two latents' norms.
     """
 
@@ -86,9 +88,10 @@ class MLA:
     q_lora: int | None
     kv_lora: int
     nope: int
-    rope: int
+    rope_dims: int
     v: int
     latent_eps: float
+    rope: Rope
 
 
 def kv_heads(attention: GQA | MLA) -> int:
@@ -146,15 +149,19 @@ class Block:
 class Architecture:
     """`dense_width` is the config's width of dense layers, kept for formats that record it for MoE models too."""
 
-    family: str
     hidden: int
     vocab: int
     context: int
     norm_eps: float
     tied: bool
-    rope: Rope
     dense_width: int
     blocks: tuple[Block, ...]
+    family: str = ""
+
+    @property
+    def ropes(self) -> list[Rope]:
+        """The different rotations, in the order of the layers."""
+        return list(dict.fromkeys(b.attention.rope for b in self.blocks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +211,7 @@ def _attention(hidden: int, a: GQA | MLA) -> _Shapes:
 
 
 def _latent_attention(hidden: int, a: MLA) -> _Shapes:
-    """k_b is kept transposed, as [heads, kv_lora, nope], so that a query can be taken into the latent space."""
-    q = a.heads * (a.nope + a.rope)
+    q = a.heads * (a.nope + a.rope_dims)
     shapes: _Shapes = [("attn_norm.weight", (hidden,))]
     if a.q_lora is None:
         shapes.append(("attn_q.weight", (q, hidden)))
@@ -215,9 +221,9 @@ def _latent_attention(hidden: int, a: MLA) -> _Shapes:
         shapes.append(("attn_q_b.weight", (q, a.q_lora)))
     return [
         *shapes,
-        ("attn_kv_a_mqa.weight", (a.kv_lora + a.rope, hidden)),
+        ("attn_kv_a_mqa.weight", (a.kv_lora + a.rope_dims, hidden)),
         ("attn_kv_a_norm.weight", (a.kv_lora,)),
-        ("attn_k_b.weight", (a.heads, a.kv_lora, a.nope)),
+        ("attn_k_b.weight", (a.heads, a.nope, a.kv_lora)),
         ("attn_v_b.weight", (a.heads, a.v, a.kv_lora)),
         ("attn_output.weight", (hidden, a.heads * a.v)),
     ]

@@ -12,10 +12,11 @@ from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, brief, wrong
 from sampan.safetensors import TensorInfo
 
-from .architecture import MLA, Architecture, TensorSpec, tensor_specs
+from .architecture import Architecture, TensorSpec, tensor_specs
 from .encoding import Part, StoredTensor
-from .family import Family, Source
+from .family import Family
 from .quantization import KEY, read_storage
+from .rows import Arrangement, Cut, Layout, Map, Stack
 
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 
@@ -24,7 +25,8 @@ HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 class Piece:
     """`rows` rows of one stored tensor, seen as a matrix, from `start`; output rows `at`, `at + step`, …
 
-    `transposed`: they become all columns of output rows from `at` instead, and are converted in one piece.
+    `maps`: functions of their values, applied in order. `transposed`: they become all columns of output rows from `at`
+    instead, and are converted in one piece.
     """
 
     stored: StoredTensor
@@ -33,6 +35,7 @@ class Piece:
     at: int
     step: int = 1
     transposed: bool = False
+    maps: tuple[Map, ...] = ()
 
     @property
     def shard(self) -> int:
@@ -44,15 +47,20 @@ class Piece:
         return self.stored.main.info
 
     @property
+    def whole_rows(self) -> bool:
+        """Whether output rows are stored rows: only then can codes be kept as they are."""
+        return not self.transposed and not self.maps
+
+    @property
     def kind(self) -> str:
-        """How it is stored, one of KINDS in quantize/scheme.py; packed codes cannot be transposed as they are."""
+        """How it is stored, one of KINDS in quantize/scheme.py."""
         packed = self.stored.encoding.integers is not None or self.stored.encoding.repack
-        return "other int4" if self.transposed and packed else self.stored.kind
+        return "other int4" if packed and not self.whole_rows else self.stored.kind
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A canonical tensor and its pieces, which cover its rows once."""
+    """A tensor of canonical name and its pieces, which cover its rows once."""
 
     spec: TensorSpec
     pieces: tuple[Piece, ...]
@@ -75,13 +83,28 @@ class Bound:
         return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
-def upright(bound: Bound) -> Bound:
-    """k_b as the checkpoint has it, [heads, nope, kv_lora], and other tensors as they are."""
-    if not any(p.transposed for p in bound.pieces):
+def arranged(bound: Bound, arrangement: Arrangement | None) -> Bound:
+    """A bound canonical tensor as a format wants its rows; None: as it stands."""
+    if arrangement is None:
         return bound
-    heads, columns, rows = bound.spec.shape
-    pieces = tuple(replace(p, at=h * rows, transposed=False) for h, p in enumerate(bound.pieces))
-    return Bound(replace(bound.spec, shape=(heads, rows, columns)), pieces)
+    maps = (arrangement.map,) if arrangement.map else ()
+    pieces = []
+    for run in arrangement.runs:
+        for piece in bound.pieces:
+            first = max(run.start, piece.at)
+            rows = min(run.start + run.rows, piece.at + piece.rows) - first
+            if rows <= 0:
+                continue
+            if run.transposed and rows != run.rows:
+                raise AssertionError(f"{bound.spec.name}: a matrix that is transposed lies in two pieces")
+            at = run.at + (first - run.start) * run.step
+            pieces.append(
+                replace(
+                    piece, start=piece.start + first - piece.at, rows=rows, at=at, step=run.step,
+                    transposed=run.transposed, maps=piece.maps + maps,
+                )
+            )  # fmt: skip
+    return Bound(replace(bound.spec, shape=arrangement.shape), tuple(pieces))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +125,11 @@ def bind(checkpoint: Checkpoint, family: Family, arch: Architecture) -> Binding:
     claimed: set[str] = set()
     tensors = []
     for spec in tensor_specs(arch):
-        sources = _choose(family, spec, stored, checkpoint)
-        pieces = _pieces(spec, sources, stored, checkpoint, arch)
+        layout = _choose(family, spec, stored, checkpoint)
+        pieces = _pieces(spec, layout, stored, checkpoint, arch)
         claimed.update(p.stored.name for p in pieces)
         tensors.append(Bound(spec, tuple(pieces)))
-    head = family.sources[HEAD][0].name
+    (head,) = _names(family.sources[HEAD][0], TensorSpec(HEAD, ()))
     redundant = stored[head] if arch.tied and head in stored else None
     if redundant is not None:
         claimed.add(head)
@@ -123,86 +146,65 @@ def bind(checkpoint: Checkpoint, family: Family, arch: Architecture) -> Binding:
     return Binding(tuple(tensors), redundant, {part: tuple(infos) for part, infos in left_out.items()})
 
 
-def _choose(
-    family: Family, spec: TensorSpec, stored: Mapping[str, object], checkpoint: Checkpoint
-) -> tuple[Source, list[str]]:
-    """The first layout whose tensors exist, and their names."""
+def _choose(family: Family, spec: TensorSpec, stored: Mapping[str, object], checkpoint: Checkpoint) -> Layout:
+    """The first layout whose tensors exist."""
     layouts = family.sources[spec.name.replace(f"blk.{spec.layer}.", "blk.{i}.", 1)]
-    for source in layouts:
-        names = _names(source, spec)
+    for layout in layouts:
+        names = _names(layout, spec)
         if names[0] in stored:
             missing = next((n for n in names if n not in stored), None)
             if missing is None:
-                return source, names
+                return layout
             raise wrong(checkpoint.folder, f"the tensor {missing}", "none of that name in any shard")
     first = _names(layouts[0], spec)[0]
     hint = "tie_word_embeddings is false in config.json" if spec.name == HEAD else ""
     raise wrong(checkpoint.folder, f"the tensor {first}", "none of that name in any shard", hint)
 
 
-def _names(source: Source, spec: TensorSpec) -> list[str]:
-    name = source.name.replace("{i}", str(spec.layer))
+def _names(layout: Layout, spec: TensorSpec) -> list[str]:
+    if isinstance(layout, Stack):
+        return [name for source in layout.sources for name in _names(source, spec)]
+    name = layout.name.replace("{i}", str(spec.layer))
     return [name.replace("{e}", str(e)) for e in range(spec.shape[0])] if "{e}" in name else [name]
 
 
 def _pieces(
-    spec: TensorSpec,
-    chosen: tuple[Source, list[str]],
-    stored: Mapping[str, StoredTensor],
-    checkpoint: Checkpoint,
-    arch: Architecture,
+    spec: TensorSpec, layout: Layout, stored: Mapping[str, StoredTensor], checkpoint: Checkpoint, arch: Architecture
 ) -> list[Piece]:
-    source, names = chosen
-    if source.of_heads is not None:
-        return _head_pieces(arch, spec, source.of_heads, stored[names[0]], checkpoint)
-    if source.halves:
-        return _half_pieces(arch, spec, stored[names[0]], checkpoint)
-    part, parts = source.part
-    experts = spec.shape[0] if len(spec.shape) == 3 else 1
-    rows = math.prod(spec.shape[:-1]) // experts
+    """The pieces of a canonical tensor: one for each expert or head where it has three dimensions."""
+    if isinstance(layout, Stack):
+        pieces, at = list[Piece](), 0
+        for source, rows in zip(layout.sources, layout.rows(arch.blocks[spec.layer]), strict=True):
+            part = replace(spec, shape=(rows, *spec.shape[1:]))
+            pieces += [replace(p, at=at + p.at) for p in _pieces(part, source, stored, checkpoint, arch)]
+            at += rows
+        return pieces
+    matrix = math.prod(spec.shape[:-1]) // (spec.shape[0] if len(spec.shape) == 3 else 1)  # rows that belong together
+    cut = Cut(0, matrix, matrix) if layout.cut is None else layout.cut(arch.blocks[spec.layer])
+    each = "{e}" in layout.name
+    rows = math.prod(spec.shape[1:-1] if each else spec.shape[:-1])
+    maps = (layout.map,) if layout.map else ()
     pieces = []
-    for e, name in enumerate(names):
+    for e, name in enumerate(_names(layout, spec)):
         tensor = stored[name]
         where = f"{checkpoint.shards[tensor.main.shard].name}: {tensor.main.info.name}"
-        if len(names) > 1 or "{e}" in source.name:
-            expected = spec.shape[1:]
-        elif parts > 1:
-            expected = (experts, rows * parts, spec.shape[-1])
-        else:
-            expected = spec.shape
-        _check(tensor, expected, where)
-        if expected == spec.shape[1:] and len(spec.shape) == 3:
-            pieces.append(Piece(tensor, 0, rows, e * rows))
-        else:  # each expert of a fused tensor is a piece of its own, so that a dead one is noticed
-            for x in range(experts):
-                start = (x * parts + part) * rows
-                pieces.append(Piece(tensor, start, rows, x * rows))
+        _check(tensor, _stored_shape(spec.shape[1:] if each else spec.shape, cut, tensor.shape), where)
+        for n in range(rows // cut.take):
+            pieces.append(
+                Piece(tensor, n * cut.period + cut.offset, cut.take, e * rows + n * cut.take, maps=maps)
+            )  # fmt: skip
     return pieces
 
 
-def _head_pieces(
-    arch: Architecture, spec: TensorSpec, part: str, tensor: StoredTensor, checkpoint: Checkpoint
-) -> list[Piece]:
-    """k's or v's rows of every head of kv_b [heads · (nope + v), kv_lora]."""
-    a = arch.blocks[spec.layer].attention
-    assert isinstance(a, MLA)  # noqa: S101 - no other attention has such tensors
-    where = f"{checkpoint.shards[tensor.main.shard].name}: {tensor.main.info.name}"
-    _check(tensor, (a.heads * (a.nope + a.v), a.kv_lora), where)
-    skip, rows = (0, a.nope) if part == "k" else (a.nope, a.v)
-    starts = [h * (a.nope + a.v) + skip for h in range(a.heads)]
-    return [Piece(tensor, s, rows, h * spec.shape[1], transposed=part == "k") for h, s in enumerate(starts)]
-
-
-def _half_pieces(arch: Architecture, spec: TensorSpec, tensor: StoredTensor, checkpoint: Checkpoint) -> list[Piece]:
-    """The two halves of every head, whose rows take turns."""
-    where = f"{checkpoint.shards[tensor.main.shard].name}: {tensor.main.info.name}"
-    _check(tensor, spec.shape, where)
-    half = arch.rope.dims // 2
-    return [
-        Piece(tensor, start + n * half, half, start + n, step=2)
-        for start in range(0, spec.shape[0], 2 * half)
-        for n in range(2)
-    ]
+def _stored_shape(shape: tuple[int, ...], cut: Cut, found: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a stored tensor must have, of which `shape` is cut; that of a convolution over single channels
+    has a dimension of one more.
+    """
+    rows = math.prod(shape[:-1]) // cut.take * cut.period
+    wanted = shape if cut.take == cut.period else (rows, shape[-1])
+    if len(shape) == 3 and len(found) == 3:
+        wanted = (shape[0], rows // shape[0], shape[-1])
+    return found if len(found) == 3 and found[1] == 1 and (found[0], found[2]) == wanted else wanted
 
 
 def _check(tensor: StoredTensor, shape: tuple[int, ...], where: str) -> None:

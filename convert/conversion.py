@@ -85,7 +85,7 @@ def prepare(
     _refuse_output_in_source(checkpoint, out)
     family, arch = read_architecture(checkpoint)
     binding = bind(checkpoint, family, arch)
-    plan = form.plan(checkpoint, arch, binding, Request(out, scheme_name, scheme, split, context, accuracy))
+    plan = form.plan(checkpoint, family, arch, binding, Request(out, scheme_name, scheme, split, context, accuracy))
     jobs = jobs or os.cpu_count() or 1
     if lossless:
         check_lossless(plan)

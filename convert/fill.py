@@ -279,6 +279,8 @@ def _convert(
     try:
         with np.errstate(invalid="ignore", over="ignore"):  # an infinite scale: found below
             stored.encoding.decode(stored, buffers, item.first_row, values)
+            for m in piece.maps:
+                values = m.apply(values)
     except InputError as e:  # a companion's values
         raise InputError(f"{checkpoint.shards[piece.shard].name}: {e}") from None
     low, high = float(values.min()), float(values.max())  # NaN wins both
@@ -286,7 +288,7 @@ def _convert(
         row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
         bad = values[row][~np.isfinite(values[row])][0]
         raise wrong(_where(piece, checkpoint), "finite values", f"{bad} in row {item.first_row + row}")
-    repack = None if piece.transposed else repacker(stored, tensor.type)
+    repack = repacker(stored, tensor.type) if piece.whole_rows else None
     if piece.transposed:
         values = np.ascontiguousarray(values.T)
     encoded = out[: len(values) * tensor.type.row_bytes(tensor.bound.columns)]

@@ -4,38 +4,47 @@ from __future__ import annotations
 
 from sampan.errors import brief, wrong
 
-from .architecture import MLA, Dense, MoE
-from .config import Config, read_activation
+from .architecture import MLA, Architecture, Dense, MoE
+from .config import Config, read_activation, read_rope
+from .readers import MOST_EXPERTS, MOST_HEADS, read_context, read_layers, uniform
 
 LATENT_EPS = 1e-6  # DeepSeek's modelling code and transformers leave the latents' norms at the class default
 
 
+def read(config: Config) -> Architecture:
+    """DeepSeek-V3's shape as a whole."""
+    return uniform(config, read_latent_attention(config), read_sigmoid_experts(config))
+
+
 def read_latent_attention(config: Config) -> MLA:
     """`q_lora_rank` null or absent: q comes straight from the hidden state."""
-    heads = config.natural("num_attention_heads", limit=65_536)
+    heads = config.natural("num_attention_heads", limit=MOST_HEADS)
     config.is_default("num_key_value_heads", heads)
     config.is_default("attention_bias", False)
     q_lora = config.get("q_lora_rank")
+    rope_dims = config.natural("qk_rope_head_dim")
     return MLA(
         heads=heads,
         q_lora=None if q_lora is None else config.natural("q_lora_rank"),
         kv_lora=config.natural("kv_lora_rank"),
         nope=config.natural("qk_nope_head_dim"),
-        rope=config.natural("qk_rope_head_dim"),
+        rope_dims=rope_dims,
         v=config.natural("v_head_dim"),
         latent_eps=LATENT_EPS,
+        rope=read_rope(config, rope_dims, read_context(config), latent=True),
     )
 
 
-def read_sigmoid_experts(config: Config, layers: int) -> list[Dense | MoE]:
+def read_sigmoid_experts(config: Config) -> list[Dense | MoE]:
     """A feed-forward for each layer: `first_k_dense_replace` dense ones, then experts."""
+    layers = read_layers(config)
     activation = read_activation(config)
     dense = Dense(config.natural("intermediate_size"), activation)
     leading = config.natural("first_k_dense_replace", default=0, least=0, limit=layers)
     config.is_default("scoring_func", "sigmoid")
     config.is_default("topk_method", "noaux_tc")
     config.is_default("moe_layer_freq", 1)
-    experts = config.natural("n_routed_experts", "num_local_experts", limit=65_536)
+    experts = config.natural("n_routed_experts", "num_local_experts", limit=MOST_EXPERTS)
     used = config.natural("num_experts_per_tok", limit=experts)
     width = config.natural("moe_intermediate_size")
     shared = config.natural("n_shared_experts", default=0, least=0, limit=1024)

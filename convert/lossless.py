@@ -54,9 +54,9 @@ def _repeat(values: NDArray[Any], times: int) -> NDArray[Any]:
 
 def exact(piece: Piece, kind: TensorType) -> bool:
     """Whether `kind` holds the numbers of a piece, but for scales that float16 does not hold."""
-    if isinstance(kind, NumberType) and kind.name in ("f32", piece.stored.label):
+    if isinstance(kind, NumberType) and (kind.name == "f32" or (not piece.maps and kind.name == piece.stored.label)):
         return True
-    return not piece.transposed and repacker(piece.stored, kind) is not None
+    return piece.whole_rows and repacker(piece.stored, kind) is not None
 
 
 def nearest(plan: Plan) -> dict[tuple[str, str], list[PlannedTensor]]:

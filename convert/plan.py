@@ -11,8 +11,10 @@ from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint
 from sampan.quantize import Scheme, TensorFacts, TensorType
 
-from .architecture import Architecture, MoE, kv_heads
+from .architecture import Architecture, MoE, TensorSpec, kv_heads
 from .binding import Binding, Bound
+from .family import Family
+from .rows import Arrangement
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Plan:
         for t in self.tensors:
             h.update(f"{t.bound.spec.name} {t.type.name} {t.file} {t.offsets}\n".encode())
             for p in t.bound.pieces:
-                h.update(f"  {p.stored.label} {p.start} {p.rows} {p.at} {p.step}\n".encode())
+                h.update(f"  {p.stored.label} {p.start} {p.rows} {p.at} {p.step} {[m.name for m in p.maps]}\n".encode())
                 for part in p.stored.parts:
                     h.update(f"    {part.shard} {part.info.name} {part.info.dtype}\n".encode())
         return h.hexdigest()
@@ -96,15 +98,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """An output format: `plan` lays the files out, `portable` maps int4 and int8 to its best schemes."""
+    """An output format: `plan` lays the files out, `portable` maps int4 and int8 to its best schemes.
+
+    `arrange`: how the rows of a canonical tensor stand there; None where they stand as they are.
+    """
 
     portable: Mapping[str, str]
-    plan: Callable[[Checkpoint, Architecture, Binding, Request], Plan]
+    plan: Callable[[Checkpoint, Family, Architecture, Binding, Request], Plan]
+    arrange: Callable[[Family, Architecture, TensorSpec], Arrangement | None] = lambda family, arch, spec: None
 
 
 def facts(arch: Architecture, bound: Bound, *, wide: bool = False) -> TensorFacts:
     """What a scheme's rules may ask about a tensor; `wide` as in TensorFacts."""
-    ffn, attention = arch.blocks[-1].ffn, arch.blocks[0].attention
+    attention = arch.blocks[0].attention  # llama.cpp's rules ask the first layer, too
     return TensorFacts(
         name=bound.spec.name,
         # llama.cpp counts dimensions without trailing ones: a [1, n] matrix is a vector
@@ -113,7 +119,7 @@ def facts(arch: Architecture, bound: Bound, *, wide: bool = False) -> TensorFact
         layer=bound.spec.layer,
         layers=len(arch.blocks),
         gqa=attention.heads // kv_heads(attention),
-        experts=ffn.experts if isinstance(ffn, MoE) else 0,
+        experts=max(b.ffn.experts if isinstance(b.ffn, MoE) else 0 for b in arch.blocks),
         tied=arch.tied,
         wide=wide,
         stored=bound.kind,

@@ -69,15 +69,15 @@ def test_index(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", cases("config"))
 def test_config(case: str, tmp_path: Path) -> None:
     from sampan.convert.formats._llama import check_engine
-    from sampan.convert.formats.gguf import ARCHITECTURES
+    from sampan.convert.formats.gguf import known
 
     shutil.copytree(tiny.FIXTURE, tmp_path / "m")
     shutil.copy(HERE / case, tmp_path / "m" / "config.json")
 
     def read() -> None:
         checkpoint = open_folder(tmp_path / "m")
-        arch = read_architecture(checkpoint)[1]
-        check_engine(checkpoint.folder / "config.json", ARCHITECTURES[arch.family], arch)
+        family, arch = read_architecture(checkpoint)
+        check_engine(checkpoint.folder / "config.json", known(family, arch), arch)
 
     refused(case, read)
 

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 
 from sampan import gguf, onnx, runtime
 from sampan.artifact import manifest_path
-from sampan.checkpoint import read_json
-from sampan.convert.formats.gguf import ARCHITECTURES, ROPE_FACTORS
+from sampan.checkpoint import Checkpoint, read_json
+from sampan.convert.architecture import tensor_specs
+from sampan.convert.family import families, read_architecture
+from sampan.convert.formats.gguf import FORMAT as GGUF
+from sampan.convert.formats.gguf import ROPE_FACTORS
+from sampan.convert.rows import Arrangement
 from sampan.errors import brief, wrong
 from sampan.quantize import TensorType, decode_rows, number_type, tensor_type
 from sampan.quantize.blocked import BLOCK_TYPES, BlockType
 from sampan.quantize.types import number_type_by_id
 
 STEP = 1 << 20  # values decoded at once
-TURNED = ".attn_k_b.weight"  # graphs multiply by it as checkpoints have it
 PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
 
 
@@ -32,7 +35,7 @@ class Stored:
     """One tensor. `offsets`: of its first row in each array of its type, from the start of the file.
 
     Its rows are the rows 0, `step`, 2 · `step`, … from there: `step` tensors take turns, and this is number `turn` of
-    them. `turned`: a GGUF file holds the transpose of each of its matrices.
+    them. `arrangement`: how a GGUF file would have its rows, None where as they are or where that is not known.
     """
 
     name: str
@@ -42,11 +45,11 @@ class Stored:
     offsets: tuple[int, ...]
     step: int = 1
     turn: int = 0
-    turned: bool = False
+    arrangement: Arrangement | None = None
 
     @property
     def gguf_shape(self) -> tuple[int, ...]:
-        return (*self.shape[:-2], self.shape[-1], self.shape[-2]) if self.turned else self.shape
+        return self.arrangement.shape if self.arrangement else self.shape
 
     @property
     def columns(self) -> int:
@@ -162,9 +165,23 @@ def open_onnx(path: Path) -> Artifact:
         special = {k: session.metadata.get(f"tokenizer.{k}", "") for k in ("bos_token", "eos_token")}
     return Artifact(
         path, "onnx", tensors, graph.nbytes, _bits(tensors) if tensors else onnx.bits_per_weight(graph),
-        frozenset(types), architecture=ARCHITECTURES.get(str(manifest.get("family")), ""), vocab=vocab,
+        frozenset(types), architecture=_engine_name(manifest), vocab=vocab,
         experts=graph.experts, template=template, special=special, manifest=manifest,
     )  # fmt: skip
+
+
+def _engine_name(manifest: dict[str, Any]) -> str:
+    """What llama.cpp calls a manifest's family, or nothing."""
+    family = families().get(str(manifest.get("family")))
+    return family.gguf.architecture if family and family.gguf else ""
+
+
+def as_gguf(artifact: Artifact, checkpoint: Checkpoint) -> Artifact:
+    """An ONNX folder of a checkpoint, its tensors with the order of rows that a GGUF file would have."""
+    family, arch = read_architecture(checkpoint)
+    orders = {s.name: GGUF.arrange(family, arch, s) for s in tensor_specs(arch)}
+    tensors = {n: replace(t, arrangement=orders.get(n)) for n, t in artifact.tensors.items()}
+    return replace(artifact, tensors=tensors)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -193,8 +210,6 @@ def _stored(graph: onnx.Graph, name: str, entry: dict[str, Any], where: str) -> 
         raise wrong(f"{where}: shape", "sizes above 0", brief(shape))
     if type(at) is not int or type(step) is not int or at < 0 or step < 1:
         raise wrong(f"{where}: at and step", "a first row and a distance of rows", brief([at, step]))
-    if name.endswith(TURNED) and len(shape) != 3:
-        raise wrong(f"{where}: shape", "three sizes", brief(shape))
     kind = tensor_type(kind)
     vector = len(shape) == 1  # stored as rows of one value, so that vectors can be stacked
     columns, rows = (1, shape[0]) if vector else (shape[-1], math.prod(shape[:-1]))
@@ -213,7 +228,7 @@ def _stored(graph: onnx.Graph, name: str, entry: dict[str, Any], where: str) -> 
         offsets.append(found.offset + at * row)
     if len(paths) != 1:
         raise wrong(where, "all of it in one data file", "several")
-    return Stored(name, tuple(shape), kind, paths.pop(), tuple(offsets), step, at % step, turned=name.endswith(TURNED))
+    return Stored(name, tuple(shape), kind, paths.pop(), tuple(offsets), step, at % step)
 
 
 def _describe(array: onnx.Array | None) -> str:
@@ -268,11 +283,19 @@ def chunks(t: Stored) -> Iterator[tuple[int, int]]:
 
 def f32_pieces(t: Stored, fd: int) -> Iterator[NDArray[np.float32]]:
     """All of a tensor, decoded, in the order of a GGUF file."""
-    if not t.turned:
+    if t.arrangement is None:
         yield from (read_rows(t, fd, start, rows) for start, rows in chunks(t))
         return
-    rows = t.shape[-2]  # of a matrix; those of attention are small
-    yield from (np.ascontiguousarray(read_rows(t, fd, start, rows).T) for start in range(0, t.rows, rows))
+    shape = t.arrangement.shape
+    out = np.empty((math.prod(shape[:-1]), shape[-1]), np.float32)  # one of attention's, which are small
+    for run in t.arrangement.runs:
+        rows = read_rows(t, fd, run.start, run.rows)
+        rows = t.arrangement.map.apply(rows) if t.arrangement.map else rows
+        if run.transposed:
+            out[run.at : run.at + t.columns] = rows.T
+        else:
+            out[run.at : run.at + run.rows * run.step : run.step] = rows
+    yield out
 
 
 def raw_pieces(t: Stored, fd: int) -> Iterator[NDArray[np.uint8]]:

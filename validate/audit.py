@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 
 from sampan.checkpoint import Checkpoint
 from sampan.convert.architecture import Llama3Scaling
-from sampan.convert.binding import EMBEDDING, HEAD, Bound, Piece, bind, upright
+from sampan.convert.binding import EMBEDDING, HEAD, Bound, Piece, arranged, bind
 from sampan.convert.encoding import buffer_size, read_parts
 from sampan.convert.family import read_architecture
 from sampan.convert.formats.gguf import ROPE_FACTORS
+from sampan.convert.plan import Format
 from sampan.convert.rope import llama3_factors
 from sampan.quantize import decode_rows, encode_rows
+from sampan.registry import load
 
 from .artifact import STEP, Artifact, Spans, Stored, read_rows
 
@@ -65,8 +67,9 @@ def audit(
 ) -> Audit:
     """Compare every tensor; memory is a few blocks of 4 MB for each job."""
     family, arch = read_architecture(checkpoint)
-    form = upright if artifact.format == "onnx" else lambda b: b  # its graphs multiply by k_b as checkpoints have it
-    bound = {b.spec.name: form(b) for b in bind(checkpoint, family, arch).tensors}
+    form: Format = load("sampan.convert.formats", artifact.format, "FORMAT", "format")
+    tensors = bind(checkpoint, family, arch).tensors
+    bound = {b.spec.name: arranged(b, form.arrange(family, arch, b.spec)) for b in tensors}
     result = Audit()
     stored = dict(artifact.tensors)
     pairs: list[tuple[Bound, Stored]] = []
@@ -79,10 +82,10 @@ def audit(
             pairs.append((b, t))
     if arch.tied and HEAD in stored:  # some converters write a tied head twice
         pairs.append((bound[EMBEDDING], stored.pop(HEAD)))
-    scaling = arch.rope.scaling
-    if isinstance(scaling, Llama3Scaling) and artifact.format == "gguf":
-        wanted, factors = llama3_factors(arch.rope, scaling), stored.pop(ROPE_FACTORS, None)
-        result.findings += _computed(ROPE_FACTORS, wanted, factors)
+    for rope in arch.ropes:
+        if isinstance(rope.scaling, Llama3Scaling) and artifact.format == "gguf":
+            wanted, factors = llama3_factors(rope, rope.scaling), stored.pop(ROPE_FACTORS, None)
+            result.findings += _computed(ROPE_FACTORS, wanted, factors)
     result.findings += [f"{name}: an orphan, the checkpoint has no such tensor" for name in stored]
     jobs = jobs or os.cpu_count() or 1
     with ExitStack() as files:
@@ -179,6 +182,8 @@ class _Pair:
         self.nbytes += sum(r.total for r in reads)
         out = np.empty((rows, self.bound.stored_columns(piece)), np.float32)
         stored.encoding.decode(stored, buffers, start, out)
+        for m in piece.maps:
+            out = m.apply(out)
         return out
 
     def target(self, at: slice) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from sampan.units import human
 
 from . import audit as tensors
 from . import summary, verdict, windows
-from .artifact import Artifact, dequantise, open_artifact
+from .artifact import Artifact, as_gguf, dequantise, open_artifact
 from .conformance import (
     Check,
     CheckpointTokenizer,
@@ -69,8 +69,10 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
     grow = max(a.f32_bytes if _dequantises(options, a) else a.nbytes for a in artifacts)
     ref = find_reference(reference, options.revision, grow, bars)
     exact = open_artifact(ref.artifact)
+    if ref.checkpoint is not None:
+        artifacts = [as_gguf(a, ref.checkpoint) if a.format == "onnx" else a for a in artifacts]
     for artifact in artifacts:
-        _check_comparable(exact, artifact, options)
+        _check_comparable(ref, exact, artifact, options)
         if ref.checkpoint is None and exact.format == artifact.format == "gguf":
             _check_tokens(exact, artifact)
     texts = _texts(ref, exact, options)
@@ -137,7 +139,7 @@ def _check_options(candidate: Artifact, options: Options) -> None:
         raise wrong(where, "a candidate whose manifest names its tensors", f"{candidate.path} without one")
 
 
-def _check_comparable(exact: Artifact, candidate: Artifact, options: Options) -> None:
+def _check_comparable(ref: Reference, exact: Artifact, candidate: Artifact, options: Options) -> None:
     """Refuse another architecture or a vocabulary of another size: no numbers would mean anything."""
     pairs = [("vocabulary", f"{exact.vocab} tokens", f"{candidate.vocab} tokens")]
     if exact.architecture and candidate.architecture:  # a folder that is not ours does not say
@@ -146,8 +148,10 @@ def _check_comparable(exact: Artifact, candidate: Artifact, options: Options) ->
         if a != b:
             raise wrong(f"{candidate.path}: {what}", f"{a}, as the reference has", b)
     where = _dequantises(options, candidate)
-    if exact.format == "onnx" and (options.blame or (candidate.format == "onnx" and where)):
-        raise wrong(where or "--blame", "a checkpoint or a GGUF file as REFERENCE", f"the ONNX folder {exact.path}")
+    if candidate.format == "onnx" and where and ref.checkpoint is None:  # it tells the order of rows in a GGUF file
+        raise wrong(where, "a checkpoint as REFERENCE for an ONNX folder", exact.path)
+    if exact.format == "onnx" and options.blame:
+        raise wrong("--blame", "a checkpoint or a GGUF file as REFERENCE", f"the ONNX folder {exact.path}")
 
 
 def _check_ids(candidate: Artifact, texts: dict[str, str], wanted: dict[str, list[int]]) -> None:

@@ -2,22 +2,29 @@
 
 from dataclasses import replace
 
-from ..family import Source
+from ..architecture import Architecture
+from ..config import Config
+from ..family import Gguf
+from ..readers import read_dense, read_gqa, uniform
+from ..rows import Source
 from . import qwen2
 
 _L = "model.layers.{i}."
 _APART = ("blk.{i}.ffn_gate.weight", "blk.{i}.ffn_up.weight")  # one matrix here
 
+
+def read(config: Config) -> Architecture:
+    """Biases of q, k and v by default, 128 dimensions a head, the first half of them rotated."""
+    attention = read_gqa(config, biased=None, head_dim=128, interleaved=True, rotated=0.5)
+    return uniform(config, attention, read_dense(config, fused=True), post_norms=True)
+
+
 FAMILY = replace(
     qwen2.FAMILY,
     architectures=("Glm4ForCausalLM",),
     model_types=("glm4",),
-    bias_key="attention_bias",
-    head_dim=128,
-    rotated=0.5,
-    interleaved=True,
-    fused_ffn=True,
-    post_norms=True,
+    read=read,
+    gguf=Gguf(architecture="glm4", interleaved=True, rope_dims=True, pre={"llama-bpe": "glm4"}),
     sources={
         **{name: layouts for name, layouts in qwen2.FAMILY.sources.items() if name not in _APART},
         "blk.{i}.post_attention_norm.weight": (Source(_L + "post_self_attn_layernorm.weight"),),

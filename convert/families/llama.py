@@ -2,21 +2,30 @@
 
 from dataclasses import replace
 
-from ..family import Source
+from ..architecture import Architecture, kv_heads
+from ..config import Config
+from ..family import Gguf
+from ..readers import read_dense, read_gqa, uniform
 from . import qwen2
 
-_A = "model.layers.{i}.self_attn."
+
+def read(config: Config) -> Architecture:
+    """Llama's config: no biases."""
+    config.is_default("mlp_bias", False)
+    return uniform(config, read_gqa(config), read_dense(config))
+
+
+def is_70b(arch: Architecture) -> bool:
+    """80 layers with grouped key heads; without groups it is Llama 1's 65B."""
+    attention = arch.blocks[0].attention
+    return len(arch.blocks) == 80 and kv_heads(attention) != attention.heads
+
 
 FAMILY = replace(
     qwen2.FAMILY,
     architectures=("LlamaForCausalLM",),
     model_types=("llama",),
-    qkv_bias=False,
-    interleaved=True,
-    only={"mlp_bias": (False,)},
-    sources={
-        **qwen2.FAMILY.sources,
-        "blk.{i}.attn_q.weight": (Source(_A + "q_proj.weight", halves=True),),
-        "blk.{i}.attn_k.weight": (Source(_A + "k_proj.weight", halves=True),),
-    },
+    read=read,
+    gguf=Gguf(architecture="llama", interleaved=True, llama3=True, rope_dims=True, vocab=True, wide=is_70b),
+    genai="llama",
 )

@@ -1,15 +1,15 @@
 """Qwen2 and Qwen2.5, 0.5B to 72B: biased q, k and v; the small sizes tie the embedding."""
 
-from ..family import Family, Source
+from ..family import Family, Gguf
+from ..readers import read_dense, read_gqa, uniform
+from ..rows import Source
 
 _L = "model.layers.{i}."
 
 FAMILY = Family(
     architectures=("Qwen2ForCausalLM",),
     model_types=("qwen2",),
-    qkv_bias=True,
-    qk_norm=False,
-    head_dim=None,
+    read=lambda c: uniform(c, read_gqa(c, bias_key="qkv_bias", biased=None), read_dense(c)),
     sources={
         "token_embd.weight": (Source("model.embed_tokens.weight"),),
         "output_norm.weight": (Source("model.norm.weight"),),
@@ -27,5 +27,7 @@ FAMILY = Family(
         "blk.{i}.ffn_up.weight": (Source(_L + "mlp.up_proj.weight"),),
         "blk.{i}.ffn_down.weight": (Source(_L + "mlp.down_proj.weight"),),
     },
+    gguf=Gguf(architecture="qwen2", derives_heads=True, wide=lambda arch: len(arch.blocks) == 80),
+    genai="qwen2",
     leftovers=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq"),
 )

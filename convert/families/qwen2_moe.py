@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from ..family import Experts, Source
+from ..family import Gguf
+from ..readers import read_gqa, read_softmax_experts, uniform
+from ..rows import Source
 from . import qwen2
 from .qwen3_moe import ROUTED
 
@@ -12,7 +14,10 @@ FAMILY = replace(
     qwen2.FAMILY,
     architectures=("Qwen2MoeForCausalLM",),
     model_types=("qwen2_moe",),
-    experts=Experts(normalise=False, shared=True),
+    read=lambda c: uniform(
+        c, read_gqa(c, bias_key="qkv_bias", biased=None), read_softmax_experts(c, normalise=False, shared=True)
+    ),
+    gguf=Gguf(architecture="qwen2moe", derives_heads=True, normalises=False, untied=True),
     sources={
         **qwen2.FAMILY.sources,
         **ROUTED,

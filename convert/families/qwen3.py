@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 
-from ..family import Source
+from ..family import Gguf
+from ..readers import read_dense, read_gqa, uniform
+from ..rows import Source
 from . import qwen2
 
 FAMILY = replace(
     qwen2.FAMILY,
     architectures=("Qwen3ForCausalLM",),
     model_types=("qwen3",),
-    qkv_bias=False,
-    qk_norm=True,
-    head_dim=128,
+    read=lambda c: uniform(c, read_gqa(c, qk_norm=True, head_dim=128), read_dense(c)),
+    gguf=Gguf(architecture="qwen3"),
+    genai="qwen3",
     sources={
         **qwen2.FAMILY.sources,
         "blk.{i}.attn_q_norm.weight": (Source("model.layers.{i}.self_attn.q_norm.weight"),),

@@ -2,20 +2,34 @@
 
 from dataclasses import replace
 
-from ..family import Experts, Source
+from ..architecture import Block, MoE
+from ..family import Gguf
+from ..readers import read_gqa, read_softmax_experts, uniform
+from ..rows import Cut, Source
 from . import qwen3
 
 _M = "model.layers.{i}.mlp."
+
+
+def _gate(block: Block) -> Cut:
+    """Of each expert's fused matrix the first half; up is the second."""
+    assert isinstance(block.ffn, MoE)  # noqa: S101 - dense layers have no such tensors
+    return Cut(0, block.ffn.width, 2 * block.ffn.width)
+
+
+def _up(block: Block) -> Cut:
+    return replace(_gate(block), offset=_gate(block).take)
+
 
 ROUTED = {
     "blk.{i}.ffn_gate_inp.weight": (Source(_M + "gate.weight"),),
     "blk.{i}.ffn_gate_exps.weight": (
         Source(_M + "experts.{e}.gate_proj.weight"),
-        Source(_M + "experts.gate_up_proj", part=(0, 2)),
+        Source(_M + "experts.gate_up_proj", cut=_gate),
     ),
     "blk.{i}.ffn_up_exps.weight": (
         Source(_M + "experts.{e}.up_proj.weight"),
-        Source(_M + "experts.gate_up_proj", part=(1, 2)),
+        Source(_M + "experts.gate_up_proj", cut=_up),
     ),
     "blk.{i}.ffn_down_exps.weight": (
         Source(_M + "experts.{e}.down_proj.weight"),
@@ -27,7 +41,7 @@ FAMILY = replace(
     qwen3.FAMILY,
     architectures=("Qwen3MoeForCausalLM",),
     model_types=("qwen3_moe",),
-    head_dim=None,
-    experts=Experts(normalise=False, shared=False),
+    read=lambda c: uniform(c, read_gqa(c, qk_norm=True), read_softmax_experts(c, normalise=False, shared=False)),
+    gguf=Gguf(architecture="qwen3moe", normalises=True),
     sources={**qwen3.FAMILY.sources, **ROUTED},
 )

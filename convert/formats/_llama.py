@@ -4,41 +4,45 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sampan.errors import wrong
+from sampan.errors import InputError, wrong
 
 from .. import tiktoken
 from ..architecture import MLA, Architecture, LinearScaling, Llama3Scaling, MoE, YarnScaling
 from ..binding import HEAD
 from ..config import yarn_mscale
+from ..family import Gguf
 from ..tokenizer import Tokenizer
 
-# what the graph of an MoE architecture always does with the chosen experts' weights
-NORMALISES = {"qwen2moe": False, "qwen3moe": True}
-DERIVE_HEADS = ("qwen2", "qwen2moe")  # graphs that divide the hidden size by the heads
 YARN_BETAS = (32.0, 1.0)  # of the graphs whose loader reads none
 WITHOUT_Q_LORA = (26, 27)  # numbers of layers at which the loader of deepseek2 knows a model without q_lora
 
 
-def check_engine(config: Path, engine: str, arch: Architecture) -> None:
-    """Refuse what the Architecture can say and llama.cpp's graph `engine` would compute otherwise."""
-    attention = arch.blocks[0].attention
+def check_engine(config: Path, llama: Gguf, arch: Architecture) -> None:
+    """Refuse what the Architecture can say and llama.cpp's graph would compute otherwise."""
+    attention, engine = arch.blocks[0].attention, llama.architecture
+    if any(b.attention != attention for b in arch.blocks):
+        raise InputError(f"{config}: layers with different attention: llama.cpp's {engine} has one for all")
     if isinstance(attention, MLA):
         _check_latent(config, arch, attention)
         return
-    if engine in DERIVE_HEADS and attention.head_dim * attention.heads != arch.hidden:
+    if llama.derives_heads and attention.head_dim * attention.heads != arch.hidden:
         raise wrong(
             f"{config}: head_dim", f"{arch.hidden // attention.heads}, which llama.cpp derives for {engine}",
             attention.head_dim,
         )  # fmt: skip
-    scaling = arch.rope.scaling
-    if isinstance(scaling, Llama3Scaling) and engine != "llama":
+    if attention.rope.interleaved and not llama.interleaved:
+        raise InputError(
+            f"{config}: rotation of neighbouring dimensions: llama.cpp's {engine} rotates halves of a head"
+        )
+    scaling = attention.rope.scaling
+    if isinstance(scaling, Llama3Scaling) and not llama.llama3:
         raise wrong(f"{config}: rope_type", f"default, linear or yarn, as llama.cpp's {engine} computes", "llama3")
     if isinstance(scaling, YarnScaling) and (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
         raise wrong(
             f"{config}: beta_fast and beta_slow", f"32 and 1, as llama.cpp's {engine} computes",
             f"{scaling.beta_fast:g} and {scaling.beta_slow:g}",
         )  # fmt: skip
-    if engine in NORMALISES:
+    if llama.normalises is not None:
         if any(not isinstance(b.ffn, MoE) for b in arch.blocks):
             raise wrong(
                 f"{config}: mlp_only_layers, decoder_sparse_step",
@@ -47,13 +51,13 @@ def check_engine(config: Path, engine: str, arch: Architecture) -> None:
             )  # fmt: skip
         ffn = arch.blocks[0].ffn
         assert isinstance(ffn, MoE)  # noqa: S101 - just checked
-        if ffn.normalise != NORMALISES[engine]:
+        if ffn.normalise != llama.normalises:
             raise wrong(
-                f"{config}: norm_topk_prob", f"{str(NORMALISES[engine]).lower()}, as llama.cpp's {engine} computes",
+                f"{config}: norm_topk_prob", f"{str(llama.normalises).lower()}, as llama.cpp's {engine} computes",
                 str(ffn.normalise).lower(),
             )  # fmt: skip
-        if engine == "qwen2moe" and arch.tied:
-            raise wrong(f"{config}: tie_word_embeddings", f"false, since llama.cpp's {engine} needs {HEAD}", "true")
+    if llama.untied and arch.tied:
+        raise wrong(f"{config}: tie_word_embeddings", f"false, since llama.cpp's {engine} needs {HEAD}", "true")
 
 
 def _check_latent(config: Path, arch: Architecture, a: MLA) -> None:
@@ -63,14 +67,14 @@ def _check_latent(config: Path, arch: Architecture, a: MLA) -> None:
         raise wrong(
             f"{config}: q_lora_rank", "a number, as llama.cpp's deepseek2 needs except at 26 or 27 layers", "none"
         )
-    if not arch.rope.interleaved:
+    if not a.rope.interleaved:
         raise wrong(f"{config}: rope_interleave", "true, as llama.cpp's deepseek2 computes", "false")
     ffn = arch.blocks[-1].ffn
     if not isinstance(ffn, MoE):
         raise wrong(f"{config}: first_k_dense_replace", f"fewer than {layers} layers", layers)
     if not ffn.shared:
         raise wrong(f"{config}: n_shared_experts", "at least 1, as llama.cpp's deepseek2 has", 0)
-    scaling = arch.rope.scaling
+    scaling = a.rope.scaling
     if isinstance(scaling, (LinearScaling, Llama3Scaling)):
         kind = "linear" if isinstance(scaling, LinearScaling) else "llama3"
         raise wrong(f"{config}: rope_scaling", "none or yarn, as llama.cpp's deepseek2 computes", kind)
@@ -87,7 +91,8 @@ def _check_latent(config: Path, arch: Architecture, a: MLA) -> None:
 def notes(arch: Architecture, tokenizer: Tokenizer) -> list[str]:
     """Where llama.cpp differs from the checkpoint in a way that its user can know of or mend."""
     found = []
-    scaling, attention = arch.rope.scaling, arch.blocks[0].attention
+    attention = arch.blocks[0].attention
+    scaling = attention.rope.scaling
     if isinstance(scaling, YarnScaling) and (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
         found.append(
             "llama.cpp's own programs need --yarn-beta-fast "

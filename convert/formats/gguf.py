@@ -9,29 +9,33 @@ from typing import Any
 from sampan import gguf as container
 from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint, read_json
-from sampan.errors import brief, wrong
+from sampan.errors import InputError, brief, wrong
 from sampan.quantize import NumberType, Scheme, choose_type, get_scheme
 from sampan.quantize.types import is_number_type, number_type
 
-from ..architecture import MLA, Architecture, Dense, LinearScaling, Llama3Scaling, MoE, YarnScaling, kv_heads
-from ..binding import Binding, Bound, bind
-from ..family import read_architecture
+from ..architecture import (
+    MLA,
+    Architecture,
+    Dense,
+    LinearScaling,
+    Llama3Scaling,
+    MoE,
+    TensorSpec,
+    YarnScaling,
+    kv_heads,
+)
+from ..binding import Binding, Bound, arranged, bind
+from ..family import Family, Gguf, read_architecture
 from ..plan import Format, Plan, PlannedTensor, Request, facts
 from ..rope import llama3_factors
+from ..rows import Arrangement, neighbours, turned
 from ..tokenizer import Tokenizer, read_tokenizer
-from ._llama import DERIVE_HEADS, YARN_BETAS, check_engine, notes
+from ._llama import YARN_BETAS, check_engine, notes
 
-# our family → llama.cpp's general.architecture
-ARCHITECTURES = {
-    "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_moe": "qwen3moe",
-    "deepseek_v3": "deepseek2", "kimi_k25": "deepseek2", "kimi_vl": "deepseek2", "llama": "llama",
-    "glm4": "glm4",
-}  # fmt: skip
-PRE = {("glm4", "llama-bpe"): "glm4"}  # family and pre-tokenizer → another name of the same split, without BOS
 ROPE_FACTORS = "rope_freqs.weight"
 
 
-def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: Request) -> Plan:
+def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Binding, request: Request) -> Plan:
     """Types, offsets and headers."""
     scheme, out = request.scheme, request.out
     for option, value in (("--context", request.context), ("--accuracy-level", request.accuracy)):
@@ -39,13 +43,15 @@ def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: 
             raise wrong(option, "none with --to gguf: it is for ONNX graphs", value)
     if not all(map(is_number_type, scheme.types)):
         raise wrong("--quant", "a scheme of llama.cpp, such as q4_k_m", request.scheme_name)
-    check_engine(checkpoint.folder / "config.json", _engine(arch), arch)
-    wide = _wide(arch)
-    typed = [(b, choose_type(scheme, facts(arch, b, wide=wide))) for b in binding.tensors]
+    llama = known(family, arch)
+    check_engine(checkpoint.folder / "config.json", llama, arch)
+    wide = llama.wide(arch)
+    tensors = [arranged(b, arrange(family, arch, b.spec)) for b in binding.tensors]
+    typed = [(b, choose_type(scheme, facts(arch, b, wide=wide))) for b in tensors]
     groups = _split(typed, request.split)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
-    metadata = _metadata(checkpoint, arch, tokenizer, scheme, binding)
-    files, tensors = [], []
+    metadata = _metadata(checkpoint, llama, arch, tokenizer, scheme, binding)
+    files, planned = [], list[PlannedTensor]()
     for n, group in enumerate(groups):
         keys = dict(metadata) if n == 0 else {}
         path = out
@@ -60,29 +66,38 @@ def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: 
         ]
         header = container.encode(keys, infos) + factors
         files.append(OutputFile(path, header, len(header) + size))
-        tensors += [PlannedTensor(b, t, n, (len(header) + o,)) for (b, t), o in zip(group, offsets, strict=True)]
-    return Plan(request.scheme_name, arch, tuple(files), tuple(tensors), tuple(notes(arch, tokenizer)))
+        planned += [PlannedTensor(b, t, n, (len(header) + o,)) for (b, t), o in zip(group, offsets, strict=True)]
+    return Plan(request.scheme_name, arch, tuple(files), tuple(planned), tuple(notes(arch, tokenizer)))
 
 
-def _engine(arch: Architecture) -> str:
-    if arch.family not in ARCHITECTURES:
-        raise wrong("--to gguf", f"a family among {', '.join(ARCHITECTURES)}", arch.family)
-    return ARCHITECTURES[arch.family]
+def known(family: Family, arch: Architecture) -> Gguf:
+    """What llama.cpp calls the family; one that it does not know is refused."""
+    if family.gguf is None:
+        raise InputError(f"--to gguf: llama.cpp has no graph for {arch.family}; --to onnx converts it")
+    return family.gguf
 
 
-def _wide(arch: Architecture) -> bool:
-    """LLM_TYPE_70B in llama.cpp's loaders."""
-    attention = arch.blocks[0].attention
-    grouped = kv_heads(attention) != attention.heads
-    return len(arch.blocks) == 80 and (arch.family == "qwen2" or (arch.family == "llama" and grouped))
+def arrange(family: Family, arch: Architecture, spec: TensorSpec) -> Arrangement | None:
+    """How the rows of a canonical tensor stand in a file: a query is multiplied by k_b's transpose, and graphs that
+    rotate neighbours want pairs that a checkpoint has half a head apart side by side.
+    """
+    if spec.layer < 0:
+        return None
+    attention, kind = arch.blocks[spec.layer].attention, spec.name.partition(f"blk.{spec.layer}.")[2]
+    if isinstance(attention, MLA):
+        return turned(spec.shape) if kind == "attn_k_b.weight" else None
+    neighbouring = family.gguf is not None and family.gguf.interleaved
+    if kind in ("attn_q.weight", "attn_k.weight") and neighbouring and not attention.rope.interleaved:
+        return neighbours(spec.shape, attention.head_dim, attention.rope.dims)
+    return None
 
 
 def _rope_factors(arch: Architecture) -> tuple[list[container.Tensor], bytes]:
     """The one tensor that is computed, in front of the others, and its bytes."""
-    scaling = arch.rope.scaling
-    if not isinstance(scaling, Llama3Scaling):
+    (rope,) = arch.ropes
+    if not isinstance(rope.scaling, Llama3Scaling):
         return [], b""
-    factors = llama3_factors(arch.rope, scaling)
+    factors = llama3_factors(rope, rope.scaling)
     data = factors.tobytes()
     info = container.Tensor(ROPE_FACTORS, factors.shape, number_type("f32").id, 0)
     return [info], data.ljust(container.padded(len(data)), b"\0")
@@ -121,15 +136,16 @@ def expected_metadata(checkpoint: Checkpoint) -> dict[str, container.Value]:
     """The keys that a file of this checkpoint must hold, `general.file_type` for f32."""
     family, arch = read_architecture(checkpoint)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
-    return _metadata(checkpoint, arch, tokenizer, get_scheme("f32"), bind(checkpoint, family, arch))
+    binding = bind(checkpoint, family, arch)
+    return _metadata(checkpoint, known(family, arch), arch, tokenizer, get_scheme("f32"), binding)
 
 
 def _metadata(
-    checkpoint: Checkpoint, arch: Architecture, tokenizer: Tokenizer, scheme: Scheme, binding: Binding
+    checkpoint: Checkpoint, llama: Gguf, arch: Architecture, tokenizer: Tokenizer, scheme: Scheme, binding: Binding
 ) -> dict[str, container.Value]:
     import gguf
 
-    w = gguf.GGUFWriter(None, _engine(arch))
+    w = gguf.GGUFWriter(None, llama.architecture)
     w.add_type(gguf.GGUFType.MODEL)
     _describe(w, checkpoint, binding)
     attention, ffn = arch.blocks[0].attention, arch.blocks[-1].ffn
@@ -149,17 +165,17 @@ def _metadata(
             w.add_expert_shared_feed_forward_length(ffn.shared_width)
     if isinstance(attention, MLA):
         _latent(w, arch, attention)
-    elif _engine(arch) not in DERIVE_HEADS:
+    elif not llama.derives_heads:
         w.add_key_length(attention.head_dim)
         w.add_value_length(attention.head_dim)
-        if arch.family == "llama":
-            w.add_vocab_size(arch.vocab)
-        if arch.family in ("llama", "glm4"):
-            w.add_rope_dimension_count(arch.rope.dims)
+    if llama.vocab:
+        w.add_vocab_size(arch.vocab)
+    if llama.rope_dims:
+        w.add_rope_dimension_count(attention.rope.dims)
     if scheme.file_type is not None:
         w.add_file_type(scheme.file_type)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _tokenizer(w, tokenizer, PRE.get((arch.family, tokenizer.pre), tokenizer.pre))
+    _tokenizer(w, tokenizer, llama.pre.get(tokenizer.pre, tokenizer.pre))
     return {key: _value(value) for key, value in w.kv_data[0].items()}
 
 
@@ -167,14 +183,12 @@ def _latent(w: Any, arch: Architecture, a: MLA) -> None:
     """Keys of deepseek2: attention over the latent is one key head of kv_lora + rope."""
     import gguf
 
-    w.add_vocab_size(arch.vocab)
-    w.add_rope_dimension_count(a.rope)
     if a.q_lora is not None:
         w.add_q_lora_rank(a.q_lora)
     w.add_kv_lora_rank(a.kv_lora)
-    w.add_key_length(a.kv_lora + a.rope)
+    w.add_key_length(a.kv_lora + a.rope_dims)
     w.add_value_length(a.kv_lora)
-    w.add_key_length_mla(a.nope + a.rope)
+    w.add_key_length_mla(a.nope + a.rope_dims)
     w.add_value_length_mla(a.v)
     moe = next(b.ffn for b in arch.blocks if isinstance(b.ffn, MoE))
     w.add_leading_dense_block_count(sum(isinstance(b.ffn, Dense) for b in arch.blocks))
@@ -228,8 +242,9 @@ def _describe(w: Any, checkpoint: Checkpoint, binding: Binding) -> None:
 def _rope(w: Any, arch: Architecture) -> None:
     import gguf
 
-    scaling = arch.rope.scaling
-    w.add_rope_freq_base(arch.rope.theta)
+    (rope,) = arch.ropes  # see check_engine
+    scaling = rope.scaling
+    w.add_rope_freq_base(rope.theta)
     if isinstance(scaling, LinearScaling):
         w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         w.add_rope_scaling_factor(scaling.factor)
@@ -280,4 +295,4 @@ def _value(value: Any) -> container.Value:
     return container.Value(kind, value.value, container.Kind(int(item)))
 
 
-FORMAT = Format(portable={"int4": "q4_k_m", "int8": "q8_0", "fp16": "f16", "fp32": "f32"}, plan=plan)
+FORMAT = Format(portable={"int4": "q4_k_m", "int8": "q8_0", "fp16": "f16", "fp32": "f32"}, plan=plan, arrange=arrange)

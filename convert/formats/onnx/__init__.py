@@ -13,18 +13,18 @@ from sampan.registry import load
 
 from ...architecture import POST_ATTENTION_NORM, POST_FFN_NORM, Architecture
 from ...binding import EMBEDDING, HEAD, Binding
+from ...family import Family
 from ...plan import Format, Plan, Request
 from .cpu import Cpu
 from .folder import companions
 from .graph import DATA_FILE, Edge, Graph
-from .rope import tables
 from .weights import Weights
 
 CONTEXT = 32_768  # positions of the rotary tables, where the model has more: 16.8 MB at 128 dimensions
 BLOCKS = "sampan.convert.formats.onnx.blocks"
 
 
-def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: Request) -> Plan:
+def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Binding, request: Request) -> Plan:
     """The graph file, the data file's layout and the small files beside them."""
     if request.split is not None:
         raise wrong("--split-size", "none with --to onnx, whose data file may have any size", request.split)
@@ -36,7 +36,7 @@ def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: 
     _write(graph, weights, arch, context, 4 if request.accuracy is None else request.accuracy)
     model = graph.model("sampan", version("sampan")).SerializeToString(deterministic=True)
     header = b"".join(t.tobytes() for t in weights.tables)
-    small = {"model.onnx": model, **companions(checkpoint, arch, context)}
+    small = {"model.onnx": model, **companions(checkpoint, family, arch, context)}
     files = [OutputFile(request.out / DATA_FILE, header, weights.end, folder=True)]
     files += [OutputFile(request.out / name, data, len(data), folder=True) for name, data in small.items()]
     return Plan(request.scheme_name, arch, tuple(files), tuple(weights.tensors))
@@ -44,8 +44,7 @@ def plan(checkpoint: Checkpoint, arch: Architecture, binding: Binding, request: 
 
 def _write(graph: Graph, weights: Weights, arch: Architecture, context: int, accuracy: int) -> None:
     """Embedding, blocks, head. A norm takes the residual sum before it along."""
-    cos, sin = (weights.table(f"/rope/{n}", t) for n, t in zip(("cos", "sin"), tables(arch.rope, context), strict=True))
-    form = Cpu(graph, weights, arch, (cos, sin), accuracy)
+    form = Cpu(graph, weights, arch, context, accuracy)
     x = form.embedding()
     normed = form.norm("/layers.0/input_layernorm", x, "blk.0.attn_norm.weight")
     for i, block in enumerate(arch.blocks):

@@ -15,21 +15,26 @@ from sampan.errors import wrong
 from sampan.quantize import TensorType, tensor_type
 from sampan.quantize.blocked import BlockType
 
-from ...architecture import Architecture, MoE
+from ...architecture import Architecture, MoE, Rope
 from ...binding import EMBEDDING
 from .graph import CONTRIB, FLOAT, INT32, INT64, Edge, Graph
+from .rope import tables
 from .weights import Weights
 
 
 class Cpu:
-    """Writes into `graph` with the weights of `weights`. `tables`: cos and sin; `accuracy`: every product's level."""
+    """Writes into `graph` with the weights of `weights`. `accuracy`: every product's level."""
 
-    def __init__(
-        self, graph: Graph, weights: Weights, arch: Architecture, tables: tuple[Edge, Edge], accuracy: int
-    ) -> None:
-        self.graph, self.weights, self.rope = graph, weights, arch.rope
-        self._eps, self._tables = arch.norm_eps, tables
-        self._accuracy = accuracy
+    def __init__(self, graph: Graph, weights: Weights, arch: Architecture, context: int, accuracy: int) -> None:
+        self.graph, self.weights = graph, weights
+        self._eps, self._accuracy = arch.norm_eps, accuracy
+        self._tables = {
+            rope: [
+                weights.table(f"/rope{n or ''}/{name}", values)
+                for name, values in zip(("cos", "sin"), tables(rope, context), strict=True)
+            ]
+            for n, rope in enumerate(arch.ropes)
+        }
         self.ids = graph.input("input_ids", INT64, (1, "sequence"))
         self._logits = graph.output("logits", FLOAT, (1, "wanted", arch.vocab))
         mask = graph.input("attention_mask", INT64, (1, "total"))
@@ -152,6 +157,7 @@ class Cpu:
         path: str,
         layer: int,
         qkv: Sequence[Edge],
+        rope: Rope,
         heads: int,
         kv_heads: int,
         head_dim: int,
@@ -161,7 +167,7 @@ class Cpu:
 
         A rotation of fewer dimensions than a head has is of its first ones.
         """
-        for what, n in (("heads", head_dim), ("rotations", self.rope.dims)):
+        for what, n in (("heads", head_dim), ("rotations", rope.dims)):
             if n % 16:
                 raise wrong("--to onnx", f"{what} of a multiple of 16 dimensions, as GroupQueryAttention takes them", n)
         g, parts = self.graph, ("key", "value")
@@ -170,9 +176,9 @@ class Cpu:
         query = [*qkv, None, None][:3]
         more: dict[str, Any] = {} if scale is None else {"scale": scale}
         return g.node(
-            "GroupQueryAttention", path, [*query, *past, self._last, self._total, *self._tables],
+            "GroupQueryAttention", path, [*query, *past, self._last, self._total, *self._tables[rope]],
             (1, "sequence", heads * head_dim), domain=CONTRIB, more=present, num_heads=heads, kv_num_heads=kv_heads,
-            do_rotary=1, rotary_interleaved=int(self.rope.interleaved), **more,
+            do_rotary=1, rotary_interleaved=int(rope.interleaved), **more,
         )  # fmt: skip
 
     def gated(self, path: str, gate: Edge, up: Edge) -> Edge:

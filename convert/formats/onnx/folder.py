@@ -10,19 +10,14 @@ from sampan.errors import brief, wrong
 
 from ... import tiktoken
 from ...architecture import MLA, Architecture
+from ...family import Family
 from ...tokenizer import Tokenizer, complete, read_tokenizer, read_tokenizer_json
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-# our family → a model type that onnxruntime-genai runs as a plain decoder
-GENAI_TYPES = {
-    "qwen2": "qwen2", "qwen2_moe": "qwen2", "qwen3": "qwen3", "qwen3_moe": "qwen3",
-    "deepseek_v3": "qwen2", "kimi_k25": "qwen2", "kimi_vl": "qwen2", "llama": "llama",
-    "glm4": "qwen2",
-}  # fmt: skip
 SEARCH = {"top_k": int, "top_p": float, "temperature": float, "repetition_penalty": float}
 
 
-def companions(checkpoint: Checkpoint, arch: Architecture, context: int) -> dict[str, bytes]:
+def companions(checkpoint: Checkpoint, family: Family, arch: Architecture, context: int) -> dict[str, bytes]:
     """Name → bytes of every file besides the graph and its data."""
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
     files = {n: (checkpoint.folder / n).read_bytes() for n in COPIED if (checkpoint.folder / n).exists()}
@@ -30,22 +25,26 @@ def companions(checkpoint: Checkpoint, arch: Architecture, context: int) -> dict
     completed = complete(path, stored, tokenizer)
     if path.name == tiktoken.NAME or completed != stored:
         files["tokenizer.json"] = json.dumps(completed, ensure_ascii=False).encode()
-    files["genai_config.json"] = json.dumps(_genai(checkpoint, arch, tokenizer, context), indent=1).encode() + b"\n"
+    files["genai_config.json"] = (
+        json.dumps(_genai(checkpoint, family, arch, tokenizer, context), indent=1).encode() + b"\n"
+    )
     return files
 
 
-def _genai(checkpoint: Checkpoint, arch: Architecture, tokenizer: Tokenizer, context: int) -> dict[str, Any]:
+def _genai(
+    checkpoint: Checkpoint, family: Family, arch: Architecture, tokenizer: Tokenizer, context: int
+) -> dict[str, Any]:
     """genai_config.json (https://onnxruntime.ai/docs/genai/reference/config.html)."""
     path = checkpoint.folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
     ends = _ends(generation, tokenizer, str(path))
     attention = arch.blocks[0].attention
     if isinstance(attention, MLA):  # expanded, see blocks/mla.py
-        kv_heads, head_dim = attention.heads, attention.nope + attention.rope
+        kv_heads, head_dim = attention.heads, attention.nope + attention.rope_dims
     else:
         kv_heads, head_dim = attention.kv_heads, attention.head_dim
     model: dict[str, Any] = {
-        "type": GENAI_TYPES[arch.family],
+        "type": family.genai,
         "vocab_size": arch.vocab,
         "context_length": context,
         "eos_token_id": ends,

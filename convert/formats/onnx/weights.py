@@ -14,7 +14,7 @@ from sampan.quantize.blocked import BLOCK_TYPES, BlockType
 from sampan.registry import load_all
 
 from ...architecture import Architecture
-from ...binding import EMBEDDING, Binding, Bound, upright
+from ...binding import EMBEDDING, Binding, Bound
 from ...plan import PlannedTensor, Slice, facts
 from .graph import FLOAT, FLOAT16, UINT8, Edge, Graph
 
@@ -30,7 +30,7 @@ class Weights:
         self.graph, self.tensors, self.end = graph, list[PlannedTensor](), 0
         self.tables: list[NDArray[np.float32]] = []
         self._arch, self._scheme, self._scheme_name = arch, scheme, scheme_name
-        self._bound = {b.spec.name: upright(b) for b in binding.tensors}
+        self._bound = {b.spec.name: b for b in binding.tensors}
         self._placed: dict[tuple[str, ...], tuple[int, ...]] = {}  # names → offsets of their arrays
 
     def rows_of(self, name: str) -> int:

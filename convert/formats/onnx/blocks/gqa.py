@@ -26,5 +26,5 @@ def write(form: Cpu, a: GQA, layer: int, x: Edge) -> Edge:
         q = form.head_norm(f"{at}/q_norm", q, f"{blk}q_norm.weight", a.heads)
         k = form.head_norm(f"{at}/k_norm", k, f"{blk}k_norm.weight", a.kv_heads)
         qkv = [q, k, v]
-    y = form.attention(at, layer, qkv, a.heads, a.kv_heads, a.head_dim)
+    y = form.attention(at, layer, qkv, a.rope, a.heads, a.kv_heads, a.head_dim)
     return form.linear(f"{at}/o_proj", y, f"{blk}output.weight")

@@ -18,7 +18,7 @@ from ..graph import Edge
 
 def write(form: Cpu, a: MLA, layer: int, x: Edge) -> Edge:
     """x [1, sequence, hidden] → the attention's output, before the residual."""
-    at, blk, width = f"/layers.{layer}/attn", f"blk.{layer}.attn_", a.nope + a.rope
+    at, blk, width = f"/layers.{layer}/attn", f"blk.{layer}.attn_", a.nope + a.rope_dims
     if a.v > width:
         raise wrong("--to onnx", f"values of at most the {width} dimensions of a key", a.v)
     if a.q_lora is None:
@@ -27,11 +27,11 @@ def write(form: Cpu, a: MLA, layer: int, x: Edge) -> Edge:
         q_latent = form.linear(f"{at}/q_a_proj", x, f"{blk}q_a.weight")
         q_latent = form.norm(f"{at}/q_a_norm", q_latent, f"{blk}q_a_norm.weight", a.latent_eps)
         q = form.linear(f"{at}/q_b_proj", q_latent, f"{blk}q_b.weight")
-    q_nope, q_rope = form.split(f"{at}/q", form.heads(f"{at}/q/heads", q, a.heads), a.nope, a.rope)
+    q_nope, q_rope = form.split(f"{at}/q", form.heads(f"{at}/q/heads", q, a.heads), a.nope, a.rope_dims)
     query = form.join(f"{at}/query/join", form.concat(f"{at}/query", q_rope, q_nope))
 
     kv = form.linear(f"{at}/kv_a_proj", x, f"{blk}kv_a_mqa.weight")
-    latent, k_rope = form.split(f"{at}/kv_a", kv, a.kv_lora, a.rope)
+    latent, k_rope = form.split(f"{at}/kv_a", kv, a.kv_lora, a.rope_dims)
     latent = form.norm(f"{at}/kv_a_norm", latent, f"{blk}kv_a_norm.weight", a.latent_eps)
     kv = form.linear(f"{at}/kv_b_proj", latent, f"{blk}k_b.weight", f"{blk}v_b.weight")
     k_nope, value = form.split(f"{at}/kv_b", kv, a.heads * a.nope, a.heads * a.v)
@@ -40,17 +40,17 @@ def write(form: Cpu, a: MLA, layer: int, x: Edge) -> Edge:
     padded = form.pad(f"{at}/value", form.heads(f"{at}/v/heads", value, a.heads), width)
 
     qkv = [query, form.join(f"{at}/key/join", key), form.join(f"{at}/value/join", padded)]
-    y = form.attention(at, layer, qkv, a.heads, a.heads, width, scale(form, a))
+    y = form.attention(at, layer, qkv, a.rope, a.heads, a.heads, width, scale(a))
     if a.v < width:
         y = form.split(f"{at}/out", form.heads(f"{at}/out/heads", y, a.heads), a.v, width - a.v)[0]
         y = form.join(f"{at}/out/join", y)
     return form.linear(f"{at}/o_proj", y, f"{blk}output.weight")
 
 
-def scale(form: Cpu, a: MLA) -> float:
-    """1/√(nope + rope), times the square of yarn's mscale_all_dim where there is one."""
-    scaling = form.rope.scaling
+def scale(a: MLA) -> float:
+    """1/√(nope + rope_dims), times the square of yarn's mscale_all_dim where there is one."""
+    scaling = a.rope.scaling
     factor = 1.0
     if isinstance(scaling, YarnScaling) and scaling.mscale_all_dim and scaling.factor > 1:
         factor = 0.1 * scaling.mscale_all_dim * math.log(scaling.factor) + 1
-    return float(factor**2 / math.sqrt(a.nope + a.rope))
+    return float(factor**2 / math.sqrt(a.nope + a.rope_dims))

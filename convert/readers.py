@@ -1,0 +1,109 @@
+"""Readers that families share: parts of a decoder's config → parts of an Architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sampan.errors import brief, wrong
+
+from .architecture import GQA, MLA, Architecture, Block, Dense, MoE
+from .config import Config, read_activation, read_rope, refuse_windows
+
+MOST_HEADS = MOST_EXPERTS = 65_536
+
+
+def read_layers(config: Config) -> int:
+    """How many blocks there are."""
+    return config.natural("num_hidden_layers", limit=10_000)
+
+
+def read_context(config: Config) -> int:
+    """The longest context, in tokens."""
+    return config.natural("max_position_embeddings")
+
+
+def uniform(
+    config: Config, attention: GQA | MLA, ffn: Dense | MoE | Sequence[Dense | MoE], *, post_norms: bool = False
+) -> Architecture:
+    """A decoder whose layers all have the same attention; `ffn` is one for all layers or one for each."""
+    layers = read_layers(config)
+    refuse_windows(config, layers, read_context(config))
+    each = [ffn] * layers if isinstance(ffn, Dense | MoE) else ffn
+    return assemble(config, [Block(attention, f, post_norms) for f in each])
+
+
+def assemble(config: Config, blocks: Sequence[Block]) -> Architecture:
+    """An Architecture of these blocks, with what a config says once for all of them."""
+    config.is_default("is_causal", True)
+    return Architecture(
+        hidden=config.natural("hidden_size"),
+        vocab=config.natural("vocab_size"),
+        context=read_context(config),
+        norm_eps=config.number("rms_norm_eps"),
+        tied=config.flag("tie_word_embeddings", False),
+        dense_width=config.natural("intermediate_size"),
+        blocks=tuple(blocks),
+    )
+
+
+def read_gqa(
+    config: Config,
+    *,
+    bias_key: str = "attention_bias",
+    biased: bool | None = False,
+    qk_norm: bool = False,
+    head_dim: int | None = None,
+    interleaved: bool = False,
+    rotated: float | None = None,
+) -> GQA:
+    """Grouped-query attention, the same in every layer.
+
+    `biased`: whether q, k and v have biases; None where `bias_key` says so (by default they have). `head_dim` of
+    configs that do not say: None means hidden size / heads. `interleaved`: see Rope. `rotated`: the share of a head
+    that is rotated where the config does not say; None where it cannot say.
+    """
+    hidden = config.natural("hidden_size")
+    heads = config.natural("num_attention_heads", limit=MOST_HEADS)
+    kv_heads = config.natural("num_key_value_heads", limit=MOST_HEADS)
+    if heads % kv_heads:
+        raise wrong(config.at("num_key_value_heads"), f"a divisor of {heads} heads", kv_heads)
+    if biased is not None or bias_key != "attention_bias":
+        config.is_default("attention_bias", False)
+    if head_dim is None and hidden % heads:
+        raise wrong(config.at("num_attention_heads"), f"a divisor of hidden_size {hidden}", heads)
+    width = config.natural("head_dim", default=head_dim or hidden // heads)
+    bias = config.flag(bias_key, True) if biased is None else biased
+    rope = read_rope(config, width, read_context(config), latent=False, interleaved=interleaved, rotated=rotated)
+    return GQA(heads, kv_heads, width, bias, qk_norm, rope)
+
+
+def read_dense(config: Config, *, fused: bool = False) -> Dense:
+    """A gated feed-forward; `fused`: see Dense."""
+    return Dense(config.natural("intermediate_size"), read_activation(config), fused)
+
+
+def read_softmax_experts(config: Config, *, normalise: bool, shared: bool) -> list[Dense | MoE]:
+    """A feed-forward for each layer of Qwen's mixtures: experts, and dense layers where the config wants them.
+
+    `normalise`: whether the chosen weights are divided by their sum where the config does not say. `shared`: there is
+    an expert that is always on, with a gate.
+    """
+    layers = read_layers(config)
+    count = config.natural("num_experts", "num_local_experts", limit=MOST_EXPERTS)
+    moe = MoE(
+        experts=count,
+        used=config.natural("num_experts_per_tok", limit=count),
+        width=config.natural("moe_intermediate_size"),
+        activation=read_activation(config),
+        gating="softmax",
+        normalise=config.flag("norm_topk_prob", normalise),
+        shared=int(shared),
+        shared_width=config.natural("shared_expert_intermediate_size") if shared else 0,
+        shared_gate=shared,
+    )
+    step = config.natural("decoder_sparse_step", default=1)
+    only_dense = config.get("mlp_only_layers") or []
+    if not isinstance(only_dense, list) or not all(type(i) is int and 0 <= i < layers for i in only_dense):
+        raise wrong(config.at("mlp_only_layers"), f"a list of layers below {layers}", brief(only_dense))
+    dense = read_dense(config)
+    return [moe if i not in only_dense and (i + 1) % step == 0 else dense for i in range(layers)]
