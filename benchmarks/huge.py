@@ -89,9 +89,10 @@ Tensor = tuple[str, str, tuple[int, ...]]
 
 def shards(folder: Path) -> Iterator[tuple[str, int, list[Tensor]]]:
     """The checkpoint by shards: the kind of each, its layer, its tensors. Names and shapes from the config alone."""
-    from sampan.checkpoint import Checkpoint, read_json
+    from sampan.checkpoint import Checkpoint
     from sampan.convert.architecture import tensor_specs
     from sampan.convert.family import read_architecture
+    from sampan.files import read_json
 
     checkpoint = Checkpoint("", None, folder, read_json(folder / "config.json"), ())
     family, arch = read_architecture(checkpoint)

@@ -63,10 +63,10 @@ def command(
       sampan convert moonshotai/Kimi-K2-Instruct --stream -o kimi.gguf
     """
     from sampan.artifact import manifest_path
-    from sampan.checkpoint import read_json
     from sampan.convert.conversion import convert, prepare
     from sampan.convert.lossless import nearest
     from sampan.errors import wrong
+    from sampan.files import read_json
     from sampan.hub import open_source
     from sampan.units import human, parse_size
 

@@ -217,9 +217,9 @@ def _values(values: Any) -> dict[str, str]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    from sampan.checkpoint import read_json
+    from sampan.files import read_json_if_there
 
-    return read_json(path) if path.exists() else {}
+    return read_json_if_there(path)
 
 
 def _tokenizer(folder: Path) -> str | None:

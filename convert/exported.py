@@ -15,8 +15,9 @@ from typing import Any
 import onnx
 
 from sampan.artifact import OutputFile, check_folder, discard, open_job
-from sampan.checkpoint import Checkpoint, read_json
+from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, wrong
+from sampan.files import read_bytes, read_json_if_there, there
 from sampan.quantize import get_scheme
 
 from .config import Config
@@ -55,7 +56,7 @@ def convert_exported(
     scheme_name = FORMAT.portable.get(request.quant, request.quant)
     scheme, out = get_scheme(scheme_name), request.out
     tokenizer = checkpoint.folder / "tokenizer.json"
-    if not tokenizer.is_file():
+    if not there(tokenizer):
         raise wrong(tokenizer, "a tokenizer", "no such file", "transformers writes one from tokenizer.model")
     check_folder(out, request.overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +106,7 @@ def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _companions(checkpoint: Checkpoint, model: bytes, context: int) -> dict[str, bytes]:
     """Name → bytes of tokenizer, template and configurations."""
-    files = {n: (checkpoint.folder / n).read_bytes() for n in COPIED if (checkpoint.folder / n).is_file()}
+    files = {n: read_bytes(checkpoint.folder / n) for n in COPIED if there(checkpoint.folder / n)}
     return files | {"genai_config.json": json.dumps(_genai(checkpoint, model, context), indent=1).encode() + b"\n"}
 
 
@@ -114,8 +115,7 @@ def _genai(checkpoint: Checkpoint, model: bytes, context: int) -> dict[str, Any]
     graph = onnx.load_from_string(model).graph
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.input, *graph.output]}
     layers = sum(1 for n in shapes if n.startswith("past_key_values.") and n.endswith(".key"))
-    path = checkpoint.folder / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
+    generation = read_json_if_there(checkpoint.folder / "generation_config.json")
     config = Config(checkpoint.config, str(checkpoint.folder / "config.json"))
     ends = generation.get("eos_token_id") or config.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sampan.checkpoint import read_json
 from sampan.errors import brief, wrong
+from sampan.files import read_bytes, read_json
 
 NAME = "tiktoken.model"
 PRE = "kimi-k2"  # llama.cpp's name for the split
@@ -52,7 +53,7 @@ class Ranks:
 def read_ranks(path: Path, vocab: int) -> Ranks:
     """Ranks from 0 without a hole, all 256 bytes among them."""
     tokens: dict[bytes, int] = {}
-    with path.open("rb") as f:
+    with io.BytesIO(read_bytes(path)) as f:
         for number, line in enumerate(f, 1):
             where = f"{path}: line {number}"
             if len(line) > 2 * LONGEST:

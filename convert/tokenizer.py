@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sampan.checkpoint import read_json
 from sampan.errors import InputError, brief, wrong
+from sampan.files import read_json, read_json_if_there, read_text, there
 
 from . import tiktoken
 
@@ -86,10 +86,10 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
 
 def read_tokenizer_json(folder: Path, vocab: int) -> tuple[Path, dict[str, Any]]:
     """tokenizer.json, or what says the same as tiktoken.model, and the file that it was read from."""
-    if (folder / tiktoken.NAME).exists():
+    if there(folder / tiktoken.NAME):
         return folder / tiktoken.NAME, tiktoken.tokenizer_json(folder, vocab)
     path = folder / "tokenizer.json"
-    if not path.exists():
+    if not there(path):
         raise wrong(
             folder, f"tokenizer.json or {tiktoken.NAME}", "neither",
             "save the tokenizer with transformers' fast tokenizer first",
@@ -249,14 +249,13 @@ def _special(
     from gguf import SpecialVocab
 
     for name in ("tokenizer_config.json", "chat_template.json"):
-        if (folder / name).exists():
-            read_json(folder / name)
+        read_json_if_there(folder / name)
     try:
         read = SpecialVocab(folder, load_merges=False)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
         raise InputError(f"{folder / 'tokenizer_config.json'}: unreadable: {brief(str(e))}") from None
     special = dict(read.special_token_ids)
-    if (folder / tiktoken.NAME).exists():
+    if there(folder / tiktoken.NAME):
         special |= _named_special(folder, added)
     for role, i in special.items():
         if i >= len(tokens):
@@ -265,8 +264,8 @@ def _special(
         raise wrong(folder / "tokenizer_config.json", "an eos_token among the added tokens", "none")
     special = _more_ends(folder, tokens, special) | special
     template = read.chat_template
-    if (folder / "chat_template.jinja").exists():  # transformers prefers this file to the key
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if there(folder / "chat_template.jinja"):  # transformers prefers this file to the key
+        template = read_text(folder / "chat_template.jinja")
     if template is not None and not isinstance(template, str):
         template = [dict(t) for t in template]
     return special, dict(read.add_special_token), template
@@ -305,5 +304,5 @@ def _more_ends(folder: Path, tokens: list[str], special: dict[str, int]) -> dict
 def _ends(folder: Path) -> tuple[Path, list[Any]]:
     """generation_config.json and the end tokens that it names."""
     path = folder / "generation_config.json"
-    ends = read_json(path).get("eos_token_id") if path.exists() else None
+    ends = read_json_if_there(path).get("eos_token_id")
     return path, ends if isinstance(ends, list) else [] if ends is None else [ends]

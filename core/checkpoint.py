@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, brief, wrong
+from .errors import brief, wrong
+from .files import read_json, size_of, there
 from .safetensors import ReadAt, TensorInfo, read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-MAX_JSON = 200_000_000  # bytes; the largest tokenizer.json in the field is a tenth of it
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
 
@@ -72,11 +71,11 @@ def open_folder(folder: Path, source: str = "", revision: str | None = None) -> 
 
     def locate(name: str) -> ShardFile:
         path = folder / name
-        if not path.is_file():
+        if not there(path):
             raise wrong(folder / INDEX, f"the shard {name} beside it", "no such file")
-        return ShardFile(path, path.stat().st_size, file_reader(path))
+        return ShardFile(path, size_of(path), file_reader(path))
 
-    if not (folder / INDEX).exists() and not (folder / SINGLE).exists():
+    if not there(folder / INDEX) and not there(folder / SINGLE):
         pickle = next((p for p in PICKLES if (folder / p).exists()), None)
         if pickle:
             raise wrong(
@@ -90,7 +89,7 @@ def open_folder(folder: Path, source: str = "", revision: str | None = None) -> 
 def assemble(folder: Path, source: str, revision: str | None, locate: Callable[[str], ShardFile]) -> Checkpoint:
     """Read config, index and shard headers; `locate` finds a shard by its name in the index."""
     config = read_json(folder / "config.json")
-    weight_map = read_weight_map(folder / INDEX) if (folder / INDEX).exists() else None
+    weight_map = read_weight_map(folder / INDEX) if there(folder / INDEX) else None
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
     shards = tuple(_open_shard(name, locate(name), folder) for name in names)
     found: dict[str, str] = {}
@@ -130,23 +129,6 @@ def _explain_index(expected: dict[str, str], found: dict[str, str], index: Path)
             raise wrong(f"{index}: {brief(tensor)}", f"it in {shard}", found.get(tensor, "it in no shard"))
     extra = next(t for t in found if t not in expected)
     raise wrong(f"{found[extra]}: {brief(extra)}", f"only tensors listed in {index.name}", "one that is not")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a checkpoint, with a clear error for anything else."""
-    try:
-        if path.stat().st_size > MAX_JSON:
-            raise wrong(path, f"at most {MAX_JSON} bytes of JSON", f"{path.stat().st_size} bytes")
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise wrong(path, "a file", "none", "is this a Hugging Face checkpoint?") from None
-    except (ValueError, RecursionError) as e:
-        raise wrong(path, "JSON", brief(str(e))) from None
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read: {e.strerror}") from None
-    if not isinstance(value, dict):
-        raise wrong(path, "a JSON object", type(value).__name__)
-    return value
 
 
 def file_reader(path: Path) -> ReadAt:

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from sampan import gguf, onnx, runtime
 from sampan.artifact import manifest_path
-from sampan.checkpoint import Checkpoint, read_json
+from sampan.checkpoint import Checkpoint
 from sampan.convert.architecture import tensor_specs
 from sampan.convert.family import families, read_architecture
 from sampan.convert.formats.gguf import FORMAT as GGUF
 from sampan.convert.formats.gguf import ROPE_FACTORS
 from sampan.convert.rows import Arrangement
 from sampan.errors import brief, wrong
+from sampan.files import read_json_if_there
 from sampan.quantize import TensorType, decode_rows, number_type, tensor_type
 from sampan.quantize.blocked import BLOCK_TYPES, BlockType
 from sampan.quantize.types import number_type_by_id
@@ -186,8 +187,7 @@ def as_gguf(artifact: Artifact, checkpoint: Checkpoint) -> Artifact:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder that we wrote, else nothing."""
-    path = manifest_path(folder)
-    manifest = read_json(path) if path.exists() else {}
+    manifest = read_json_if_there(manifest_path(folder))
     return manifest if "sampan" in manifest else {}
 
 

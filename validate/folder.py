@@ -16,6 +16,7 @@ from sampan.convert.conversion import places, prepare
 from sampan.convert.formats.onnx.folder import COPIED
 from sampan.convert.formats.onnx.graph import DATA_FILE
 from sampan.errors import InputError, brief
+from sampan.files import parse_json, read_bytes, there
 from sampan.onnx import GRAPH, read_graph
 
 from .artifact import Artifact
@@ -51,14 +52,14 @@ def check_folder(checkpoint: Checkpoint, artifact: Artifact) -> Check:
 
 def _file(path: Path, wanted: bytes | None) -> str:
     """What is wrong with a small file, or nothing."""
-    found = path.read_bytes() if path.exists() else None
+    found = read_bytes(path) if there(path) else None
     if found == wanted:
         return ""
     if found is None or wanted is None:
         return f"expected {'no file' if wanted is None else 'a file'}, found {'none' if found is None else 'one'}"
     try:
-        a, b = json.loads(wanted), json.loads(found)
-    except ValueError:
+        a, b = json.loads(wanted), parse_json(found, path)
+    except (ValueError, InputError):
         return "expected what the checkpoint has, found something else"
     for value in (a, b):
         if isinstance(value, dict):

@@ -13,6 +13,7 @@ from pathlib import Path
 from sampan.artifact import manifest_path
 from sampan.checkpoint import Checkpoint
 from sampan.convert.conversion import Conversion, convert, prepare
+from sampan.files import size_of, there
 from sampan.hub import open_source
 from sampan.onnx import is_folder
 
@@ -89,6 +90,8 @@ def _key(checkpoint: Checkpoint, bars: Bars) -> str:
             key.update(f"{shard.name} {digest.hexdigest()}\n".encode())
     for name in SMALL_FILES:
         path = checkpoint.folder / name
-        if path.exists():
-            key.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        if there(path):
+            size_of(path)  # a regular file, of any size
+            with path.open("rb") as f:
+                key.update(f"{name} {hashlib.file_digest(f, 'sha256').hexdigest()}\n".encode())
     return key.hexdigest()[:24]

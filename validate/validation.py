@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from sampan.artifact import manifest_bytes, write_atomically
-from sampan.checkpoint import Checkpoint, read_json
+from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, brief, wrong
+from sampan.files import read_json
 from sampan.units import human
 
 from . import audit as tensors

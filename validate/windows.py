@@ -64,9 +64,11 @@ def user_texts(paths: Sequence[Path]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for path in paths:
         try:
-            if path.stat().st_size > MAX_TEXT:
-                raise wrong(path, f"at most {MAX_TEXT} bytes of text", path.stat().st_size)
-            text = path.read_bytes().decode("utf-8")
+            with path.open("rb") as f:  # a pipe too
+                raw = f.read(MAX_TEXT + 1)
+            if len(raw) > MAX_TEXT:
+                raise wrong(path, f"at most {MAX_TEXT} bytes of text", "more")
+            text = raw.decode("utf-8")
         except OSError as e:
             raise InputError(f"{path}: cannot be read: {e.strerror}") from None
         except UnicodeDecodeError as e:

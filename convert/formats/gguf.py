@@ -8,8 +8,9 @@ from typing import Any
 
 from sampan import gguf as container
 from sampan.artifact import OutputFile
-from sampan.checkpoint import Checkpoint, read_json
+from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, brief, wrong
+from sampan.files import read_json_if_there
 from sampan.quantize import NumberType, Scheme, choose_type, get_scheme
 from sampan.quantize.types import is_number_type, number_type
 
@@ -219,7 +220,7 @@ def _describe(w: Any, checkpoint: Checkpoint, binding: Binding) -> None:
     name = Path(checkpoint.source)
     m = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, dict(checkpoint.config), name, total)
     path = checkpoint.folder / "generation_config.json"
-    generation = read_json(path) if path.exists() else {}
+    generation = read_json_if_there(path)
     for field, key in (
         ("sampling_top_k", "top_k"),
         ("sampling_top_p", "top_p"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sampan.errors import brief, wrong
+from sampan.files import bounded_json, read_bytes, there
 
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -18,10 +19,11 @@ class JsonTokenizer:
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer
 
-        if not path.is_file():
+        if not there(path):
             raise wrong(path, "a tokenizer", "no such file")
+        text = bounded_json(read_bytes(path), path)
         try:
-            self._reader: Any = Tokenizer.from_file(str(path))
+            self._reader: Any = Tokenizer.from_str(text)
         except Exception as e:  # the package raises plain Exception
             raise wrong(path, "a tokenizer.json that the tokenizers package reads", brief(str(e))) from None
         self._added = self._reader.get_added_tokens_decoder()

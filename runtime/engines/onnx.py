@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.errors import InputError, brief, wrong
+from sampan.files import read_json_if_there, read_text, there
 from sampan.onnx import GRAPH, read_graph, refuse_slow
 
 from ._pages import huge_pages
@@ -51,10 +51,10 @@ class OnnxEngine:
             raise wrong("kv", "f32, the cache of ONNX graphs", options.kv)
         self._path = path
         self._tokenizer = JsonTokenizer(path / "tokenizer.json")
-        self._config = _read(path / "genai_config.json")
-        self._generation = _read(path / "generation_config.json")
+        self._config = read_json_if_there(path / "genai_config.json")
+        self._generation = read_json_if_there(path / "generation_config.json")
         model = self._config.get("model", {})
-        self._ours = _read(path / "manifest.json").get("graph") == "sampan"
+        self._ours = read_json_if_there(path / "manifest.json").get("graph") == "sampan"
         self.vocab: int = model.get("vocab_size", 0) or self._tokenizer.size
         ends = model.get("eos_token_id", self._generation.get("eos_token_id", []))
         self._ends = set(ends if isinstance(ends, list) else [ends])
@@ -193,10 +193,10 @@ class OnnxEngine:
         """The keys of GGUF that a Session asks for."""
         values = {f"general.sampling.{key}": str(v) for name, key in SAMPLING.items()
                   if (v := self._generation.get(name)) is not None}  # fmt: skip
-        config = _read(self._path / "tokenizer_config.json")
+        config = read_json_if_there(self._path / "tokenizer_config.json")
         template = config.get("chat_template")
-        if (file := self._path / "chat_template.jinja").exists():
-            template = file.read_text(encoding="utf-8")
+        if there(file := self._path / "chat_template.jinja"):
+            template = read_text(file)
         if isinstance(template, list):
             template = next((t["template"] for t in template if t.get("name") == "default"), None)
         if isinstance(template, str):
@@ -210,16 +210,3 @@ class OnnxEngine:
 
     def close(self) -> None:
         self._session = None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as e:
-        raise wrong(path, "JSON", brief(str(e))) from None
-    if not isinstance(value, dict):
-        raise wrong(path, "a JSON object", type(value).__name__)
-    return value

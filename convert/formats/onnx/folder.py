@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sampan.checkpoint import Checkpoint, read_json
+from sampan.checkpoint import Checkpoint
 from sampan.errors import brief, wrong
+from sampan.files import read_bytes, read_json_if_there, there
 
 from ... import tiktoken
 from ...architecture import MLA, Architecture
@@ -20,7 +21,7 @@ SEARCH = {"top_k": int, "top_p": float, "temperature": float, "repetition_penalt
 def companions(checkpoint: Checkpoint, family: Family, arch: Architecture, context: int) -> dict[str, bytes]:
     """Name → bytes of every file besides the graph and its data."""
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
-    files = {n: (checkpoint.folder / n).read_bytes() for n in COPIED if (checkpoint.folder / n).exists()}
+    files = {n: read_bytes(checkpoint.folder / n) for n in COPIED if there(checkpoint.folder / n)}
     path, stored = read_tokenizer_json(checkpoint.folder, arch.vocab)
     completed = complete(path, stored, tokenizer)
     if path.name == tiktoken.NAME or completed != stored:
@@ -36,7 +37,7 @@ def _genai(
 ) -> dict[str, Any]:
     """genai_config.json (https://onnxruntime.ai/docs/genai/reference/config.html)."""
     path = checkpoint.folder / "generation_config.json"
-    generation = read_json(path) if path.exists() else {}
+    generation = read_json_if_there(path)
     ends = _ends(generation, tokenizer, str(path))
     attention = arch.blocks[0].attention
     if isinstance(attention, MLA):  # expanded, see blocks/mla.py
