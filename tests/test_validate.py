@@ -175,12 +175,12 @@ def test_exit_codes_follow_the_verdict(gguf: Callable[[str, str], Path], tmp_pat
 def test_a_candidate_that_aborts_gets_a_failed_verdict(
     gguf: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(isolated, "COMMAND", aborting("candidate"))
+    monkeypatch.setattr(isolated, "CODE", aborting("candidate"))
     report = run(gguf("trained", "q8_0"))
     assert report["verdict"] == "failed"
     (decision,) = report["candidates"][0]["decisions"]
     assert decision["text"].startswith("the engine's process ended by SIGABRT while opening ")
-    monkeypatch.setattr(isolated, "COMMAND", aborting("reference"))
+    monkeypatch.setattr(isolated, "CODE", aborting("reference"))
     with pytest.raises(InputError, match="the reference cannot be run: the engine's process ended by SIGABRT"):
         run(gguf("trained", "q8_0"))
 

@@ -347,7 +347,7 @@ def test_blame_finds_the_tensor_that_was_harmed(folder: Folders, tmp_path: Path)
 
 
 def test_a_crash_is_a_failed_verdict(folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolated, "COMMAND", aborting("candidate"))
+    monkeypatch.setattr(isolated, "CODE", aborting("candidate"))
     report = run(folder("int4"), options=replace(ONE, blame=True))
     assert report["verdict"] == "failed" and "blame" not in report
     assert report["candidates"][0]["decisions"][0]["text"].startswith("the engine's process ended by SIGABRT")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -52,9 +51,9 @@ def run(candidate: Path, reference: Path | str = tiny.FIXTURE, options: Options 
     return data
 
 
-def aborting(role: str) -> list[str]:
-    """In the place of isolated.COMMAND: a child whose engine aborts when it has opened that side's model."""
-    code = f"""
+def aborting(role: str) -> str:
+    """In the place of isolated.CODE: a child whose engine aborts when it has opened that side's model."""
+    return f"""
 import os
 from sampan.validate import child
 real = child._open
@@ -66,7 +65,6 @@ def abort(side, *rest):
 child._open = abort
 child.main()
 """
-    return [sys.executable, "-c", code]
 
 
 def kld(report: dict[str, Any], part: str = "total") -> float:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from sampan.errors import InputError, brief
+from sampan.child import ended, start
+from sampan.errors import InputError
 
-COMMAND = [sys.executable, "-c", "from sampan.validate.child import main; main()"]
+CODE = "from sampan.validate.child import main; main()"
 
 
 class EngineDiedError(Exception):
@@ -31,7 +30,7 @@ def messages(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """
     with (
         tempfile.TemporaryFile() as errors,
-        subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
+        start(CODE, stdin=subprocess.PIPE, stderr=errors) as child,
     ):
         assert child.stdin is not None  # noqa: S101 - both are pipes
         assert child.stdout is not None  # noqa: S101
@@ -53,8 +52,5 @@ def messages(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         finally:
             child.kill()
         errors.seek(0)
-        last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
-    code = child.returncode
-    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    detail = f": {brief(last[0])}" if last else ""
-    raise EngineDiedError(role, f"the engine's process {how} while {stage}{detail}")
+        said = errors.read().decode(errors="replace")
+    raise EngineDiedError(role, f"the engine's process {ended(child.returncode, said, f' while {stage}')}")

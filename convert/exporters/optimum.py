@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from sampan.checkpoint import INDEX, Checkpoint
+from sampan.child import run_other
 from sampan.errors import InputError, brief, wrong
 
 from ..config import Config
@@ -30,6 +30,7 @@ from ._check import check
 PACKAGES = (("torch==2.13.0",), ("optimum-onnx==0.1.0", "onnx>=1.19,<2", "onnxruntime>=1.32,<2"))
 REFERENCE = "transformers>=5.20,<6"  # in a folder of its own: Optimum needs one before 4.58
 PINS = " ".join([p for group in PACKAGES for p in group] + [REFERENCE])
+MARKS = ("pins", "pyvenv.cfg")  # what an environment that we made holds
 INSIDE = Path(__file__).with_name("_optimum_inside.py")
 TOKENS = 40  # of a check
 
@@ -67,27 +68,32 @@ def make(folder: Path) -> Path:
         return find(folder)
     except InputError:
         folder.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(folder) and not all((folder / name).is_file() for name in MARKS):
+        raise InputError(
+            f"{folder}: --make-exporter would put its environment there, and finds a folder that it did not make: "
+            "move that away, or set XDG_CACHE_HOME"
+        )
     part = Path(tempfile.mkdtemp(prefix="exporter.", dir=folder.parent))
     try:
-        _call([sys.executable, "-m", "venv", str(part)])
-        pip = [str(part / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        _call(sys.executable, "venv", str(part / "new"))
+        python = str(part / "new" / "bin" / "python")
+        pip = ["pip", "--disable-pip-version-check", "install", "--quiet"]
         for group in PACKAGES:
-            _call([*pip, *group])
+            _call(python, *pip, *group)
         # the resolver would complain that this folder does not suit Optimum, which never sees it
-        _call([*pip, "--ignore-installed", "--target", str(part / "reference"), REFERENCE])
-        (part / "pins").write_text(PINS)
+        _call(python, *pip, "--ignore-installed", "--target", str(part / "new" / "reference"), REFERENCE)
+        (part / "new" / "pins").write_text(PINS)
         if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
+            folder.rename(part / "old")
+        (part / "new").rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
-def _call(command: list[str]) -> None:
-    done = subprocess.run(command, stdout=sys.stderr.fileno(), stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise InputError(f"--make-exporter: `{' '.join(command[1:4])} …` failed with exit code {done.returncode}")
+def _call(python: str, *module: str) -> None:
+    if code := run_other(python, "-m", *module).returncode:
+        raise InputError(f"--make-exporter: `-m {' '.join(module[:3])} …` failed with exit code {code}")
 
 
 def export(checkpoint: Checkpoint, place: Path, work: Path, context: int | None) -> Exported:
@@ -128,10 +134,7 @@ class _Run:
         job.write_text(json.dumps({"command": command, "result": result, **arguments}, default=str))
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "PYTHON"))}
         offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self._work / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-        done = subprocess.run(
-            [str(self._python), "-I", str(INSIDE), str(job)],
-            env=kept | offline, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-        )  # fmt: skip
+        done = run_other(str(self._python), str(INSIDE), str(job), environment=kept | offline, capture=True)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             said = brief(lines[-1], 300) if lines else f"exit code {done.returncode}"
