@@ -88,7 +88,7 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             "hidden": arch.hidden,
             "vocabulary": arch.vocab,
             "context": arch.context,
-            "attention": _fields(arch.blocks[0].attention),
+            "attention": ", ".join(map(_fields, dict.fromkeys(b.attention for b in arch.blocks))),
             "ffn": [_fields(f) for f in dict.fromkeys(b.ffn for b in arch.blocks)],
             "rope": ", ".join(map(_fields, arch.ropes)),
             "tied": arch.tied,

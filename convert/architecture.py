@@ -52,18 +52,23 @@ class Llama3Scaling:
 class Rope:
     """Rotary embedding over `dims` of a head: the first of a GQA head, the last of an MLA head; others are kept.
 
-    `interleaved`: dimensions 2j and 2j+1 are a pair; otherwise j and j + dims/2 are.
+    `interleaved`: dimensions 2j and 2j+1 are a pair; otherwise j and j + dims/2 are. `sections`: how many pairs go by
+    time, height and width in pictures; in text the three are one position.
     """
 
     theta: float
     dims: int
     scaling: LinearScaling | YarnScaling | Llama3Scaling | None
     interleaved: bool = False
+    sections: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class GQA:
-    """Grouped-query attention. `qk_norm` is an RMS norm of every head's q and k before the rotation."""
+    """Grouped-query attention. `qk_norm` is an RMS norm of every head's q and k before the rotation.
+
+    `gated`: q's matrix has, for each head, its rows and as many of a gate; the output is multiplied by its sigmoid.
+    """
 
     heads: int
     kv_heads: int
@@ -71,6 +76,7 @@ class GQA:
     qkv_bias: bool
     qk_norm: bool
     rope: Rope
+    gated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,33 @@ class MLA:
     v: int
     latent_eps: float
     rope: Rope
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """Gated delta net (arXiv 2412.06464): a state [k_dim, v_dim] for each of `v_heads` heads instead of a cache.
+
+    q, k and v go through a causal convolution of `kernel` positions and silu; q and k are L2-normalised. Each of
+    `k_heads` heads serves v_heads / k_heads neighbouring heads of v. With β = sigmoid(b) and g = ssm_a · softplus(a +
+    ssm_dt) a position makes S = exp(g) · S, then S += β · k ⊗ (v − Sᵀk); the output is Sᵀq / √k_dim, normed and
+    gated by silu(z).
+    `fused_gates`: b and a are one matrix, those of each key head together.
+    """
+
+    k_heads: int
+    v_heads: int
+    k_dim: int
+    v_dim: int
+    kernel: int
+    fused_gates: bool
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: q, k and v."""
+        return 2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
+
+
+Attention = GQA | MLA | DeltaNet
 
 
 def kv_heads(attention: GQA | MLA) -> int:
@@ -137,17 +170,19 @@ class MoE:
 class Block:
     """One layer: norm, attention, residual, norm, feed-forward, residual.
 
-    `post_norms`: what attention and feed-forward give is normed before it is added to the residual.
+    `post_norms`: what attention and feed-forward give is normed before it is added to the residual. `ffn_norm`: GGUF's
+    name of the norm before the feed-forward.
     """
 
-    attention: GQA | MLA
+    attention: Attention
     ffn: Dense | MoE
     post_norms: bool = False
+    ffn_norm: str = "ffn_norm"
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """`dense_width` is the config's width of dense layers, kept for formats that record it for MoE models too."""
+    """`dense_width` is the config's width of dense layers, which formats record for MoE models too; 0 if none."""
 
     hidden: int
     vocab: int
@@ -159,9 +194,14 @@ class Architecture:
     family: str = ""
 
     @property
+    def attentions(self) -> list[GQA | MLA]:
+        """The different kinds of attention with a cache, in the order of the layers."""
+        return list(dict.fromkeys(b.attention for b in self.blocks if not isinstance(b.attention, DeltaNet)))
+
+    @property
     def ropes(self) -> list[Rope]:
         """The different rotations, in the order of the layers."""
-        return list(dict.fromkeys(b.attention.rope for b in self.blocks))
+        return list(dict.fromkeys(a.rope for a in self.attentions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +221,8 @@ def tensor_specs(arch: Architecture) -> list[TensorSpec]:
     """Every tensor that the architecture consists of, in the order of computation."""
     specs = [TensorSpec("token_embd.weight", (arch.vocab, arch.hidden))]
     for i, block in enumerate(arch.blocks):
-        attention, ffn = _attention(arch.hidden, block.attention), _ffn(arch.hidden, block.ffn)
+        attention = [("attn_norm.weight", (arch.hidden,)), *_attention(arch.hidden, block.attention)]
+        ffn = [(f"{block.ffn_norm}.weight", (arch.hidden,)), *_ffn(arch.hidden, block.ffn)]
         if block.post_norms:
             attention.append((f"{POST_ATTENTION_NORM}.weight", (arch.hidden,)))
             ffn.append((f"{POST_FFN_NORM}.weight", (arch.hidden,)))
@@ -196,12 +237,14 @@ def tensor_specs(arch: Architecture) -> list[TensorSpec]:
 _Shapes = list[tuple[str, tuple[int, ...]]]
 
 
-def _attention(hidden: int, a: GQA | MLA) -> _Shapes:
+def _attention(hidden: int, a: Attention) -> _Shapes:
     if isinstance(a, MLA):
         return _latent_attention(hidden, a)
+    if isinstance(a, DeltaNet):
+        return _delta_net(hidden, a)
     q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
-    shapes: _Shapes = [("attn_norm.weight", (hidden,))]
-    for part, width in (("q", q), ("k", kv), ("v", kv)):
+    shapes: _Shapes = []
+    for part, width in (("q", 2 * q if a.gated else q), ("k", kv), ("v", kv)):
         shapes.append((f"attn_{part}.weight", (width, hidden)))
         if a.qkv_bias:
             shapes.append((f"attn_{part}.bias", (width,)))
@@ -212,7 +255,7 @@ def _attention(hidden: int, a: GQA | MLA) -> _Shapes:
 
 def _latent_attention(hidden: int, a: MLA) -> _Shapes:
     q = a.heads * (a.nope + a.rope_dims)
-    shapes: _Shapes = [("attn_norm.weight", (hidden,))]
+    shapes: _Shapes = []
     if a.q_lora is None:
         shapes.append(("attn_q.weight", (q, hidden)))
     else:
@@ -229,8 +272,23 @@ def _latent_attention(hidden: int, a: MLA) -> _Shapes:
     ]
 
 
+def _delta_net(hidden: int, d: DeltaNet) -> _Shapes:
+    values = d.v_heads * d.v_dim
+    gates = (("ba", 2 * d.v_heads),) if d.fused_gates else (("beta", d.v_heads), ("alpha", d.v_heads))
+    return [
+        ("attn_qkv.weight", (d.channels, hidden)),
+        ("attn_gate.weight", (values, hidden)),
+        *((f"ssm_{name}.weight", (rows, hidden)) for name, rows in gates),
+        ("ssm_conv1d.weight", (d.channels, d.kernel)),
+        ("ssm_dt.bias", (d.v_heads,)),
+        ("ssm_a", (d.v_heads,)),
+        ("ssm_norm.weight", (d.v_dim,)),
+        ("ssm_out.weight", (hidden, values)),
+    ]
+
+
 def _ffn(hidden: int, f: Dense | MoE) -> _Shapes:
-    shapes: _Shapes = [("ffn_norm.weight", (hidden,))]
+    shapes: _Shapes = []
     if isinstance(f, Dense) and f.fused:
         return [*shapes, ("ffn_up.weight", (2 * f.width, hidden)), ("ffn_down.weight", (hidden, f.width))]
     if isinstance(f, Dense):

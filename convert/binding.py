@@ -84,7 +84,7 @@ class Bound:
 
 
 def arranged(bound: Bound, arrangement: Arrangement | None) -> Bound:
-    """A bound canonical tensor as a format wants its rows; None: as it stands."""
+    """A bound canonical tensor as a format wants its rows; None: as it stands. A vector is a row."""
     if arrangement is None:
         return bound
     maps = (arrangement.map,) if arrangement.map else ()
@@ -104,7 +104,7 @@ def arranged(bound: Bound, arrangement: Arrangement | None) -> Bound:
                     transposed=run.transposed, maps=piece.maps + maps,
                 )
             )  # fmt: skip
-    return Bound(replace(bound.spec, shape=arrangement.shape), tuple(pieces))
+    return Bound(replace(bound.spec, shape=arrangement.shape[-len(bound.spec.shape) :]), tuple(pieces))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ class Gguf:
     `interleaved`: pairs of the rotation are neighbours. `derives_heads`: a head is hidden size / heads wide.
     `normalises`: whether the chosen experts' weights are divided by their sum; then every layer has experts; None where
     the file says. `untied`: it needs a head of its own. `llama3`: it reads rope factors. `rope_dims`, `vocab`: it reads
-    a key for the number of rotated dimensions of a head, of the words. `wide`: for which models it is what
-    llama-quant.cpp calls 70B. `pre`: pre-tokenizer → another name of the same split.
+    a key for the number of rotated dimensions of a head, of the words. `sections`: it wants those of a rotation; these
+    where a config has none. `tiles_values`: heads of v that share a key stand as far apart as there are keys. `wide`:
+    for which models it is what llama-quant.cpp calls 70B. `pre`: pre-tokenizer → another name of the same split.
     """
 
     architecture: str
@@ -34,6 +35,8 @@ class Gguf:
     llama3: bool = False
     rope_dims: bool = False
     vocab: bool = False
+    sections: tuple[int, ...] = ()
+    tiles_values: bool = False
     wide: Callable[[Architecture], bool] = lambda arch: False
     pre: Mapping[str, str] = field(default_factory=dict)
 

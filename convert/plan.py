@@ -110,7 +110,7 @@ class Format:
 
 def facts(arch: Architecture, bound: Bound, *, wide: bool = False) -> TensorFacts:
     """What a scheme's rules may ask about a tensor; `wide` as in TensorFacts."""
-    attention = arch.blocks[0].attention  # llama.cpp's rules ask the first layer, too
+    attention = arch.attentions[0]
     return TensorFacts(
         name=bound.spec.name,
         # llama.cpp counts dimensions without trailing ones: a [1, n] matrix is a vector

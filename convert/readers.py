@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sampan.errors import brief, wrong
 
-from .architecture import GQA, MLA, Architecture, Block, Dense, MoE
+from .architecture import GQA, Architecture, Attention, Block, Dense, MoE
 from .config import Config, read_activation, read_rope, refuse_windows
 
 MOST_HEADS = MOST_EXPERTS = 65_536
@@ -23,7 +23,7 @@ def read_context(config: Config) -> int:
 
 
 def uniform(
-    config: Config, attention: GQA | MLA, ffn: Dense | MoE | Sequence[Dense | MoE], *, post_norms: bool = False
+    config: Config, attention: Attention, ffn: Dense | MoE | Sequence[Dense | MoE], *, post_norms: bool = False
 ) -> Architecture:
     """A decoder whose layers all have the same attention; `ffn` is one for all layers or one for each."""
     layers = read_layers(config)
@@ -41,7 +41,7 @@ def assemble(config: Config, blocks: Sequence[Block]) -> Architecture:
         context=read_context(config),
         norm_eps=config.number("rms_norm_eps"),
         tied=config.flag("tie_word_embeddings", False),
-        dense_width=config.natural("intermediate_size"),
+        dense_width=config.natural("intermediate_size", default=0, least=0),
         blocks=tuple(blocks),
     )
 
@@ -55,12 +55,13 @@ def read_gqa(
     head_dim: int | None = None,
     interleaved: bool = False,
     rotated: float | None = None,
+    gated: bool = False,
 ) -> GQA:
     """Grouped-query attention, the same in every layer.
 
     `biased`: whether q, k and v have biases; None where `bias_key` says so (by default they have). `head_dim` of
     configs that do not say: None means hidden size / heads. `interleaved`: see Rope. `rotated`: the share of a head
-    that is rotated where the config does not say; None where it cannot say.
+    that is rotated where the config does not say; None where it cannot say. `gated`: see GQA.
     """
     hidden = config.natural("hidden_size")
     heads = config.natural("num_attention_heads", limit=MOST_HEADS)
@@ -74,7 +75,7 @@ def read_gqa(
     width = config.natural("head_dim", default=head_dim or hidden // heads)
     bias = config.flag(bias_key, True) if biased is None else biased
     rope = read_rope(config, width, read_context(config), latent=False, interleaved=interleaved, rotated=rotated)
-    return GQA(heads, kv_heads, width, bias, qk_norm, rope)
+    return GQA(heads, kv_heads, width, bias, qk_norm, rope, gated)
 
 
 def read_dense(config: Config, *, fused: bool = False) -> Dense:
@@ -105,5 +106,5 @@ def read_softmax_experts(config: Config, *, normalise: bool, shared: bool) -> li
     only_dense = config.get("mlp_only_layers") or []
     if not isinstance(only_dense, list) or not all(type(i) is int and 0 <= i < layers for i in only_dense):
         raise wrong(config.at("mlp_only_layers"), f"a list of layers below {layers}", brief(only_dense))
-    dense = read_dense(config)
+    dense = read_dense(config) if only_dense or step > 1 else moe
     return [moe if i not in only_dense and (i + 1) % step == 0 else dense for i in range(layers)]

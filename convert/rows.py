@@ -71,15 +71,18 @@ class Stack:
 Layout = Source | Stack
 
 
-def prefixed(prefix: str, sources: Mapping[str, tuple[Layout, ...]]) -> dict[str, tuple[Layout, ...]]:
-    """The same sources under names that begin with `prefix`."""
+def inside(prefix: str, new: str, sources: Mapping[str, tuple[Layout, ...]]) -> dict[str, tuple[Layout, ...]]:
+    """The same sources, with `new` where names begin with `prefix`."""
 
-    def one(layout: Layout) -> Layout:
-        if isinstance(layout, Stack):
-            return replace(layout, sources=tuple(replace(s, name=prefix + s.name) for s in layout.sources))
-        return replace(layout, name=prefix + layout.name)
+    def one(source: Source) -> Source:
+        return (
+            replace(source, name=new + source.name.removeprefix(prefix)) if source.name.startswith(prefix) else source
+        )
 
-    return {name: tuple(map(one, layouts)) for name, layouts in sources.items()}
+    def layout(found: Layout) -> Layout:
+        return replace(found, sources=tuple(map(one, found.sources))) if isinstance(found, Stack) else one(found)
+
+    return {name: tuple(map(layout, layouts)) for name, layouts in sources.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +126,20 @@ def neighbours(shape: tuple[int, ...], head_dim: int, rotated: int) -> Arrangeme
         if rotated < head_dim:
             runs.append(Run(start + rotated, head_dim - rotated, start + rotated))
     return Arrangement(shape, tuple(runs))
+
+
+def tiled(shape: tuple[int, ...], groups: int, each: int, width: int, first: int = 0) -> Arrangement:
+    """From row `first`, `groups` × `each` heads of `width` rows: the n-th of every group stand together."""
+    runs = [Run(0, first, 0)] if first else []
+    for g in range(groups):
+        runs += [Run(first + (g * each + n) * width, width, first + (n * groups + g) * width) for n in range(each)]
+    return Arrangement(shape, tuple(runs))
+
+
+def tiled_columns(shape: tuple[int, ...], groups: int, each: int, width: int) -> Arrangement:
+    """The same of columns."""
+
+    def apply(rows: Floats) -> Floats:
+        return np.ascontiguousarray(rows.reshape(-1, groups, each, width).swapaxes(1, 2)).reshape(rows.shape)
+
+    return Arrangement(shape, (Run(0, shape[0], 0),), Map(f"columns {groups} × {each} × {width} tiled", apply))

@@ -50,7 +50,7 @@ class Stored:
 
     @property
     def gguf_shape(self) -> tuple[int, ...]:
-        return self.arrangement.shape if self.arrangement else self.shape
+        return self.arrangement.shape[-len(self.shape) :] if self.arrangement else self.shape
 
     @property
     def columns(self) -> int:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ..rows import prefixed
+from ..rows import inside
 from . import deepseek_v3
 
 PREFIX = "language_model."
@@ -12,7 +12,7 @@ FAMILY = replace(
     architectures=("KimiVLForConditionalGeneration",),
     model_types=("kimi_vl",),
     text=("text_config", deepseek_v3.FAMILY.model_types),
-    sources=prefixed(PREFIX, deepseek_v3.FAMILY.sources),
+    sources=inside("", PREFIX, deepseek_v3.FAMILY.sources),
     leftovers=tuple(r"language_model\." + p for p in deepseek_v3.FAMILY.leftovers),
     left_out={r"vision_tower\..+": "vision tower", r"(mm|multi_modal)_projector\..+": "vision projector"},
 )

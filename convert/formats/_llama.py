@@ -7,7 +7,7 @@ from pathlib import Path
 from sampan.errors import InputError, wrong
 
 from .. import tiktoken
-from ..architecture import MLA, Architecture, LinearScaling, Llama3Scaling, MoE, YarnScaling
+from ..architecture import MLA, Architecture, DeltaNet, LinearScaling, Llama3Scaling, MoE, YarnScaling
 from ..binding import HEAD
 from ..config import yarn_mscale
 from ..family import Gguf
@@ -19,9 +19,16 @@ WITHOUT_Q_LORA = (26, 27)  # numbers of layers at which the loader of deepseek2 
 
 def check_engine(config: Path, llama: Gguf, arch: Architecture) -> None:
     """Refuse what the Architecture can say and llama.cpp's graph would compute otherwise."""
-    attention, engine = arch.blocks[0].attention, llama.architecture
-    if any(b.attention != attention for b in arch.blocks):
-        raise InputError(f"{config}: layers with different attention: llama.cpp's {engine} has one for all")
+    engine = llama.architecture
+    if len(arch.attentions) != 1:
+        raise InputError(f"{config}: {len(arch.attentions)} kinds of attention: llama.cpp's {engine} has one")
+    attention = arch.attentions[0]
+    for delta in (b.attention for b in arch.blocks if isinstance(b.attention, DeltaNet)):
+        if delta.k_dim != delta.v_dim:
+            raise InputError(
+                f"{config}: linear_value_head_dim: {delta.v_dim}, where llama.cpp's {engine} has the "
+                f"{delta.k_dim} of linear_key_head_dim"
+            )
     if isinstance(attention, MLA):
         _check_latent(config, arch, attention)
         return
@@ -91,7 +98,7 @@ def _check_latent(config: Path, arch: Architecture, a: MLA) -> None:
 def notes(arch: Architecture, tokenizer: Tokenizer) -> list[str]:
     """Where llama.cpp differs from the checkpoint in a way that its user can know of or mend."""
     found = []
-    attention = arch.blocks[0].attention
+    attention = arch.attentions[0]
     scaling = attention.rope.scaling
     if isinstance(scaling, YarnScaling) and (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
         found.append(

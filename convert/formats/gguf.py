@@ -17,6 +17,7 @@ from sampan.quantize.types import is_number_type, number_type
 from ..architecture import (
     MLA,
     Architecture,
+    DeltaNet,
     Dense,
     LinearScaling,
     Llama3Scaling,
@@ -29,7 +30,7 @@ from ..binding import Binding, Bound, arranged, bind
 from ..family import Family, Gguf, read_architecture
 from ..plan import Format, Plan, PlannedTensor, Request, facts
 from ..rope import llama3_factors
-from ..rows import Arrangement, neighbours, turned
+from ..rows import Arrangement, neighbours, tiled, tiled_columns, turned
 from ..tokenizer import Tokenizer, read_tokenizer
 from ._llama import YARN_BETAS, check_engine, notes
 
@@ -85,6 +86,8 @@ def arrange(family: Family, arch: Architecture, spec: TensorSpec) -> Arrangement
     if spec.layer < 0:
         return None
     attention, kind = arch.blocks[spec.layer].attention, spec.name.partition(f"blk.{spec.layer}.")[2]
+    if isinstance(attention, DeltaNet):
+        return _tiled(attention, spec, kind) if family.gguf and family.gguf.tiles_values else None
     if isinstance(attention, MLA):
         return turned(spec.shape) if kind == "attn_k_b.weight" else None
     neighbouring = family.gguf is not None and family.gguf.interleaved
@@ -93,9 +96,25 @@ def arrange(family: Family, arch: Architecture, spec: TensorSpec) -> Arrangement
     return None
 
 
+def _tiled(d: DeltaNet, spec: TensorSpec, kind: str) -> Arrangement | None:
+    """ggml repeats q and k as a whole, so the first heads of v of all keys come first, then the second ones."""
+    each, name = d.v_heads // d.k_heads, kind.partition(".")[0]
+    if each == 1:
+        return None
+    if name in ("attn_qkv", "ssm_conv1d"):
+        return tiled(spec.shape, d.k_heads, each, d.v_dim, first=2 * d.k_heads * d.k_dim)
+    if name == "attn_gate":
+        return tiled(spec.shape, d.k_heads, each, d.v_dim)
+    if name in ("ssm_alpha", "ssm_beta"):
+        return tiled(spec.shape, d.k_heads, each, 1)
+    if name in ("ssm_dt", "ssm_a"):
+        return tiled_columns((1, d.v_heads), d.k_heads, each, 1)
+    return tiled_columns(spec.shape, d.k_heads, each, d.v_dim) if name == "ssm_out" else None
+
+
 def _rope_factors(arch: Architecture) -> tuple[list[container.Tensor], bytes]:
     """The one tensor that is computed, in front of the others, and its bytes."""
-    (rope,) = arch.ropes
+    (rope,) = arch.ropes  # see check_engine
     if not isinstance(rope.scaling, Llama3Scaling):
         return [], b""
     factors = llama3_factors(rope, rope.scaling)
@@ -149,11 +168,12 @@ def _metadata(
     w = gguf.GGUFWriter(None, llama.architecture)
     w.add_type(gguf.GGUFType.MODEL)
     _describe(w, checkpoint, binding)
-    attention, ffn = arch.blocks[0].attention, arch.blocks[-1].ffn
+    (attention,), ffn = arch.attentions, arch.blocks[-1].ffn  # see check_engine
     w.add_block_count(len(arch.blocks))
     w.add_context_length(arch.context)
     w.add_embedding_length(arch.hidden)
-    w.add_feed_forward_length(arch.dense_width)
+    if arch.dense_width:
+        w.add_feed_forward_length(arch.dense_width)
     w.add_head_count(attention.heads)
     w.add_head_count_kv(kv_heads(attention))
     _rope(w, arch)
@@ -169,6 +189,11 @@ def _metadata(
     elif not llama.derives_heads:
         w.add_key_length(attention.head_dim)
         w.add_value_length(attention.head_dim)
+    for delta in dict.fromkeys(b.attention for b in arch.blocks if isinstance(b.attention, DeltaNet)):
+        _delta_net(w, arch, delta)
+    if llama.sections:
+        sections = attention.rope.sections or llama.sections
+        w.add_rope_dimension_sections([*sections, *[0] * (4 - len(sections))])
     if llama.vocab:
         w.add_vocab_size(arch.vocab)
     if llama.rope_dims:
@@ -178,6 +203,17 @@ def _metadata(
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _tokenizer(w, tokenizer, llama.pre.get(tokenizer.pre, tokenizer.pre))
     return {key: _value(value) for key, value in w.kv_data[0].items()}
+
+
+def _delta_net(w: Any, arch: Architecture, d: DeltaNet) -> None:
+    kinds = [isinstance(b.attention, DeltaNet) for b in arch.blocks]
+    w.add_ssm_conv_kernel(d.kernel)
+    w.add_ssm_state_size(d.k_dim)
+    w.add_ssm_group_count(d.k_heads)
+    w.add_ssm_time_step_rank(d.v_heads)
+    w.add_ssm_inner_size(d.v_dim * d.v_heads)
+    w.add_array(f"{w.arch}.attention.recurrent_layers", kinds)  # the package has no name for it
+    w.add_full_attention_interval(kinds.index(False) + 1)
 
 
 def _latent(w: Any, arch: Architecture, a: MLA) -> None:
@@ -253,7 +289,7 @@ def _rope(w: Any, arch: Architecture) -> None:
         w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         w.add_rope_scaling_factor(scaling.factor)
         w.add_rope_scaling_orig_ctx_len(scaling.original_context)
-        if isinstance(arch.blocks[0].attention, MLA):  # see check_engine
+        if isinstance(arch.attentions[0], MLA):  # see check_engine
             if (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
                 w.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
                 w.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)

@@ -51,7 +51,9 @@ def _write(graph: Graph, weights: Weights, arch: Architecture, context: int, acc
         attention = _block(block.attention)(form, block.attention, i, normed)
         if block.post_norms:
             attention = form.norm(f"/layers.{i}/attn/post_norm", attention, f"blk.{i}.{POST_ATTENTION_NORM}.weight")
-        x, normed = form.add_norm(f"/layers.{i}/post_attention_layernorm", x, attention, f"blk.{i}.ffn_norm.weight")
+        x, normed = form.add_norm(
+            f"/layers.{i}/post_attention_layernorm", x, attention, f"blk.{i}.{block.ffn_norm}.weight"
+        )
         last = i == len(arch.blocks) - 1
         if last:  # nothing after the last attention looks at other positions
             x, normed = form.wanted(x, normed)

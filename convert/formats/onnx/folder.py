@@ -39,7 +39,7 @@ def _genai(
     path = checkpoint.folder / "generation_config.json"
     generation = read_json_if_there(path)
     ends = _ends(generation, tokenizer, str(path))
-    attention = arch.blocks[0].attention
+    (attention,) = arch.attentions
     if isinstance(attention, MLA):  # expanded, see blocks/mla.py
         kv_heads, head_dim = attention.heads, attention.nope + attention.rope_dims
     else:

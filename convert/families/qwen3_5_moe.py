@@ -1,0 +1,17 @@
+"""Qwen3.5 mixtures (35B-A3B, 122B-A10B, 397B-A17B): the same hybrid with experts and a gated shared one."""
+
+from dataclasses import replace
+
+from ..family import Gguf
+from ..hybrid import DELTA_NET, NORMS, read_hybrid
+from ..readers import read_softmax_experts
+from . import qwen2_moe, qwen3_5
+
+FAMILY = replace(
+    qwen3_5.FAMILY,
+    architectures=("Qwen3_5MoeForCausalLM",),
+    model_types=("qwen3_5_moe_text",),
+    read=lambda c: read_hybrid(c, read_softmax_experts(c, normalise=True, shared=True)),
+    gguf=Gguf(architecture="qwen35moe", rope_dims=True, sections=(11, 11, 10), tiles_values=True, normalises=True),
+    sources={**qwen2_moe.FAMILY.sources, **DELTA_NET, **NORMS},
+)
