@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ..scheme import Rule
 
-KEEP = (Rule(r"_norm\.weight$|ffn_gate_inp", "f32"),)
-"""Norms and routers stay exact in every scheme."""
+KEEP = (Rule(r"_norm\.weight$|ffn_gate_inp|ssm_conv1d", "f32"),)
+"""Norms, routers and short convolutions stay exact in every scheme."""
 
-EIGHT_EXPERTS = (Rule(r"attn_[kv]\.weight$", "q8_0", when="8 experts"),)
-WIDE_V = (Rule(r"attn_v\.weight$", "q5_k", when="wide"),)
+EIGHT_EXPERTS = (Rule(r"attn_(k|v|qkv)\.weight$", "q8_0", when="8 experts"),)
+WIDE_V = (Rule(r"attn_(v|qkv)\.weight$", "q5_k", when="wide"),)
 OUT_8_EXPERTS = (Rule(r"attn_output\.weight$", "q5_k", when="8 experts"),)
 
 

@@ -11,7 +11,7 @@ SCHEME = Scheme(
         *head("q6_k"),
         *EIGHT_EXPERTS,
         *OUT_8_EXPERTS,
-        Rule(r"attn_v\.weight$", "q5_k", when="gqa of 4 or more"),
+        Rule(r"attn_(v|qkv)\.weight$", "q5_k", when="gqa of 4 or more"),
         Rule(r"ffn_down", "q5_k", layers="first 1/8"),
     ),
 )

@@ -11,7 +11,7 @@ SCHEME = Scheme(
         *head("q6_k"),
         *EIGHT_EXPERTS,
         *OUT_8_EXPERTS,
-        Rule(r"attn_v\.weight$", "q6_k", layers="more bits"),
+        Rule(r"attn_(v|qkv)\.weight$", "q6_k", layers="more bits"),
         *WIDE_V,
         Rule(r"ffn_down", "q6_k", layers="more bits"),
     ),

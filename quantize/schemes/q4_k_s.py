@@ -12,7 +12,7 @@ SCHEME = Scheme(
         *EIGHT_EXPERTS,
         *OUT_8_EXPERTS,
         *WIDE_V,
-        Rule(r"attn_v\.weight$", "q5_k", layers="first 4"),
+        Rule(r"attn_(v|qkv)\.weight$", "q5_k", layers="first 4"),
         Rule(r"ffn_down", "q5_k", layers="first 1/8"),
     ),
 )

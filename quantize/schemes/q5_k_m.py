@@ -10,7 +10,7 @@ SCHEME = Scheme(
         *KEEP,
         *head("q6_k"),
         *EIGHT_EXPERTS,
-        Rule(r"attn_v\.weight$", "q6_k", layers="more bits"),
+        Rule(r"attn_(v|qkv)\.weight$", "q6_k", layers="more bits"),
         Rule(r"ffn_down", "q6_k", layers="more bits"),
     ),
 )

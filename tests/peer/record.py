@@ -30,6 +30,7 @@ sys.path.insert(0, str(HERE.parent))
 import tiny  # noqa: E402
 from describe import describe, input_hash  # noqa: E402
 
+HYBRIDS = ("qwen3_next", "qwen3_5")
 RUNNER = """
 import runpy, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
@@ -71,10 +72,20 @@ def main() -> None:
             entry: dict[str, object] = {"input": input_hash(source, tiny.made_from(name))}
             for kind in ("f32", "bf16") if bf16 else ("f32",):
                 out = work / f"{name}-{kind}.gguf"
-                run = subprocess.run(
-                    [sys.executable, "-c", RUNNER, str(llama), str(source), "--outtype", kind, "--outfile", str(out)],
-                    capture_output=True, text=True,
-                )  # fmt: skip
+                command = [
+                    sys.executable,
+                    "-c",
+                    RUNNER,
+                    str(llama),
+                    str(source),
+                    "--outtype",
+                    kind,
+                    "--outfile",
+                    str(out),
+                ]
+                if name.startswith(HYBRIDS):  # it takes for granted that they have such a head
+                    command.append("--no-mtp")
+                run = subprocess.run(command, capture_output=True, text=True)
                 if run.returncode:
                     sys.exit(f"{name} {kind}: the converter failed\n{run.stderr[-2000:]}")
                 entry[kind] = describe(out)
