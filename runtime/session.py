@@ -55,8 +55,10 @@ class Engine(Protocol):
     def is_end(self, token: int) -> bool:
         """Whether generation ends with this token."""
 
-    def keep(self, n: int) -> None:
-        """Forget all but the first `n` cached tokens."""
+    def keep(self, n: int) -> int:
+        """Forget all but the first `n` cached tokens; returns how many are left: a state that cannot be cut back to
+        that point is forgotten altogether.
+        """
 
     def evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
         """Append at most `batch` tokens to the cache; logits [wanted, vocab] of the last `wanted` ones.
@@ -201,7 +203,7 @@ class Session:
         shared = 0
         while shared < min(len(tokens), len(self._cached)) and tokens[shared] == self._cached[shared]:
             shared += 1
-        self._engine.keep(shared)
+        shared = self._engine.keep(shared)
         del self._cached[shared:]
         return shared
 

@@ -42,8 +42,9 @@ class Plain:
         source = graph if graph is not None else str(folder / "model.onnx")
         self.session = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
         config = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
-        shape = (1, config["num_key_value_heads"], 0, config["head_size"])
-        self.past = {i.name: shape for i in self.session.get_inputs() if i.name.startswith("past")}
+        keys = (1, config["num_key_value_heads"], 0, config["head_size"])
+        past = [i for i in self.session.get_inputs() if i.name.startswith("past")]
+        self.past = {i.name: keys if i.name.startswith("past_key_values") else tuple(i.shape) for i in past}
         self.more = list(more)
         self.reset()
 
@@ -55,7 +56,7 @@ class Plain:
         """Logits [n, vocab] of the next tokens; `self.found` are the further outputs."""
         total = self.done + len(tokens)
         feed = {"input_ids": np.array([tokens]), "attention_mask": np.ones((1, total), np.int64), **self.cache}
-        present = [n.replace("past_key_values", "present") for n in self.past]
+        present = [n.replace("past_key_values", "present").replace("past_", "present_") for n in self.past]
         logits, *rest = self.session.run(["logits", *present, *self.more], feed)
         self.cache = dict(zip(self.past, rest, strict=False))
         self.found = rest[len(present) :]

@@ -142,11 +142,13 @@ class LlamaEngine:
     def is_end(self, token: int) -> bool:
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
 
-    def keep(self, n: int) -> None:
+    def keep(self, n: int) -> int:
         memory = self._lib.llama_get_memory(self._ctx)
-        if not self._lib.llama_memory_seq_rm(memory, 0, n, -1):
-            raise AssertionError(f"llama.cpp cannot cut its cache at {n}")
+        if not self._lib.llama_memory_seq_rm(memory, 0, n, -1):  # a recurrent state
+            self._lib.llama_memory_clear(memory, True)
+            n = 0
         self._position = n
+        return n
 
     def evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
         b = self._batch

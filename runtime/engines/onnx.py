@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BATCH = 512  # tokens evaluated at once in a prefill
 DEFAULT_CONTEXT = 4096
 PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
+STATE = re.compile(r"past_(conv|recurrent)\.\d+")  # of fixed size, and no positions that could be cut off
 SAMPLING = {
     "temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat",
 }  # fmt: skip
@@ -100,10 +101,12 @@ class OnnxEngine:
         for name in ("input_ids", "attention_mask"):
             if name not in inputs:
                 raise wrong(graph, f"an input {name}", f"only {', '.join(inputs)}")
-        known = {"input_ids", "attention_mask", "position_ids", *self._past}
+        self._states = {n: self._zeros(i) for n, i in inputs.items() if STATE.fullmatch(n)}
+        self._next_states = {n.replace("past", "present"): np.empty_like(s) for n, s in self._states.items()}
+        known = {"input_ids", "attention_mask", "position_ids", *self._past, *self._states}
         for name in (n for n in inputs if n not in known):
             raise wrong(f"{graph}: {name}", "inputs that a text decoder with a cache has", "another one")
-        for name in ("logits", *self._present):
+        for name in ("logits", *self._present, *self._next_states):
             if name not in outputs:
                 raise wrong(graph, f"an output {name}", f"only {', '.join(list(outputs)[:4])} …")
         if type(size := outputs["logits"][-1]) is int:  # a tokenizer may have fewer tokens
@@ -111,7 +114,7 @@ class OnnxEngine:
         if not self._past:
             raise wrong(graph, "inputs past_key_values.0.key, …", "a graph without a cache")
         routers = self._routers.outputs if self._routers else []
-        self._outputs = [*self._present, "logits", *routers]  # in the order in which they are bound
+        self._outputs = [*self._present, *self._next_states, "logits", *routers]  # in the order in which they are bound
         self._positions = "position_ids" in inputs
         self._shared = bool(self._config.get("search", {}).get("past_present_share_buffer"))
         self._mask = np.ones((1, self.context), np.int64)
@@ -132,6 +135,12 @@ class OnnxEngine:
             raise wrong(f"{self._path / GRAPH}: {past.name}", "float [1, heads, tokens, head size]", past.shape)
         return np.zeros((1, shape[1], tokens, shape[3]), TYPES[past.type])
 
+    def _zeros(self, state: Any) -> NDArray[Any]:
+        """A state before the first token."""
+        if state.type not in TYPES or not all(type(n) is int for n in state.shape):
+            raise wrong(f"{self._path / GRAPH}: {state.name}", "a float state of fixed size", state.shape)
+        return np.zeros(state.shape, TYPES[state.type])
+
     @staticmethod
     def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
         bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -145,10 +154,15 @@ class OnnxEngine:
     def is_end(self, token: int) -> bool:
         return token in self._ends
 
-    def keep(self, n: int) -> None:
+    def keep(self, n: int) -> int:
+        if self._states and n < self._position:
+            n = 0
+            for state in self._states.values():
+                state[:] = 0
         self._position = n
         if not self._shared:
             self._cache = {k: np.ascontiguousarray(v[:, :, :n]) for k, v in self._cache.items()}
+        return n
 
     def evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
         n, total = len(tokens), self._position + len(tokens)
@@ -168,6 +182,10 @@ class OnnxEngine:
                 self._bind(b.bind_input, name, self._cache[name])
             for name in self._present:
                 b.bind_output(name, "cpu")
+        for name, state in self._states.items():
+            self._bind(b.bind_input, name, state)
+        for name, state in self._next_states.items():
+            self._bind(b.bind_output, name, state)
         single = n - cut == 1
         if single:
             self._bind(b.bind_output, "logits", self._next)
@@ -177,6 +195,8 @@ class OnnxEngine:
             b.bind_output(name, "cpu")
         self._session.run_with_iobinding(b)
         self._position = total
+        for (name, old), (new, state) in zip(self._states.items(), self._next_states.items(), strict=True):
+            self._states[name], self._next_states[new] = state, old
         known = single and self._shared and not self._routers  # where all outputs lie
         outputs = {} if known else dict(zip(self._outputs, b.get_outputs(), strict=True))
         if self._routers:

@@ -15,7 +15,7 @@ from sampan.errors import wrong
 from sampan.quantize import TensorType, tensor_type
 from sampan.quantize.blocked import BlockType
 
-from ...architecture import Architecture, MoE, Rope
+from ...architecture import Architecture, DeltaNet, MoE, Rope
 from ...binding import EMBEDDING
 from .graph import CONTRIB, FLOAT, INT32, INT64, Edge, Graph
 from .rope import tables
@@ -180,6 +180,50 @@ class Cpu:
             (1, "sequence", heads * head_dim), domain=CONTRIB, more=present, num_heads=heads, kv_num_heads=kv_heads,
             do_rotary=1, rotary_interleaved=int(rope.interleaved), **more,
         )  # fmt: skip
+
+    def convolution(self, path: str, layer: int, x: Edge, name: str) -> Edge:
+        """silu of a causal convolution of each channel of [1, sequence, channels]; its last inputs are a state."""
+        g, kernel = self.graph, self.weights.kernel(path, name)
+        shape = (1, int(kernel.shape[2]) - 1, int(x.shape[-1]))
+        past = g.input(f"past_conv.{layer}", FLOAT, shape)
+        present = g.output(f"present_conv.{layer}", FLOAT, shape)
+        return g.node(
+            "CausalConvWithState", path, [x, kernel, None, past], x.shape, domain=CONTRIB, more=[present], ndim=1,
+            activation="silu", channels_last=1,
+        )  # fmt: skip
+
+    def unit_heads(self, path: str, x: Edge, heads: int) -> Edge:
+        """Every head of [1, sequence, heads · width] divided by its length: x / √(Σx² + 1e-6)."""
+        width = int(x.shape[-1]) // heads
+        scale = self.graph.constant(f"/constants/unit_{width}", np.full(width, width**-0.5, np.float32))
+        return self.graph.node(
+            "BranchwiseRMSNorm", path, [x, scale], x.shape, domain=CONTRIB, num_branches=heads, epsilon=1e-6 / width
+        )
+
+    def decay(self, path: str, alpha: Edge, a: str, bias: str) -> Edge:
+        """a · softplus(alpha + bias), [1, sequence, heads]."""
+        g, w = self.graph, self.weights
+        shifted = self.add(f"{path}/bias", alpha, w.vector(f"{path}/bias", bias))
+        return self.multiply(path, g.node("Softplus", path, [shifted], alpha.shape), w.vector(f"{path}/a", a))
+
+    def delta_rule(
+        self, path: str, layer: int, qkv: tuple[Edge, Edge, Edge], decay: Edge, beta: Edge, d: DeltaNet
+    ) -> Edge:
+        """The recurrence of a gated delta net, [1, sequence, v_heads · v_dim]; see DeltaNet."""
+        g, shape = self.graph, (1, d.v_heads, d.k_dim, d.v_dim)
+        past = g.input(f"past_recurrent.{layer}", FLOAT, shape)
+        present = g.output(f"present_recurrent.{layer}", FLOAT, shape)
+        return g.node(
+            "LinearAttention", path, [*qkv, past, decay, beta], qkv[2].shape, domain=CONTRIB, more=[present],
+            q_num_heads=d.k_heads, kv_num_heads=d.v_heads, update_rule="gated_delta", scale=d.k_dim**-0.5,
+        )  # fmt: skip
+
+    def gated_norm(self, path: str, x: Edge, name: str, gate: Edge) -> Edge:
+        """RMS norm of every head, times silu(gate)."""
+        scale = self.weights.vector(path, name)
+        return self.graph.node(
+            "GatedRMSNorm", path, [x, scale, gate], x.shape, domain=CONTRIB, activation="silu", epsilon=self._eps
+        )
 
     def gated(self, path: str, gate: Edge, up: Edge) -> Edge:
         """silu(gate) · up."""

@@ -76,6 +76,11 @@ class Weights:
         bound = self._bound[name]
         return self._arrays(path, (name,), kind, (bound.rows, bound.columns), flat=True)
 
+    def kernel(self, path: str, name: str) -> Edge:
+        """float32 [channels, 1, taps] of a convolution over single channels."""
+        bound = self._bound[name]
+        return self._arrays(path, (name,), tensor_type("f32"), (bound.rows, 1, bound.columns))[0]
+
     def experts(self, path: str, names: Sequence[str], kind: TensorType) -> tuple[Edge, ...]:
         """Stacked experts [experts, rows, …]; the rows of several tensors take turns."""
         experts, rows, columns = self._bound[names[0]].spec.shape

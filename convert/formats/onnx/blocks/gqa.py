@@ -13,7 +13,7 @@ def write(form: Cpu, a: GQA, layer: int, x: Edge) -> Edge:
     parts = ("q", "k", "v")
     names = [f"{blk}{p}.weight" for p in parts]
     biases = [f"{blk}{p}.bias" for p in parts] if a.qkv_bias else []
-    widths = [n * a.head_dim for n in (a.heads, a.kv_heads, a.kv_heads)]
+    widths = [n * a.head_dim for n in (2 * a.heads if a.gated else a.heads, a.kv_heads, a.kv_heads)]
     if form.together(*names):
         qkv = [form.linear(f"{at}/qkv_proj", x, *names, bias=biases)]
     else:
@@ -21,10 +21,17 @@ def write(form: Cpu, a: GQA, layer: int, x: Edge) -> Edge:
             form.linear(f"{at}/{p}_proj", x, n, bias=biases[i : i + 1])
             for i, (p, n) in enumerate(zip(parts, names, strict=True))
         ]
+    if (a.qk_norm or a.gated) and len(qkv) == 1:
+        qkv = form.split(f"{at}/qkv", qkv[0], *widths)
+    if a.gated:
+        both = form.split(f"{at}/q/gate", form.heads(f"{at}/q/heads", qkv[0], a.heads), a.head_dim, a.head_dim)
+        qkv[0], gate = (form.join(f"{at}/q/{n}", e) for n, e in zip(("join", "gate/join"), both, strict=True))
     if a.qk_norm:
-        q, k, v = form.split(f"{at}/qkv", qkv[0], *widths) if len(qkv) == 1 else qkv
+        q, k, v = qkv
         q = form.head_norm(f"{at}/q_norm", q, f"{blk}q_norm.weight", a.heads)
         k = form.head_norm(f"{at}/k_norm", k, f"{blk}k_norm.weight", a.kv_heads)
         qkv = [q, k, v]
     y = form.attention(at, layer, qkv, a.rope, a.heads, a.kv_heads, a.head_dim)
+    if a.gated:
+        y = form.multiply(f"{at}/gate", y, form.sigmoid(f"{at}/gate", gate))
     return form.linear(f"{at}/o_proj", y, f"{blk}output.weight")
