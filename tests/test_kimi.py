@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tiny
 from conftest import run_cli, to_gguf
+from reference import MULTIPLE, assert_close, reference
 from safetensors.numpy import load_file, save_file
-from test_logits import assert_close, engine_logits, reference, tokens
+from test_logits import engine_logits, tokens
 
 from sampan.artifact import manifest_path
 from sampan.gguf import read_header
@@ -82,7 +83,6 @@ def test_betas_of_yarn_need_the_runtime(
     to_gguf(folder, alone, "f32")
     exact = reference(model(BETAS), tokens())
     assert_close(engine_logits(gguf(BETAS, "f32"), tokens()), exact)
-    with pytest.raises(AssertionError):
-        assert_close(engine_logits(alone, tokens()), exact)
+    assert exact.error(engine_logits(alone, tokens())) > 10 * MULTIPLE
     plan = run_cli("convert", str(model(BETAS)), "--plan").stdout
     assert "llama.cpp's own programs need --yarn-beta-fast 1 --yarn-beta-slow 1" in plan

@@ -1,4 +1,4 @@
-"""Logits of the F32 GGUF in llama.cpp against transformers in float32, every family."""
+"""Logits of the F32 GGUF in llama.cpp against transformers, every family."""
 
 from __future__ import annotations
 
@@ -11,22 +11,13 @@ import numpy as np
 import pytest
 import tiny
 from conftest import to_gguf
+from reference import MULTIPLE, assert_close, reference
+from safetensors.numpy import load_file, save_file
 
 from sampan import runtime
 
-TOLERANCE = 1e-4  # of the largest logit, or of 1
 EXACT = runtime.EngineOptions(context=160, kv="f32", flash_attention=False)
 POSITIONS = 150  # past the 64 tokens of the yarn models' original context
-
-
-def reference(folder: Path, tokens: list[int]) -> np.ndarray:
-    """float32 [n, vocab] from transformers."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    with torch.no_grad():
-        return model(torch.tensor([tokens])).logits[0].numpy()
 
 
 def engine_logits(path: Path, tokens: list[int]) -> np.ndarray:
@@ -38,12 +29,6 @@ def tokens() -> list[int]:
     return [int(t) for t in np.random.default_rng(7).integers(0, 1500, POSITIONS)]
 
 
-def assert_close(ours: np.ndarray, theirs: np.ndarray) -> None:
-    bound = TOLERANCE * max(1.0, float(np.abs(theirs).max()))
-    assert float(np.abs(ours - theirs).max()) <= bound
-    assert float(np.abs(theirs).max()) > 0.5, "logits too small to tell anything"
-
-
 @pytest.mark.parametrize("name", ["trained", "trained-kimi", *tiny.MODELS])
 def test_f32_gguf_equals_transformers(
     name: str, model: Callable[[str], Path], gguf: Callable[[str, str], Path]
@@ -51,14 +36,38 @@ def test_f32_gguf_equals_transformers(
     assert_close(engine_logits(gguf(name, "f32"), tokens()), reference(model(name), tokens()))
 
 
-def test_the_comparison_can_fail(model: Callable[[str], Path], tmp_path: Path) -> None:
-    wrong = tmp_path / "wrong-rope"
-    shutil.copytree(model("qwen3"), wrong)
-    rope = json.loads((wrong / "config.json").read_text())["rope_parameters"]
-    tiny.edit_json(wrong / "config.json", rope_parameters=rope | {"rope_theta": 20000.0})
-    to_gguf(wrong, tmp_path / "wrong.gguf", "f32")
-    with pytest.raises(AssertionError):
-        assert_close(engine_logits(tmp_path / "wrong.gguf", tokens()), reference(model("qwen3"), tokens()))
+def _rope(theta: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
+        tiny.edit_json(folder / "config.json", rope_parameters=rope | {"rope_theta": theta * rope["rope_theta"]})
+
+    return change
+
+
+def _heads(folder: Path) -> None:
+    """Two heads of one layer's q change places."""
+    stored = load_file(folder / "model.safetensors")
+    name = "model.layers.2.self_attn.q_proj.weight"
+    heads = stored[name].reshape(4, -1, stored[name].shape[-1])
+    stored[name] = np.ascontiguousarray(heads[[1, 0, 2, 3]]).reshape(stored[name].shape)
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+FAULTS: dict[str, Callable[[Path], None]] = {
+    "theta 1 % off": _rope(1.01),
+    "another epsilon": lambda folder: tiny.edit_json(folder / "config.json", rms_norm_eps=1e-5),
+    "two heads swapped": _heads,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_comparison_can_fail(fault: str, model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Small faults are far outside of what is allowed."""
+    shutil.copytree(model("qwen3"), tmp_path / "m")
+    FAULTS[fault](tmp_path / "m")
+    to_gguf(tmp_path / "m", tmp_path / "wrong.gguf", "f32")
+    wrong = engine_logits(tmp_path / "wrong.gguf", tokens())
+    assert reference(model("qwen3"), tokens()).error(wrong) > 10 * MULTIPLE
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3-yarn-attention", "qwen3_moe"])
@@ -84,8 +93,6 @@ def test_old_style_configs_give_the_same_file(
 def test_fused_experts_give_the_same_file(
     model: Callable[[str], Path], gguf: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
-    from safetensors.numpy import load_file, save_file
-
     name = "qwen3_moe-8-experts"
     fused = tmp_path / name
     shutil.copytree(model(name), fused)
