@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from sampan.errors import InputError
+from sampan.printable import printable
 from sampan.registry import load, names
 
 EXIT_BAD_INPUT, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 3, 130
@@ -79,5 +80,5 @@ def _internal(e: Exception, debug: bool) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {printable(message)}", err=True)
     sys.exit(code)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
+from ._out import line, show_json
 
 if TYPE_CHECKING:
     from sampan.checkpoint import Checkpoint
@@ -41,9 +41,9 @@ def run(checkpoint: Checkpoint, place: Path, request: Request, as_json: bool) ->
     from ._progress import Progress
 
     with contextlib.suppress(InputError):
-        click.echo(f"{find_family(checkpoint)[0]} needs no --exporter: without it, it is faster", err=True)
+        line(f"{find_family(checkpoint)[0]} needs no --exporter: without it, it is faster", err=True)
     start = time.monotonic()
-    click.echo("exporting and comparing with transformers", err=True)
+    line("exporting and comparing with transformers", err=True)
     new = convert_exported(checkpoint, place, request, lambda total: Progress(total, "quantising"))
     seconds = time.monotonic() - start
     manifest = json.loads((request.out / "manifest.json").read_text())
@@ -52,9 +52,9 @@ def run(checkpoint: Checkpoint, place: Path, request: Request, as_json: bool) ->
         keys = ("scheme", "bits_per_weight", "export")
         files = [str(request.out / n) for n in manifest["files"]]
         data = {"files": files, "bytes": nbytes, "seconds": round(seconds, 3)}
-        click.echo(json.dumps(data | {k: manifest[k] for k in keys}))
+        show_json(data | {k: manifest[k] for k in keys})
         return
     error, bound = (manifest["export"][k] for k in ("largest_error", "largest_allowed"))
-    click.echo(f"the exported graph is within {error:.1e} of transformers' logits ({bound:.1e} allowed)", err=True)
+    line(f"the exported graph is within {error:.1e} of transformers' logits ({bound:.1e} allowed)", err=True)
     size = f"{human(nbytes)}, {new.bits_per_weight:.2f} bits per weight"
-    click.echo(f"{request.out}: {manifest['scheme']}, {size}, {seconds:.1f} s")
+    line(f"{request.out}: {manifest['scheme']}, {size}, {seconds:.1f} s")

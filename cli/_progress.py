@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from sampan.printable import printable
 from sampan.units import human
 
 PLAIN_SECONDS = 10.0  # between two plain lines
@@ -16,14 +17,14 @@ class Progress:
     """Call it with the amount done since the last call; `unit` is B for bytes, or a noun."""
 
     def __init__(self, total: int, what: str, unit: str = "B") -> None:
-        self.total, self.what, self.unit, self.done = total, what, unit, 0
+        self.total, self.what, self.unit, self.done = total, printable(what), unit, 0
         self.start = self.last = time.monotonic()
         self.bar: Any = None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             self.bar = tqdm(
-                total=total, desc=what, unit=unit if unit == "B" else f" {unit}", unit_scale=unit == "B",
+                total=total, desc=self.what, unit=unit if unit == "B" else f" {unit}", unit_scale=unit == "B",
                 leave=False, mininterval=0.2,
             )  # fmt: skip
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ._out import block, line, show_json
 
 if TYPE_CHECKING:
     from sampan.convert.conversion import Conversion
@@ -98,33 +99,33 @@ def command(
         lossless=lossless,
     )  # fmt: skip
     if plan_only:
-        click.echo(json.dumps(_plan_data(conversion), indent=1) if as_json else _plan_text(conversion))
+        show_json(_plan_data(conversion), indent=1) if as_json else block(_plan_text(conversion))
         return
     for note in conversion.notes:
-        click.echo(note, err=True)
+        line(note, err=True)
     if conversion.work.compare:
         for (label, kind), tensors in nearest(conversion.plan).items():
-            click.echo(f"{len(tensors)} tensors stored as {label} become {kind}, the nearest here", err=True)
+            line(f"{len(tensors)} tensors stored as {label} become {kind}, the nearest here", err=True)
     with Progress(conversion.source_bytes, "converting") as progress:
         job = convert(conversion, allow_zero=allow_zero, overwrite=overwrite, progress=progress)
         seconds = progress.seconds
     if job.restarted:
-        click.echo(f"started again: {job.restarted}", err=True)
+        line(f"started again: {job.restarted}", err=True)
     if job.records:
-        click.echo("continued an unfinished output", err=True)
+        line("continued an unfinished output", err=True)
     if conversion.binding.redundant_head is not None:
         name = conversion.binding.redundant_head.name
-        click.echo(f"{name} is a copy of the tied embedding: written once", err=True)
+        line(f"{name} is a copy of the tied embedding: written once", err=True)
     if conversion.work.compare:
-        click.echo(_compared(read_json(manifest_path(conversion.out))["lossless"]), err=True)
+        line(_compared(read_json(manifest_path(conversion.out))["lossless"]), err=True)
     plan = conversion.plan
     files = [str(f.path) for f in plan.files]
     if as_json:
         data = {"files": files, "bytes": plan.nbytes, "seconds": round(seconds, 3), "scheme": plan.scheme}
-        click.echo(json.dumps(data | {"bits_per_weight": round(plan.bits_per_weight, 4)}))
+        show_json(data | {"bits_per_weight": round(plan.bits_per_weight, 4)})
     else:
         name = str(conversion.artifact) + (f" … ({len(files)} files)" if len(files) > 1 else "")
-        click.echo(
+        line(
             f"{name}: {plan.scheme}, {human(plan.nbytes)}, {plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s"
         )
     if check:
@@ -153,7 +154,7 @@ def _validate(source: str, revision: str | None, conversion: Conversion) -> None
 
     report = validate(source, [conversion.artifact], Options(revision=revision), Progress)
     record(report, manifest_path(conversion.out))
-    click.echo(f"\n{text_report(report)}", err=True)
+    block(f"\n{text_report(report)}", err=True)
     if report["verdict"] != "passed":
         sys.exit(1)
 

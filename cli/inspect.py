@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._out import block, show_json
+
 if TYPE_CHECKING:
     from sampan.checkpoint import Checkpoint
 
@@ -43,20 +45,18 @@ def command(path: str, tensors: bool, revision: str | None, as_json: bool) -> No
     if not tensors:
         data.pop("tensors")
     if as_json:
-        click.echo(json.dumps(data, indent=1, ensure_ascii=False))
+        show_json(data, indent=1)
         return
     listed = data.pop("tensors", [])
     types = data.pop("types")
-    click.echo(table([[k, _short(v)] for k, v in data.items()]))
-    click.echo()
+    block(table([[k, _short(v)] for k, v in data.items()]) + "\n")
     rows: list[list[object]] = [["type", "tensors", "values", "bytes"]]
     rows += [[k, t["tensors"], t["values"], t["bytes"]] for k, t in types.items()]
-    click.echo(table(rows, right="bcd"))
+    block(table(rows, right="bcd"))
     if listed:
-        click.echo()
         rows = [["tensor", "shape", "type", "bytes"]]
         rows += [[t["name"], " × ".join(map(str, t["shape"])), t["type"], t["bytes"]] for t in listed]
-        click.echo(table(rows, right="bd"))
+        block("\n" + table(rows, right="bd"))
 
 
 def _short(value: object) -> str:

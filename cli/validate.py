@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from ._out import block
+
 
 @click.command("validate", short_help="Measure the drift of an artifact from its reference, with a verdict.")
 @click.argument("reference")
@@ -104,5 +106,5 @@ def command(
 
         html_file.write_text(html_report(report), encoding="utf-8")
     if json_file is None or str(json_file) != "-":
-        click.echo(text_report(report))
+        block(text_report(report))
     sys.exit(0 if report["verdict"] == "passed" else 1)

@@ -98,8 +98,8 @@ def prepare(
 
 
 def _refuse_output_in_source(checkpoint: Checkpoint, out: Path) -> None:
-    target = out.resolve()
-    inputs = {p.resolve() for p in checkpoint.folder.iterdir()} | {checkpoint.folder.resolve()}
+    target = Path(os.path.realpath(out))
+    inputs = {Path(os.path.realpath(p)) for p in (checkpoint.folder, *checkpoint.folder.iterdir())}
     if target in inputs and (target.is_dir() or target.suffix != ".gguf"):
         raise wrong("--output", "a file that is not part of the source", str(out))
 

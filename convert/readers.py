@@ -10,6 +10,7 @@ from .architecture import GQA, Architecture, Attention, Block, Dense, MoE
 from .config import Config, read_activation, read_rope, refuse_windows
 
 MOST_HEADS = MOST_EXPERTS = 65_536
+MOST_WORDS = 2_000_000
 
 
 def read_layers(config: Config) -> int:
@@ -37,7 +38,7 @@ def assemble(config: Config, blocks: Sequence[Block]) -> Architecture:
     config.is_default("is_causal", True)
     return Architecture(
         hidden=config.natural("hidden_size"),
-        vocab=config.natural("vocab_size"),
+        vocab=config.natural("vocab_size", limit=MOST_WORDS),
         context=read_context(config),
         norm_eps=config.number("rms_norm_eps"),
         tied=config.flag("tie_word_embeddings", False),

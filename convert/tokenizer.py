@@ -250,6 +250,7 @@ def _special(
 
     for name in ("tokenizer_config.json", "chat_template.json"):
         read_json_if_there(folder / name)
+    jinja = read_text(folder / "chat_template.jinja") if there(folder / "chat_template.jinja") else None
     try:
         read = SpecialVocab(folder, load_merges=False)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
@@ -263,9 +264,7 @@ def _special(
     if "eos" not in special:
         raise wrong(folder / "tokenizer_config.json", "an eos_token among the added tokens", "none")
     special = _more_ends(folder, tokens, special) | special
-    template = read.chat_template
-    if there(folder / "chat_template.jinja"):  # transformers prefers this file to the key
-        template = read_text(folder / "chat_template.jinja")
+    template = read.chat_template if jinja is None else jinja  # transformers prefers the file to the key
     if template is not None and not isinstance(template, str):
         template = [dict(t) for t in template]
     return special, dict(read.add_special_token), template

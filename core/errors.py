@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .printable import excerpt, printable
+
 
 class InputError(Exception):
     """Bad usage or bad input (exit code 2): the checkpoint, the file or the option, never a bug of ours."""
@@ -19,6 +21,5 @@ def wrong(where: object, expected: object, found: object, hint: str = "") -> Inp
 
 def brief(value: object, limit: int = 120) -> str:
     """`value` as one printable line of at most `limit` characters, for error messages about hostile input."""
-    text = value if isinstance(value, str) else repr(value)
-    text = "".join(c if c.isprintable() else "�" for c in text)
+    text = printable(excerpt(value, limit))
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import InputError, brief, wrong
+from .files import size_of
 
 MAGIC = b"GGUF"
 VERSION = 3
 ALIGNMENT = 32  # bytes; general.alignment overrides it
 MAX_DIMS = 4
+# What a header may hold; the largest in the field are less than half: 0.8 million tokens and merges.
+MAX_HEADER = 200_000_000  # bytes
+MAX_VALUES = 8_000_000  # in all arrays together, where a string counts for four
+MAX_TENSORS = 500_000
 
 
 class Kind(IntEnum):
@@ -112,9 +117,10 @@ def _string(text: str) -> bytes:
 
 def read_header(path: Path) -> Header:
     """The header of any GGUF file (version 2 or 3, little-endian)."""
+    size = size_of(path)
     try:
         with path.open("rb") as f:
-            return _Reader(f, path).header()
+            return _Reader(f, path, size).header()
     except OSError as e:
         raise InputError(f"{path}: cannot be read: {e.strerror}") from None
 
@@ -122,34 +128,38 @@ def read_header(path: Path) -> Header:
 class _Reader:
     """Reads forward through a header and refuses to run past the end of the file."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self.file, self.path = file, path
-        self.left = path.stat().st_size
+    def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
+        self.file, self.path, self.left = file, path, size
+        self.allowed, self.values = MAX_HEADER, MAX_VALUES
 
     def header(self) -> Header:
         if (magic := self.file.read(4)) != MAGIC:
             raise wrong(self.path, "a GGUF file", f"the first bytes {magic!r}")
-        self.left -= 4
+        self.left -= len(magic)
         version = self.scalar(Kind.UINT32)
         if version not in (2, 3):
             raise wrong(self.path, "GGUF version 2 or 3, little-endian", version)
         n_tensors, n_keys = self.scalar(Kind.UINT64), self.scalar(Kind.UINT64)
         self.bound(n_tensors, 8 + 4 + 4 + 8, "tensors")
         self.bound(n_keys, 8 + 4 + 1, "metadata keys")
+        if n_tensors > MAX_TENSORS:
+            raise wrong(self.path, f"at most {MAX_TENSORS} tensors", n_tensors)
         metadata: dict[str, Value] = {}
         for _ in range(n_keys):
             key = self.string("a metadata key")
             if key in metadata:
                 raise wrong(f"{self.path}: {brief(key)}", "each metadata key once", "it twice")
             metadata[key] = self.value(self.kind(key), key)
-        tensors = [self.tensor() for _ in range(n_tensors)]
-        names = {t.name for t in tensors}
-        if len(names) != len(tensors):
-            raise wrong(self.path, "each tensor name once", "a name twice")
+        tensors: dict[str, Tensor] = {}
+        for _ in range(n_tensors):
+            tensor = self.tensor()
+            if tensor.name in tensors:
+                raise wrong(self.path, "each tensor name once", f"{brief(tensor.name)} twice")
+            tensors[tensor.name] = tensor
         alignment = metadata.get("general.alignment", Value(Kind.UINT32, ALIGNMENT)).value
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise wrong(f"{self.path}: general.alignment", "a power of two", brief(alignment))
-        return Header(metadata, tuple(tensors), padded(self.file.tell(), alignment), version)
+        return Header(metadata, tuple(tensors.values()), padded(self.file.tell(), alignment), version)
 
     def tensor(self) -> Tensor:
         name = self.string("a tensor name")
@@ -163,13 +173,21 @@ class _Reader:
 
     def take(self, n: int, what: str) -> bytes:
         if n > self.left:
-            raise wrong(self.path, f"{n} bytes for {what}", f"{self.left} left in the file", "it is truncated")
+            raise wrong(self.path, f"{n} bytes for {brief(what)}", f"{self.left} left in the file", "it is truncated")
+        if n > self.allowed:
+            raise InputError(f"{self.path}: its header is larger than {MAX_HEADER} bytes; is it damaged?")
         self.left -= n
+        self.allowed -= n
         return self.file.read(n)
 
     def bound(self, count: int, at_least: int, what: str) -> None:
         if count * at_least > self.left:
             raise wrong(self.path, f"at most {self.left // at_least} {what} in the file", count)
+
+    def count(self, n: int, each: int, what: str) -> None:
+        if n * each > self.values:
+            raise InputError(f"{self.path}: {brief(what)}: {n} values are more than a header may hold; is it damaged?")
+        self.values -= n * each
 
     def scalar(self, kind: Kind) -> Any:
         code = "<" + _SCALAR[kind]
@@ -193,8 +211,10 @@ class _Reader:
         if item == Kind.ARRAY:
             raise wrong(f"{self.path}: {brief(key)}", "an array of plain values", "an array of arrays")
         if item == Kind.STRING:
-            self.bound(count, 8, f"strings in {key}")
+            self.bound(count, 8, f"strings in {brief(key)}")
+            self.count(count, 4, key)
             return Value(kind, [self.string(key) for _ in range(count)], item)
         size = struct.calcsize(_SCALAR[item])
-        self.bound(count, size, f"values in {key}")
+        self.bound(count, size, f"values in {brief(key)}")
+        self.count(count, 1, key)
         return Value(kind, list(struct.unpack(f"<{count}{_SCALAR[item]}", self.take(count * size, key))), item)

@@ -6,15 +6,19 @@ Layout of external data: onnx.proto's TensorProto (location, offset and length i
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import brief, wrong
+from .files import size_of, there
+from .wire import read_message
 
 GRAPH = "model.onnx"
 MAX_GRAPH = 2**31 - 1  # bytes; protobuf's own limit
+MAX_DIMS = 64
 FOUR_BITS = ("uint4", "int4", "float4e2m1")
 # operator → which inputs are a quantised weight, its scales and its zero points (ContribOperators.md)
 QUANTISED = {
@@ -73,18 +77,14 @@ def is_folder(path: Path) -> bool:
 def read_graph(folder: Path) -> Graph:
     """Read the graph file; the bytes of every array are checked to lie inside a file of the folder."""
     import onnx
-    from google.protobuf.message import DecodeError
 
     path = folder / GRAPH
-    if not path.is_file():
+    if not there(path):
         raise wrong(path, "an ONNX graph", "no such file")
-    if path.stat().st_size > MAX_GRAPH:
-        raise wrong(path, f"at most {MAX_GRAPH} bytes", path.stat().st_size)
+    if (size := size_of(path)) > MAX_GRAPH:
+        raise wrong(path, f"at most {MAX_GRAPH} bytes", size)
     model = onnx.ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except DecodeError:
-        raise wrong(path, "an ONNX graph", "bytes that protobuf cannot read") from None
+    read_message(path, model)
     if not model.graph.node:
         raise wrong(path, "an ONNX graph", "no nodes in it")
     arrays: dict[str, Array] = {}
@@ -110,8 +110,8 @@ def _array(folder: Path, tensor: Any, onnx: Any) -> Array:
     if tensor.data_type not in known.values() or tensor.data_type == 0:
         raise wrong(where, "a number type of ONNX", tensor.data_type)
     dtype = known.Name(tensor.data_type).lower()
-    if any(n < 0 for n in shape):
-        raise wrong(where, "a shape", list(shape))
+    if len(shape) > MAX_DIMS or any(n < 0 for n in shape):
+        raise wrong(where, f"a shape of at most {MAX_DIMS} dimensions", brief(list(shape)))
     bits = 4 if dtype in FOUR_BITS else 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     nbytes = (math.prod(shape) * bits + 7) // 8
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
@@ -119,13 +119,15 @@ def _array(folder: Path, tensor: Any, onnx: Any) -> Array:
     entries = {e.key: e.value for e in tensor.external_data}
     location = entries.get("location", "")
     path = folder / location
-    if not location or Path(location).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+    inside = location and "\0" not in location and not Path(location).is_absolute()
+    if not inside or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise wrong(where, "external data inside the folder", brief(location) or "no location")
-    if not path.is_file():
+    if not there(path):
         raise wrong(where, f"the data file {brief(location)} in the folder", "no such file")
+    size_of(path)
     offset, length = (_number(entries.get(k, d), f"{where}: {k}") for k, d in (("offset", 0), ("length", nbytes)))
     if length != nbytes:
-        raise wrong(f"{where}: length", f"{nbytes} bytes for {dtype} {list(shape)}", length)
+        raise wrong(f"{where}: length", f"{nbytes} bytes for {dtype} {brief(list(shape))}", length)
     return Array(tensor.name, dtype, shape, path, offset, nbytes)
 
 

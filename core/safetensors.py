@@ -8,13 +8,14 @@ sizes that match dtype and shape.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import brief, wrong
+from .files import parse_json
 
+MAX_DIMS = 64  # numpy's own limit
 MAX_HEADER = 100_000_000  # bytes; the reference reader's own limit
 ITEMSIZE = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -59,17 +60,14 @@ def _parse(raw: bytes, length: int, where: str) -> dict[str, object]:
         raise wrong(where, f"a header of {length} bytes", f"{len(raw)} bytes", "the file is truncated")
 
     def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            names = [k for k, _ in pairs]
-            twice = next(n for n in names if names.count(n) > 1)
-            raise wrong(where, "each name once in the header", f"{brief(twice)} twice")
+        result: dict[str, object] = {}
+        for name, value in pairs:
+            if name in result:
+                raise wrong(where, "each name once in the header", f"{brief(name)} twice")
+            result[name] = value
         return result
 
-    try:
-        header = json.loads(raw, object_pairs_hook=once)
-    except (ValueError, RecursionError) as e:
-        raise wrong(where, "a JSON header", brief(str(e))) from None
+    header = parse_json(raw, f"{where}: header", once)
     if not isinstance(header, dict):
         raise wrong(where, "a JSON object as header", type(header).__name__)
     header.pop("__metadata__", None)
@@ -85,11 +83,13 @@ def _tensor(name: str, entry: object, start: int, where: str) -> TensorInfo:
         raise wrong(at, f"a dtype among {', '.join(ITEMSIZE)}", brief(dtype))
     if not _naturals(shape):
         raise wrong(at, "a shape of whole numbers", brief(shape))
+    if len(shape) > MAX_DIMS:
+        raise wrong(at, f"at most {MAX_DIMS} dimensions", len(shape))
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise wrong(at, "data_offsets [start, end] with start ≤ end", brief(offsets))
     nbytes = math.prod(shape) * ITEMSIZE[dtype]
     if offsets[1] - offsets[0] != nbytes:
-        raise wrong(at, f"{nbytes} bytes for {dtype} {shape}", f"{offsets[1] - offsets[0]} in data_offsets")
+        raise wrong(at, f"{nbytes} bytes for {dtype} {brief(shape)}", f"{offsets[1] - offsets[0]} in data_offsets")
     return TensorInfo(name, dtype, tuple(shape), start + offsets[0], nbytes)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
+from .printable import printable
+
 
 def table(rows: Sequence[Sequence[object]], right: str = "") -> str:
-    """Rows of cells as aligned text; the columns whose letters stand in `right` (a, b, …) align right."""
-    cells = [[str(c) for c in row] for row in rows]
+    """Rows of cells, made printable, as aligned text; columns whose letters stand in `right` (a, b, …) align right."""
+    cells = [[printable(c) for c in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:

@@ -44,7 +44,7 @@ def test_human() -> None:
 
 
 def test_brief_keeps_messages_to_one_printable_line() -> None:
-    assert brief("a\nb\x1b[31m") == "a�b�[31m"
+    assert brief("a\nb\x1b[31m") == r"a\nb\x1b[31m"
     assert len(brief("x" * 1000)) == 120
 
 

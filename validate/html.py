@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from sampan.printable import printable
 from sampan.units import human
 
 from .summary import HISTOGRAM, MEAN, metrics
@@ -58,7 +59,7 @@ def html_report(report: dict[str, Any]) -> str:
 
 
 def _e(value: object) -> str:
-    return html.escape(str(value))
+    return html.escape(printable(value))
 
 
 def _candidate(c: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sampan.printable import printable
 from sampan.table import table
 from sampan.units import human
 
@@ -20,11 +21,11 @@ def text_report(report: dict[str, Any]) -> str:
     for candidate in report["candidates"]:
         blocks += _candidate(candidate)
     if "comparison" in report:
-        blocks.append(comparison_line(report))
+        blocks.append(printable(comparison_line(report)))
     if "blame" in report:
         blocks.append(_blame(report["blame"]))
     lines = sorted(report["candidates"], key=lambda c: c["verdict"] == report["verdict"])  # the deciding one last
-    blocks.append("\n".join(map(deciding_line, lines)))
+    blocks.append("\n".join(printable(deciding_line(c)) for c in lines))
     return "\n\n".join(blocks)
 
 
@@ -76,7 +77,7 @@ def _experts(shares: tuple[float, float]) -> str:
 
 
 def _candidate(c: dict[str, Any]) -> list[str]:
-    blocks = [f"{c['path']}: {human(c['bytes'])}, {c['bits_per_weight']:.2f} bits per weight"]
+    blocks = [f"{printable(c['path'])}: {human(c['bytes'])}, {c['bits_per_weight']:.2f} bits per weight"]
     for part, domains in c.get("drift", {}).items():
         own = "" if part == "engine" else beside(c)
         blocks += [f"drift {PARTS[part]}{own}\n" + _kld(domains), _others(domains)]
@@ -143,5 +144,5 @@ def _blame(blame: dict[str, Any]) -> str:
         rows.append(["sum (100 % if additive)", f"{100 * blame[f'{partition}_sum']:.1f} %", ""])
         blocks.append(table(rows, right="bc"))
     keep = ", ".join(blame["keep"]) or "nothing stands out"
-    blocks.append(f"keep at higher precision: {keep}")
+    blocks.append(f"keep at higher precision: {printable(keep)}")
     return "\n\n".join(blocks)

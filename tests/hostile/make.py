@@ -33,9 +33,12 @@ SAFETENSORS: dict[str, tuple[bytes, str]] = {
         "expected a header length of at most 10 bytes, found 1099511627776",
     ),
     "header-length-all-ones": (safetensors({}, length=2**64 - 1), "found 18446744073709551615"),
-    "not-json": (safetensors(b"{not json}", 0), "expected a JSON header, found Expecting property name"),
-    "nested-too-deep": (safetensors(b"[" * 20000, 0), "expected a JSON header, found maximum recursion depth"),
-    "not-utf8": (safetensors(b"\xff\xfe\x00\x01", 0), "expected a JSON header"),
+    "not-json": (safetensors(b"{not json}", 0), "header: expected JSON, found Expecting property name"),
+    "nested-too-deep": (
+        safetensors(b"[" * 20000, 0),
+        "header: this JSON is nested deeper than 100 levels; is it the right file?",
+    ),
+    "not-utf8": (safetensors(b"\xff\xfe\x00\x01", 0), "header: expected JSON, found 'utf-8' codec"),
     "not-an-object": (safetensors([1]), "expected a JSON object as header, found list"),
     "name-twice": (
         safetensors(f'{{"{T}": {json.dumps(entry())}, "{T}": {json.dumps(entry())}}}'.encode()),
@@ -46,6 +49,7 @@ SAFETENSORS: dict[str, tuple[bytes, str]] = {
     "negative-shape": (safetensors({T: entry(shape=[-2])}), "expected a shape of whole numbers, found [-2]"),
     "fractional-shape": (safetensors({T: entry(shape=[2.0])}), "expected a shape of whole numbers, found [2.0]"),
     "absurd-shape": (safetensors({T: entry(shape=[2**62, 2**62])}), "found 8 in data_offsets"),
+    "hundred-dimensions": (safetensors({T: entry(shape=[1] * 100)}), "expected at most 64 dimensions, found 100"),
     "backward-offsets": (
         safetensors({T: entry(offsets=[8, 0])}),
         "expected data_offsets [start, end] with start",
@@ -206,7 +210,7 @@ GGUF: dict[str, tuple[bytes, str]] = {
     ),
     "tensor-twice": (
         gguf(tensors=2, rest=2 * (text(b"t") + struct.pack("<IQIQ", 1, 1, 0, 0))),
-        "expected each tensor name once, found a name twice",
+        "expected each tensor name once, found t twice",
     ),
 }
 
