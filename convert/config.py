@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sampan.errors import brief, wrong
+from sampan.errors import InputError, brief, wrong
 
 from .architecture import Activation, LinearScaling, Llama3Scaling, Rope, YarnScaling
 
@@ -20,8 +20,19 @@ class Config:
     where: str
 
     def get(self, *names: str) -> Any:
-        """The first of `names` that is set to something other than null, or None."""
-        return next((self.values[n] for n in names if self.values.get(n) is not None), None)
+        """The value of that one of `names` that is set to something other than null, or None.
+
+        Raises InputError where several are set, to different values.
+        """
+        found = {n: self.values[n] for n in names if self.values.get(n) is not None}
+        first = next(iter(found), None)
+        other = next((n for n in found if found[n] != found[first]), None) if first is not None else None
+        if first is not None and other is not None:
+            raise InputError(
+                f"{self.where}: {first} is {brief(found[first])} and {other} is {brief(found[other])}, "
+                "two names of one value; delete the wrong one"
+            )
+        return None if first is None else found[first]
 
     def natural(self, *names: str, default: int | None = None, least: int = 1, limit: int = 2**31) -> int:
         """A whole number from `least` to `limit`."""
@@ -74,24 +85,20 @@ def read_activation(config: Config) -> Activation:
 
 
 def read_rope(
-    config: Config, dims: int, context: int, *, latent: bool, interleaved: bool = False, rotated: float | None = None
+    config: Config, dims: int, context: int, *, latent: bool, interleaved: bool = False, partial: bool = False
 ) -> Rope:
-    """Old style: rope_theta and rope_scaling. Transformers 5: both inside rope_parameters.
+    """Old style: rope_theta and rope_scaling. Transformers 5: both inside rope_parameters, see `_rope_section`.
 
-    `dims` of a head; `rotated`: which share of them by default, None for all and no other. `latent`: of latent
+    `dims` of a head; `partial`: the config may say which share of them is rotated. `latent`: of latent
     attention, whose pairs are interleaved unless it says otherwise and whose yarn has an mscale.
     """
-    parameters = config.section("rope_parameters")
-    scaling = parameters if parameters.values else config.section("rope_scaling")
-    if any(isinstance(v, dict) for v in parameters.values.values()):
-        kinds = ", ".join(parameters.values)
-        raise wrong(parameters.where, "one rope for all layers", brief(f"one for each of {kinds}"))
+    scaling = _rope_section(config)
     theta = scaling if scaling.get("rope_theta") is not None else config
-    if rotated is None:
+    if not partial:
         scaling.is_default("partial_rotary_factor", 1, 1.0)
         config.is_default("partial_rotary_factor", 1, 1.0)
     else:
-        dims = _rotated(config, scaling, dims, rotated)
+        dims = _rotated(config, scaling, dims)
     if dims % 2:
         raise wrong(config.where, "an even number of rotated dimensions", dims)
     if latent:
@@ -99,9 +106,41 @@ def read_rope(
     return Rope(theta.number("rope_theta"), dims, _read_scaling(config, scaling, context, latent), interleaved)
 
 
-def _rotated(config: Config, scaling: Config, dims: int, default: float) -> int:
+def _rope_section(config: Config) -> Config:
+    """rope_scaling where it says anything, else rope_parameters: so does transformers (`convert_rope_params_to_dict`).
+
+    Beside a rope_scaling it forgets the other's rope_theta, which nobody means: what they disagree about is refused.
+    """
+    old, new = config.section("rope_scaling"), config.section("rope_parameters")
+    for section in (old, new):
+        if any(isinstance(v, dict) for v in section.values.values()):
+            kinds = ", ".join(section.values)
+            raise wrong(section.where, "one rope for all layers", brief(f"one for each of {kinds}"))
+        section.get("rope_type", "type")
+    if not (old.values and new.values):
+        return old if old.values else new
+    said = {
+        k: v
+        for k, v in new.values.items()
+        if v is not None and (k, v) not in (("rope_type", "default"), ("type", "default"))
+    }
+    for key, value in said.items():
+        names = ("rope_type", "type") if key in ("rope_type", "type") else (key,)
+        found = old.get(*names)
+        if found is None and key in ("rope_theta", "partial_rotary_factor"):
+            found = config.get(key)
+        if found != value:
+            raise InputError(
+                f"{config.where}: rope_parameters has {key} {brief(value)}, rope_scaling beside it "
+                f"{'none' if found is None else brief(found)}; transformers reads rope_scaling alone: "
+                "write it all there, or delete it"
+            )
+    return old
+
+
+def _rotated(config: Config, scaling: Config, dims: int) -> int:
     """How many of a head's dimensions are rotated; scaling is understood for whole heads only."""
-    share = scaling.number("partial_rotary_factor", default=config.number("partial_rotary_factor", default=default))
+    share = scaling.number("partial_rotary_factor", default=config.number("partial_rotary_factor"))
     part = dims * share
     if share > 1 or part != int(part):
         raise wrong(config.at("partial_rotary_factor"), f"a share of {dims} dimensions", share)
@@ -116,7 +155,7 @@ def _read_scaling(
 ) -> LinearScaling | YarnScaling | Llama3Scaling | None:
     kind = scaling.get("rope_type", "type")
     if kind in (None, "default"):
-        if scaling.get("factor") is not None:
+        if scaling.get("factor") not in (None, 1, 1.0):
             raise wrong(scaling.at("rope_type"), "the kind of scaling that factor belongs to", brief(kind))
         return None
     if kind == "linear":
@@ -125,7 +164,7 @@ def _read_scaling(
         scaling.is_default("truncate", True)
         factor = scaling.number("factor")
         attention, all_dim = _read_mscale(scaling, factor, latent)
-        original = scaling if scaling.get("original_max_position_embeddings") is not None else config
+        original = config if config.get("original_max_position_embeddings") is not None else scaling  # as transformers
         return YarnScaling(
             factor=factor,
             original_context=original.natural("original_max_position_embeddings", default=context),
@@ -138,7 +177,8 @@ def _read_scaling(
         low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
         if high <= low:
             raise wrong(scaling.at("high_freq_factor"), f"more than low_freq_factor {low:g}", high)
-        trained = scaling.natural("original_max_position_embeddings")
+        original = config if config.get("original_max_position_embeddings") is not None else scaling
+        trained = original.natural("original_max_position_embeddings", default=context)
         return Llama3Scaling(scaling.number("factor"), trained, low, high)
     raise wrong(scaling.at("rope_type"), "default, linear, yarn or llama3", brief(kind))
 

@@ -45,6 +45,7 @@ class Gguf:
 class Family:
     """`architectures` and `model_types` are the names in config.json; `read` makes an Architecture of the rest.
 
+    `defaults`: values of keys that a config may leave out, those of the family's config class in transformers.
     `sources`: canonical tensor → possible layouts, tried in order. `leftovers`: tensors (regular expressions) that
     checkpoints carry and nobody needs. `left_out`: tensors (regular expressions, and what they are) of a part of the
     model that is not converted. `text`: the section of config.json that describes the language model, and the model
@@ -56,6 +57,7 @@ class Family:
     model_types: tuple[str, ...]
     read: Callable[[Config], Architecture]
     sources: Mapping[str, tuple[Layout, ...]]
+    defaults: Mapping[str, object]
     leftovers: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     text: tuple[str, tuple[str, ...]] | None = None
@@ -98,11 +100,10 @@ def _text_config(checkpoint: Checkpoint, family: Family) -> Config:
     """The config of the language model, which may be a section of the checkpoint's."""
     config = Config(checkpoint.config, str(checkpoint.folder / "config.json"))
     if family.text is None:
-        return config
+        return Config({**family.defaults, **config.values}, config.where)
     name, kinds = family.text
     text = config.section(name)
     if text.get("model_type") not in kinds:
         raise wrong(text.at("model_type"), " or ".join(kinds), brief(text.get("model_type")))
-    tied = text.flag("tie_word_embeddings", False)
-    config.is_default("tie_word_embeddings", tied)
-    return text
+    config.is_default("tie_word_embeddings", text.flag("tie_word_embeddings", False))
+    return Config({**family.defaults, **text.values}, text.where)

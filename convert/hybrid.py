@@ -14,12 +14,16 @@ from .rows import MINUS_EXP, ONE_PLUS, Layout, Source
 
 _L = "model.layers.{i}."
 _D = _L + "linear_attn."
+DEFAULTS = {
+    "head_dim": 256, "partial_rotary_factor": 0.25, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4,
+}  # fmt: skip
 POST_ATTENTION = "post_attention_norm"  # what GGUF calls the norm before the feed-forward in these models
 
 
 def read_hybrid(config: Config, ffn: Dense | MoE | Sequence[Dense | MoE], *, fused_gates: bool = False) -> Architecture:
     """A layer's kind stands in layer_types, or every `full_attention_interval`-th layer attends."""
-    attention = read_gqa(config, qk_norm=True, head_dim=256, rotated=0.25, gated=True)
+    attention = read_gqa(config, qk_norm=True, partial=True, gated=True)
     attention = replace(attention, rope=read_sections(config, attention.rope))
     config.is_default("attn_output_gate", True)
     delta = read_delta_net(config, fused_gates=fused_gates)
@@ -61,17 +65,17 @@ def read_sections(config: Config, rope: Rope) -> Rope:
 
 def read_delta_net(config: Config, *, fused_gates: bool) -> DeltaNet:
     """`fused_gates`: see DeltaNet."""
-    k_heads = config.natural("linear_num_key_heads", default=16, limit=MOST_HEADS)
-    v_heads = config.natural("linear_num_value_heads", default=32, limit=MOST_HEADS)
+    k_heads = config.natural("linear_num_key_heads", limit=MOST_HEADS)
+    v_heads = config.natural("linear_num_value_heads", limit=MOST_HEADS)
     if v_heads % k_heads:
         where = config.at("linear_num_value_heads")
         raise InputError(f"{where}: {v_heads} heads of values cannot be shared out among {k_heads} of keys")
     return DeltaNet(
         k_heads=k_heads,
         v_heads=v_heads,
-        k_dim=config.natural("linear_key_head_dim", default=128, limit=MOST_HEADS),
-        v_dim=config.natural("linear_value_head_dim", default=128, limit=MOST_HEADS),
-        kernel=config.natural("linear_conv_kernel_dim", default=4, least=2, limit=256),
+        k_dim=config.natural("linear_key_head_dim", limit=MOST_HEADS),
+        v_dim=config.natural("linear_value_head_dim", limit=MOST_HEADS),
+        kernel=config.natural("linear_conv_kernel_dim", least=2, limit=256),
         fused_gates=fused_gates,
     )
 

@@ -40,14 +40,14 @@ def read_sigmoid_experts(config: Config) -> list[Dense | MoE]:
     layers = read_layers(config)
     activation = read_activation(config)
     dense = Dense(config.natural("intermediate_size"), activation)
-    leading = config.natural("first_k_dense_replace", default=0, least=0, limit=layers)
+    leading = config.natural("first_k_dense_replace", least=0, limit=layers)
     config.is_default("scoring_func", "sigmoid")
     config.is_default("topk_method", "noaux_tc")
     config.is_default("moe_layer_freq", 1)
     experts = config.natural("n_routed_experts", "num_local_experts", limit=MOST_EXPERTS)
     used = config.natural("num_experts_per_tok", limit=experts)
     width = config.natural("moe_intermediate_size")
-    shared = config.natural("n_shared_experts", default=0, least=0, limit=1024)
+    shared = config.natural("n_shared_experts", least=0, limit=1024)
     groups, groups_used = _read_groups(config, experts, used)
     moe = MoE(
         experts=experts,
@@ -55,22 +55,22 @@ def read_sigmoid_experts(config: Config) -> list[Dense | MoE]:
         width=width,
         activation=activation,
         gating="sigmoid",
-        normalise=config.flag("norm_topk_prob", True),
+        normalise=config.flag("norm_topk_prob", False),
         shared=shared,
         shared_width=shared * width,
         shared_gate=False,
         selection_bias=True,
         groups=groups,
         groups_used=groups_used,
-        scale=config.number("routed_scaling_factor", default=1.0),
+        scale=config.number("routed_scaling_factor"),
     )
     return [dense] * leading + [moe] * (layers - leading)
 
 
 def _read_groups(config: Config, experts: int, used: int) -> tuple[int, int]:
     """Groups of experts and how many of them may be chosen from; (1, 1) where that limits nothing."""
-    groups = config.natural("n_group", default=1, limit=experts)
-    groups_used = config.natural("topk_group", default=1, limit=groups)
+    groups = config.natural("n_group", limit=experts)
+    groups_used = config.natural("topk_group", limit=groups)
     if groups == groups_used:
         return 1, 1
     if experts % groups or experts // groups < 2:

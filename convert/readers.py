@@ -53,29 +53,27 @@ def read_gqa(
     bias_key: str = "attention_bias",
     biased: bool | None = False,
     qk_norm: bool = False,
-    head_dim: int | None = None,
     interleaved: bool = False,
-    rotated: float | None = None,
+    partial: bool = False,
     gated: bool = False,
 ) -> GQA:
     """Grouped-query attention, the same in every layer.
 
-    `biased`: whether q, k and v have biases; None where `bias_key` says so (by default they have). `head_dim` of
-    configs that do not say: None means hidden size / heads. `interleaved`: see Rope. `rotated`: the share of a head
-    that is rotated where the config does not say; None where it cannot say. `gated`: see GQA.
+    `biased`: whether q, k and v have biases; None where `bias_key` says so. A head that the config does not size has
+    hidden size / heads dimensions. `interleaved`: see Rope. `partial`: see read_rope. `gated`: see GQA.
     """
     hidden = config.natural("hidden_size")
     heads = config.natural("num_attention_heads", limit=MOST_HEADS)
-    kv_heads = config.natural("num_key_value_heads", limit=MOST_HEADS)
+    kv_heads = config.natural("num_key_value_heads", default=heads, limit=MOST_HEADS)
     if heads % kv_heads:
         raise wrong(config.at("num_key_value_heads"), f"a divisor of {heads} heads", kv_heads)
     if biased is not None or bias_key != "attention_bias":
         config.is_default("attention_bias", False)
-    if head_dim is None and hidden % heads:
+    if config.get("head_dim") is None and hidden % heads:
         raise wrong(config.at("num_attention_heads"), f"a divisor of hidden_size {hidden}", heads)
-    width = config.natural("head_dim", default=head_dim or hidden // heads)
-    bias = config.flag(bias_key, True) if biased is None else biased
-    rope = read_rope(config, width, read_context(config), latent=False, interleaved=interleaved, rotated=rotated)
+    width = config.natural("head_dim", default=hidden // heads)
+    bias = config.flag(bias_key, False) if biased is None else biased
+    rope = read_rope(config, width, read_context(config), latent=False, interleaved=interleaved, partial=partial)
     return GQA(heads, kv_heads, width, bias, qk_norm, rope, gated)
 
 
@@ -84,11 +82,11 @@ def read_dense(config: Config, *, fused: bool = False) -> Dense:
     return Dense(config.natural("intermediate_size"), read_activation(config), fused)
 
 
-def read_softmax_experts(config: Config, *, normalise: bool, shared: bool) -> list[Dense | MoE]:
+def read_softmax_experts(config: Config, *, shared: bool, normalise: bool | None = None) -> list[Dense | MoE]:
     """A feed-forward for each layer of Qwen's mixtures: experts, and dense layers where the config wants them.
 
-    `normalise`: whether the chosen weights are divided by their sum where the config does not say. `shared`: there is
-    an expert that is always on, with a gate.
+    `shared`: there is an expert that is always on, with a gate. `normalise`: whether the chosen weights are divided by
+    their sum; None where the config says so.
     """
     layers = read_layers(config)
     count = config.natural("num_experts", "num_local_experts", limit=MOST_EXPERTS)
@@ -98,7 +96,7 @@ def read_softmax_experts(config: Config, *, normalise: bool, shared: bool) -> li
         width=config.natural("moe_intermediate_size"),
         activation=read_activation(config),
         gating="softmax",
-        normalise=config.flag("norm_topk_prob", normalise),
+        normalise=config.flag("norm_topk_prob", False) if normalise is None else normalise,
         shared=int(shared),
         shared_width=config.natural("shared_expert_intermediate_size") if shared else 0,
         shared_gate=shared,

@@ -25,6 +25,7 @@ LLAMA3 = {  # one wave is kept, one divided, the others between
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+QUARTER = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 
 
@@ -63,9 +64,7 @@ def _hybrid(config: str, dtype: str = "bfloat16", **changes: Any) -> Tiny:
     base = {
         "head_dim": 64, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 32,
         "linear_value_head_dim": 32, "linear_conv_kernel_dim": 4, "full_attention_interval": 4,
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25, "mrope_section": [3, 3, 2]
-        },
+        "rope_parameters": QUARTER | {"mrope_section": [3, 3, 2]},
     }  # fmt: skip
     return _qwen(config, dtype, **(base | changes))
 
@@ -141,7 +140,7 @@ MODELS: dict[str, Tiny] = {
         "float32", num_hidden_layers=27, q_lora_rank=None, hidden_size=64, intermediate_size=64,
         moe_intermediate_size=32, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32,
     ),
-    "qwen3_next": _hybrid("Qwen3NextConfig", **_MIX),
+    "qwen3_next": _hybrid("Qwen3NextConfig", rope_parameters=QUARTER, **_MIX),
     "qwen3_5": _hybrid("Qwen3_5TextConfig"),
     "qwen3_5-equal-heads": _hybrid("Qwen3_5TextConfig", "float32", tie_word_embeddings=True, linear_num_value_heads=2),
     "qwen3_5_moe": _hybrid("Qwen3_5MoeTextConfig", linear_num_value_heads=6, **_MIX),

@@ -24,6 +24,12 @@ def _values(block: Block) -> Cut:
     return Cut(a.nope, a.v, a.nope + a.v)
 
 
+DEFAULTS = qwen2.DEFAULTS | {
+    "max_position_embeddings": 4096, "num_key_value_heads": None, "num_experts_per_tok": 8, "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 3, "n_shared_experts": 1,
+    "q_lora_rank": 1536, "rope_interleave": True,
+}  # fmt: skip
+
 FAMILY = Family(
     architectures=("DeepseekV3ForCausalLM",),
     model_types=("deepseek_v3", "kimi_k2"),
@@ -44,6 +50,7 @@ FAMILY = Family(
         "blk.{i}.ffn_down_shexp.weight": (Source(_M + "shared_experts.down_proj.weight"),),
     },
     leftovers=qwen2.FAMILY.leftovers,
+    defaults=DEFAULTS,
     gguf=Gguf(architecture="deepseek2", interleaved=True, rope_dims=True, vocab=True),
     genai="qwen2",
 )

@@ -26,6 +26,7 @@ FAMILY = replace(
     architectures=("LlamaForCausalLM",),
     model_types=("llama",),
     read=read,
+    defaults=qwen2.DEFAULTS | {"max_position_embeddings": 2048, "num_key_value_heads": None},
     gguf=Gguf(architecture="llama", interleaved=True, llama3=True, rope_dims=True, vocab=True, wide=is_70b),
     genai="llama",
 )

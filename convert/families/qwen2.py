@@ -5,6 +5,10 @@ from ..readers import read_dense, read_gqa, uniform
 from ..rows import Source
 
 _L = "model.layers.{i}."
+DEFAULTS = {
+    "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False, "max_position_embeddings": 32768,
+    "num_key_value_heads": 32, "rope_theta": 10000.0, "qkv_bias": True,
+}  # fmt: skip
 
 FAMILY = Family(
     architectures=("Qwen2ForCausalLM",),
@@ -27,6 +31,7 @@ FAMILY = Family(
         "blk.{i}.ffn_up.weight": (Source(_L + "mlp.up_proj.weight"),),
         "blk.{i}.ffn_down.weight": (Source(_L + "mlp.down_proj.weight"),),
     },
+    defaults=DEFAULTS,
     gguf=Gguf(architecture="qwen2", derives_heads=True, wide=lambda arch: len(arch.blocks) == 80),
     genai="qwen2",
     leftovers=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq"),

@@ -14,9 +14,9 @@ FAMILY = replace(
     qwen2.FAMILY,
     architectures=("Qwen2MoeForCausalLM",),
     model_types=("qwen2_moe",),
-    read=lambda c: uniform(
-        c, read_gqa(c, bias_key="qkv_bias", biased=None), read_softmax_experts(c, normalise=False, shared=True)
-    ),
+    read=lambda c: uniform(c, read_gqa(c, bias_key="qkv_bias", biased=None), read_softmax_experts(c, shared=True)),
+    defaults=qwen2.DEFAULTS
+    | {"num_key_value_heads": 16, "num_experts_per_tok": 4, "norm_topk_prob": False, "qkv_bias": True},
     gguf=Gguf(architecture="qwen2moe", derives_heads=True, normalises=False, untied=True),
     sources={
         **qwen2.FAMILY.sources,

@@ -11,7 +11,8 @@ FAMILY = replace(
     qwen2.FAMILY,
     architectures=("Qwen3ForCausalLM",),
     model_types=("qwen3",),
-    read=lambda c: uniform(c, read_gqa(c, qk_norm=True, head_dim=128), read_dense(c)),
+    read=lambda c: uniform(c, read_gqa(c, qk_norm=True), read_dense(c)),
+    defaults=qwen2.DEFAULTS | {"head_dim": 128},
     gguf=Gguf(architecture="qwen3"),
     genai="qwen3",
     sources={

@@ -12,6 +12,7 @@ FAMILY = replace(
     architectures=("Qwen3_5MoeForCausalLM",),
     model_types=("qwen3_5_moe_text",),
     read=lambda c: read_hybrid(c, read_softmax_experts(c, normalise=True, shared=True)),
+    defaults={**qwen3_5.FAMILY.defaults, "num_key_value_heads": 2, "num_experts_per_tok": 8},
     gguf=Gguf(architecture="qwen35moe", rope_dims=True, sections=(11, 11, 10), tiles_values=True, normalises=True),
     sources={**qwen2_moe.FAMILY.sources, **DELTA_NET, **NORMS},
 )

@@ -6,7 +6,7 @@ from ..architecture import Block, MoE
 from ..family import Gguf
 from ..readers import read_gqa, read_softmax_experts, uniform
 from ..rows import Cut, Source
-from . import qwen3
+from . import qwen2, qwen3
 
 _M = "model.layers.{i}.mlp."
 
@@ -41,7 +41,8 @@ FAMILY = replace(
     qwen3.FAMILY,
     architectures=("Qwen3MoeForCausalLM",),
     model_types=("qwen3_moe",),
-    read=lambda c: uniform(c, read_gqa(c, qk_norm=True), read_softmax_experts(c, normalise=False, shared=False)),
+    read=lambda c: uniform(c, read_gqa(c, qk_norm=True), read_softmax_experts(c, shared=False)),
+    defaults=qwen2.DEFAULTS | {"num_key_value_heads": 4, "num_experts_per_tok": 8, "norm_topk_prob": False},
     gguf=Gguf(architecture="qwen3moe", normalises=True),
     sources={**qwen3.FAMILY.sources, **ROUTED},
 )

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 from ..architecture import Block, DeltaNet
 from ..family import Gguf
+from ..hybrid import DEFAULTS as HYBRID_DEFAULTS
 from ..hybrid import DELTA_NET, NORMS, read_hybrid
 from ..readers import read_softmax_experts
 from ..rows import Cut, Source, Stack
-from . import qwen2_moe
+from . import qwen2, qwen2_moe
 
 _D = "model.layers.{i}.linear_attn."
 _QKVZ = _D + "in_proj_qkvz.weight"
@@ -31,7 +32,10 @@ FAMILY = replace(
     qwen2_moe.FAMILY,
     architectures=("Qwen3NextForCausalLM",),
     model_types=("qwen3_next",),
-    read=lambda c: read_hybrid(c, read_softmax_experts(c, normalise=True, shared=True), fused_gates=True),
+    read=lambda c: read_hybrid(c, read_softmax_experts(c, shared=True), fused_gates=True),
+    defaults=qwen2.DEFAULTS
+    | HYBRID_DEFAULTS
+    | {"num_key_value_heads": 2, "num_experts_per_tok": 10, "norm_topk_prob": True},
     gguf=Gguf(architecture="qwen3next", rope_dims=True, normalises=True),
     sources={
         **qwen2_moe.FAMILY.sources,
