@@ -66,6 +66,7 @@ def _short(value: object) -> str:
 
 
 def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    from sampan.convert.binding import bind
     from sampan.convert.family import read_architecture
     from sampan.convert.tokenizer import read_tokenizer
     from sampan.errors import InputError
@@ -81,7 +82,7 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": sum(math.prod(t["shape"]) for t in stored),
     }
     try:
-        _, arch = read_architecture(checkpoint)
+        family, arch = read_architecture(checkpoint)
         data |= {
             "family": arch.family,
             "layers": len(arch.blocks),
@@ -93,6 +94,7 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             "rope": ", ".join(map(_fields, arch.ropes)),
             "tied": arch.tied,
         }
+        bind(checkpoint, family, arch)
         tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
         data |= {
             "pre-tokenizer": tokenizer.pre,

@@ -11,6 +11,7 @@ from typing import Literal
 
 Activation = Literal["silu"]
 Gating = Literal["softmax", "sigmoid"]
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 POST_ATTENTION_NORM, POST_FFN_NORM = "post_attention_norm", "post_ffw_norm"  # GGUF's names
 
 
@@ -192,6 +193,7 @@ class Architecture:
     dense_width: int
     blocks: tuple[Block, ...]
     family: str = ""
+    notes: tuple[str, ...] = ()  # what its user has to know, a sentence each
 
     @property
     def attentions(self) -> list[GQA | MLA]:

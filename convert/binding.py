@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,13 +11,13 @@ from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, brief, wrong
 from sampan.safetensors import TensorInfo
 
-from .architecture import Architecture, TensorSpec, tensor_specs
+from .architecture import EMBEDDING, HEAD, Architecture, TensorSpec, tensor_specs
 from .encoding import Part, StoredTensor
 from .family import Family
 from .quantization import KEY, read_storage
 from .rows import Arrangement, Cut, Layout, Map, Stack
 
-HEAD, EMBEDDING = "output.weight", "token_embd.weight"
+WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")  # of torch.compile, DataParallel and peft
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +120,7 @@ class Binding:
 
 def bind(checkpoint: Checkpoint, family: Family, arch: Architecture) -> Binding:
     """Claim every tensor of the checkpoint; missing, misshapen and unclaimed ones are refused."""
-    stored = read_storage(checkpoint)
+    stored = _with_prefix(read_storage(checkpoint), family)
     claimed: set[str] = set()
     tensors = []
     for spec in tensor_specs(arch):
@@ -138,12 +137,26 @@ def bind(checkpoint: Checkpoint, family: Family, arch: Architecture) -> Binding:
         if name in claimed or any(re.fullmatch(p, name) for p in family.leftovers):
             continue
         part = next((what for p, what in family.left_out.items() if re.fullmatch(p, name)), None)
+        layer = re.fullmatch(r"(?:.*\.)?layers\.(\d+)\..+", name)
+        if part is None and layer and int(layer[1]) >= len(arch.blocks):  # DeepSeek-V3's and GLM's are the last ones
+            part = "multi-token prediction layers"
         if part is not None:
             left_out.setdefault(part, []).extend(p.info for p in tensor.parts)
         else:
             where = f"{checkpoint.shards[tensor.main.shard].name}: {brief(name)}"
             raise wrong(where, f"only tensors that {arch.family} knows", "one that no rule claims")
     return Binding(tuple(tensors), redundant, {part: tuple(infos) for part, infos in left_out.items()})
+
+
+def _with_prefix(stored: dict[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
+    """The names of a whole model for a checkpoint of its base alone, as transformers reads both."""
+    (embedding,) = _names(family.sources[EMBEDDING][0], TensorSpec(EMBEDDING, ()))
+    prefix, _, base = embedding.partition(".")
+    if embedding in stored or base not in stored:
+        return stored
+    (head,) = _names(family.sources[HEAD][0], TensorSpec(HEAD, ()))
+    names = {name: name if name == head else f"{prefix}.{name}" for name in stored}
+    return {names[name]: replace(tensor, name=names[name]) for name, tensor in stored.items()}
 
 
 def _choose(family: Family, spec: TensorSpec, stored: Mapping[str, object], checkpoint: Checkpoint) -> Layout:
@@ -158,6 +171,9 @@ def _choose(family: Family, spec: TensorSpec, stored: Mapping[str, object], chec
             raise wrong(checkpoint.folder, f"the tensor {missing}", "none of that name in any shard")
     first = _names(layouts[0], spec)[0]
     hint = "tie_word_embeddings is false in config.json" if spec.name == HEAD else ""
+    wrapper = next((w for w in WRAPPERS if any(n.startswith(w) for n in stored)), None)
+    if wrapper is not None:
+        hint = f"names here begin with {wrapper!r}, which a wrapper of training put there: save the model that it wraps"
     raise wrong(checkpoint.folder, f"the tensor {first}", "none of that name in any shard", hint)
 
 
@@ -225,30 +241,6 @@ def tied_pair(binding: Binding) -> tuple[Part, ...]:
         return ()
     embedding = next(b for b in binding.tensors if b.spec.name == EMBEDDING).pieces[0]
     return embedding.stored.main, binding.redundant_head.main
-
-
-def check_redundant_head(checkpoint: Checkpoint, binding: Binding, block: int = 1 << 23) -> None:
-    """A tied checkpoint's head must be the embedding, byte for byte; reads both in blocks. Of streamed shards, whose
-    pass compares the bytes, dtype and shape only.
-    """
-    if binding.redundant_head is None:
-        return
-    embedding, head = tied_pair(binding)
-    stored = next(b for b in binding.tensors if b.spec.name == EMBEDDING).pieces[0].stored
-    same = head.info.dtype == embedding.info.dtype and head.info.shape == embedding.info.shape
-    same = same and len(stored.parts) == len(binding.redundant_head.parts) == 1
-    paths = checkpoint.shards[head.shard].path, checkpoint.shards[embedding.shard].path
-    if same and paths[0] and paths[1]:
-        with paths[0].open("rb") as a, paths[1].open("rb") as b:
-            for offset in range(0, head.info.nbytes, block):
-                n = min(block, head.info.nbytes - offset)
-                if os.pread(a.fileno(), n, head.info.offset + offset) != os.pread(
-                    b.fileno(), n, embedding.info.offset + offset
-                ):
-                    same = False
-                    break
-    if not same:
-        raise other_head(checkpoint, embedding, head)
 
 
 def other_head(checkpoint: Checkpoint, embedding: Part, head: Part) -> InputError:

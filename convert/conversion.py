@@ -15,7 +15,7 @@ from sampan.quantize import get_scheme
 from sampan.registry import load
 from sampan.units import human
 
-from .binding import Binding, bind, check_redundant_head
+from .binding import Binding, bind
 from .family import read_architecture
 from .fill import Filled, Progress, fill
 from .lossless import check_lossless, sources
@@ -57,7 +57,12 @@ class Conversion:
             f"left out: the {part}, {len(infos)} tensors, {human(sum(t.nbytes for t in infos))}"
             for part, infos in self.binding.left_out.items()
         ]
-        return [*left_out, *self.plan.notes]
+        return [*left_out, *self.remarks]
+
+    @property
+    def remarks(self) -> list[str]:
+        """The same without the parts that are left out."""
+        return [*self.checkpoint.notes, *self.plan.arch.notes, *self.plan.notes]
 
     @property
     def peak_memory(self) -> int:
@@ -112,7 +117,6 @@ def convert(
     """
     with open_job(c.out, c.plan.files, _identity(c, allow_zero), overwrite=overwrite) as job:
         try:
-            check_redundant_head(c.checkpoint, c.binding)
             shards = (
                 Stream(c.checkpoint, c.work, c.binding, c.out) if is_streamed(c.checkpoint) else Shards(c.checkpoint)
             )
@@ -175,7 +179,7 @@ def _manifest(c: Conversion, filled: Filled) -> dict[str, Any]:
         "bits_per_weight": round(c.plan.bits_per_weight, 4),
         "tensors": places(c.plan),
         "left_out": {part: [t.name for t in infos] for part, infos in c.binding.left_out.items()},
-        "notes": list(c.plan.notes),
+        "notes": c.remarks,
     }
     if c.work.compare:
         manifest["lossless"] = _compared(filled)

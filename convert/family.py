@@ -9,8 +9,9 @@ from sampan.checkpoint import Checkpoint
 from sampan.errors import brief, wrong
 from sampan.registry import load_all
 
-from .architecture import Architecture
+from .architecture import EMBEDDING, HEAD, Architecture
 from .config import Config
+from .head import has_own_head
 from .quantization import read_rules
 from .rows import Layout
 
@@ -93,7 +94,11 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:
     key, family = find_family(checkpoint)
     config = _text_config(checkpoint, family)
     read_rules(checkpoint)
-    return family, replace(family.read(config), family=key)
+    arch = replace(family.read(config), family=key)
+    if arch.tied and has_own_head(checkpoint, family.sources[HEAD], family.sources[EMBEDDING]):
+        note = "the head is written, since it is not the embedding, although tie_word_embeddings is true"
+        arch = replace(arch, tied=False, notes=(*arch.notes, note))
+    return family, arch
 
 
 def _text_config(checkpoint: Checkpoint, family: Family) -> Config:

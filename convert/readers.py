@@ -9,6 +9,9 @@ from sampan.errors import brief, wrong
 from .architecture import GQA, Architecture, Attention, Block, Dense, MoE
 from .config import Config, read_activation, read_rope, refuse_windows
 
+DUAL_CHUNK = (
+    "dual_chunk_attention_config is left out: no engine here computes it, so the context is that of the training"
+)
 MOST_HEADS = MOST_EXPERTS = 65_536
 MOST_WORDS = 2_000_000
 
@@ -19,8 +22,13 @@ def read_layers(config: Config) -> int:
 
 
 def read_context(config: Config) -> int:
-    """The longest context, in tokens."""
-    return config.natural("max_position_embeddings")
+    """The longest context, in tokens: what the model was trained for, where more needs dual chunk attention."""
+    context = config.natural("max_position_embeddings")
+    return min(context, _dual_chunk(config).natural("original_max_position_embeddings", default=context))
+
+
+def _dual_chunk(config: Config) -> Config:
+    return config.section("dual_chunk_attention_config")
 
 
 def uniform(
@@ -44,6 +52,7 @@ def assemble(config: Config, blocks: Sequence[Block]) -> Architecture:
         tied=config.flag("tie_word_embeddings", False),
         dense_width=config.natural("intermediate_size", default=0, least=0),
         blocks=tuple(blocks),
+        notes=(DUAL_CHUNK,) if _dual_chunk(config).values else (),
     )
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import brief, wrong
+from .errors import InputError, brief, wrong
 from .files import read_json, size_of, there
 from .safetensors import ReadAt, TensorInfo, read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"  # of the peft package
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
 
@@ -48,6 +49,7 @@ class Checkpoint:
     folder: Path
     config: Mapping[str, Any]
     shards: tuple[Shard, ...]
+    notes: tuple[str, ...] = ()  # what was taken where the folder says two things
 
     def tensors(self) -> dict[str, tuple[int, TensorInfo]]:
         """Every tensor by name, with the number of its shard."""
@@ -76,6 +78,11 @@ def open_folder(folder: Path, source: str = "", revision: str | None = None) -> 
         return ShardFile(path, size_of(path), file_reader(path))
 
     if not there(folder / INDEX) and not there(folder / SINGLE):
+        if there(folder / ADAPTER):
+            raise InputError(
+                f"{folder}: this is an adapter ({ADAPTER}) without its model: merge it into the model first, with "
+                "merge_and_unload() of the peft package, and save that"
+            )
         pickle = next((p for p in PICKLES if (folder / p).exists()), None)
         if pickle:
             raise wrong(
@@ -86,10 +93,16 @@ def open_folder(folder: Path, source: str = "", revision: str | None = None) -> 
     return assemble(folder, source or str(folder), revision, locate)
 
 
-def assemble(folder: Path, source: str, revision: str | None, locate: Callable[[str], ShardFile]) -> Checkpoint:
-    """Read config, index and shard headers; `locate` finds a shard by its name in the index."""
+def assemble(
+    folder: Path, source: str, revision: str | None, locate: Callable[[str], ShardFile], alone: bool | None = None
+) -> Checkpoint:
+    """Read config, index and shard headers; `locate` finds a shard by its name in the index.
+
+    Beside an index a model.safetensors is what transformers loads, so it is taken here.
+    """
     config = read_json(folder / "config.json")
-    weight_map = read_weight_map(folder / INDEX) if there(folder / INDEX) else None
+    single = there(folder / SINGLE) if alone is None else alone
+    weight_map = read_weight_map(folder / INDEX) if not single else None
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
     shards = tuple(_open_shard(name, locate(name), folder) for name in names)
     found: dict[str, str] = {}
@@ -98,9 +111,12 @@ def assemble(folder: Path, source: str, revision: str | None, locate: Callable[[
             if tensor in found:
                 raise wrong(f"{shard.name}: {brief(tensor)}", "each tensor in one shard", f"it in {found[tensor]} too")
             found[tensor] = shard.name
-    if weight_map is not None and weight_map != found:
-        _explain_index(weight_map, found, folder / INDEX)
-    return Checkpoint(source, revision, folder, config, shards)
+    notes = []
+    if weight_map is not None:
+        notes += _compare_index(weight_map, found, folder / INDEX)
+    elif there(folder / INDEX):
+        notes.append(f"{SINGLE} is taken, as transformers does, not the shards that {INDEX} beside it names")
+    return Checkpoint(source, revision, folder, config, shards, tuple(notes))
 
 
 def _open_shard(name: str, file: ShardFile, folder: Path) -> Shard:
@@ -123,12 +139,14 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _explain_index(expected: dict[str, str], found: dict[str, str], index: Path) -> None:
+def _compare_index(expected: dict[str, str], found: dict[str, str], index: Path) -> list[str]:
+    """Refuse tensors that are not where the index says; name those that it does not know, which count all the same."""
     for tensor, shard in expected.items():
         if found.get(tensor) != shard:
             raise wrong(f"{index}: {brief(tensor)}", f"it in {shard}", found.get(tensor, "it in no shard"))
-    extra = next(t for t in found if t not in expected)
-    raise wrong(f"{found[extra]}: {brief(extra)}", f"only tensors listed in {index.name}", "one that is not")
+    extra = [t for t in found if t not in expected]
+    more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+    return [f"{index.name} does not list {brief(extra[0])}{more}, which its shards hold"] if extra else []
 
 
 def file_reader(path: Path) -> ReadAt:

@@ -92,7 +92,7 @@ def _open_hub(repo: str, revision: str | None, headers_only: bool, stream: bool)
     for name in SMALL_FILES:
         if name in sizes:
             fetch(name)
-    if INDEX in sizes:
+    if INDEX in sizes and SINGLE not in sizes:
         shards = sorted(set(read_weight_map(fetch(INDEX)).values()))
         missing = next((s for s in shards if s not in sizes), None)
         if missing:
@@ -115,7 +115,7 @@ def _open_hub(repo: str, revision: str | None, headers_only: bool, stream: bool)
         path = fetch(name)
         return ShardFile(path, path.stat().st_size, file_reader(path), digest)
 
-    return assemble(folder, repo, commit, locate)
+    return assemble(folder, repo, commit, locate, alone=SINGLE in sizes)
 
 
 def _download(url: str, storage: Path, digest: str, size: int) -> None:

@@ -62,6 +62,7 @@ def test_safetensors(case: str, tmp_path: Path) -> None:
 def test_index(case: str, tmp_path: Path) -> None:
     (tmp_path.parent / "secret.safetensors").write_bytes((tiny.FIXTURE / "model.safetensors").read_bytes())
     shutil.copytree(tiny.FIXTURE, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").unlink()
     shutil.copy(HERE / case, tmp_path / "m" / "model.safetensors.index.json")
     refused(case, lambda: open_folder(tmp_path / "m"))
 
@@ -203,15 +204,6 @@ def test_a_redundant_head_is_written_once(copy: Path) -> None:
     assert "output.weight" not in {t.name for t in read_header(out).tensors}
 
 
-def test_a_redundant_head_that_differs(copy: Path) -> None:
-    def edit(t: dict[str, Any]) -> None:
-        t["lm_head.weight"] = t["model.embed_tokens.weight"].copy()
-        t["lm_head.weight"][5, 5] += 1
-
-    change(copy, edit)
-    assert_refused(copy, "lm_head.weight: expected a copy of model.embed_tokens.weight", "found other values")
-
-
 def test_truncated_shard(copy: Path) -> None:
     path = copy / "model.safetensors"
     os.truncate(path, path.stat().st_size - 1000)
@@ -241,12 +233,6 @@ def test_no_tokenizer(copy: Path) -> None:
 def test_unreadable_tokenizer_config(copy: Path) -> None:
     (copy / "tokenizer_config.json").write_text("{")
     assert_refused(copy, "tokenizer_config.json: expected JSON")
-
-
-def test_a_shard_that_the_index_does_not_describe(copy: Path) -> None:
-    index = {"weight_map": {Q: "model.safetensors"}}
-    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert_refused(copy, "expected only tensors listed in model.safetensors.index.json, found one that is not")
 
 
 def test_unknown_scheme_and_format(copy: Path) -> None:

@@ -283,13 +283,12 @@ def test_a_tied_head_is_compared_across_shards(first: str, own: bool, tmp_path: 
     out = tmp_path / "m.gguf"
     for checkpoint in (open_folder(folder), streamed(folder)):
         conversion = prepare(checkpoint, out, "gguf", "q8_0", jobs=2)
-        if own:
+        if own and checkpoint.shards[0].path is None:  # known too late
             with pytest.raises(InputError, match=r"lm_head\.weight: expected a copy of model\.embed_tokens\.weight"):
-                convert(conversion)
-            assert [p.name for p in tmp_path.iterdir()] == ["model"]
+                convert(conversion, overwrite=True)
         else:
             convert(conversion, overwrite=True)
-            assert "output.weight" not in {t.name for t in read_header(out).tensors}
+            assert ("output.weight" in {t.name for t in read_header(out).tensors}) == own
 
 
 def test_a_full_disk_keeps_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.checkpoint import Checkpoint
-from sampan.convert.architecture import Llama3Scaling
-from sampan.convert.binding import EMBEDDING, HEAD, Bound, Piece, arranged, bind
+from sampan.convert.architecture import EMBEDDING, HEAD, Llama3Scaling
+from sampan.convert.binding import Bound, Piece, arranged, bind
 from sampan.convert.encoding import buffer_size, read_parts
 from sampan.convert.family import read_architecture
 from sampan.convert.formats.gguf import ROPE_FACTORS

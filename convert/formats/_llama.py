@@ -7,8 +7,7 @@ from pathlib import Path
 from sampan.errors import InputError, wrong
 
 from .. import tiktoken
-from ..architecture import MLA, Architecture, DeltaNet, LinearScaling, Llama3Scaling, MoE, YarnScaling
-from ..binding import HEAD
+from ..architecture import HEAD, MLA, Architecture, DeltaNet, LinearScaling, Llama3Scaling, MoE, YarnScaling
 from ..config import yarn_mscale
 from ..family import Gguf
 from ..tokenizer import Tokenizer

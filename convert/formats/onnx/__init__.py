@@ -11,8 +11,8 @@ from sampan.checkpoint import Checkpoint
 from sampan.errors import wrong
 from sampan.registry import load
 
-from ...architecture import POST_ATTENTION_NORM, POST_FFN_NORM, Architecture
-from ...binding import EMBEDDING, HEAD, Binding
+from ...architecture import EMBEDDING, HEAD, POST_ATTENTION_NORM, POST_FFN_NORM, Architecture
+from ...binding import Binding
 from ...family import Family
 from ...plan import Format, Plan, Request
 from .cpu import Cpu

@@ -15,8 +15,7 @@ from sampan.errors import wrong
 from sampan.quantize import TensorType, tensor_type
 from sampan.quantize.blocked import BlockType
 
-from ...architecture import Architecture, DeltaNet, MoE, Rope
-from ...binding import EMBEDDING
+from ...architecture import EMBEDDING, Architecture, DeltaNet, MoE, Rope
 from .graph import CONTRIB, FLOAT, INT32, INT64, Edge, Graph
 from .rope import tables
 from .weights import Weights

@@ -13,8 +13,8 @@ from sampan.quantize import Scheme, TensorType, choose_name, tensor_type
 from sampan.quantize.blocked import BLOCK_TYPES, BlockType
 from sampan.registry import load_all
 
-from ...architecture import Architecture
-from ...binding import EMBEDDING, Binding, Bound
+from ...architecture import EMBEDDING, Architecture
+from ...binding import Binding, Bound
 from ...plan import PlannedTensor, Slice, facts
 from .graph import FLOAT, FLOAT16, UINT8, Edge, Graph
 
