@@ -17,7 +17,7 @@ from .units import human
 
 MEMORY = 600_000_000  # bytes that the parsed file may take by this estimate
 PART, ITEM = 200, 24  # bytes of a message and of any other field in memory, at most
-MAX_FIELDS = 4_000_000
+MAX_FIELDS = 2_500_000
 DEPTH = 60  # of messages in messages; protobuf itself ends at 100
 BLOB = 4096  # bytes from which raw data is left out
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -86,7 +86,10 @@ class _Scan:
         self.cost += PART
         while at < end:
             start = at
-            tag, at = self._varint(at, end)
+            tag = data[at]
+            at += 1
+            if tag > 127:
+                tag, at = self._varint(start, end)
             number, wire = tag >> 3, tag & 7
             if number == 0:
                 raise IndexError
@@ -99,7 +102,10 @@ class _Scan:
             elif wire == FIXED32:
                 at += 4
             elif wire == BYTES:
-                length, at = self._varint(at, end)
+                length = data[at]
+                at += 1
+                if length > 127:
+                    length, at = self._varint(at - 1, end)
                 if at + length > end:
                     raise IndexError
                 if number in known.inside:
