@@ -16,7 +16,7 @@ from .errors import brief
 
 
 def start(
-    code: str, *arguments: str, stdin: int = subprocess.DEVNULL, stderr: IO[bytes] | None = None, **more: str
+    code: str, *arguments: str, stdin: int = subprocess.DEVNULL, stderr: IO[bytes] | int | None = None, **more: str
 ) -> subprocess.Popen[str]:
     """Run Python code of ours with what this process can import; `more` are environment variables.
 

@@ -1,46 +1,123 @@
-"""Render a conversation with a model's own jinja template, in a sandbox: templates come from strangers."""
+"""The text of a conversation, by a model's own jinja template. A process with limits runs it: it is a stranger's."""
 
 from __future__ import annotations
 
-import datetime
+import atexit
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
+from sampan.child import ended, start
 from sampan.errors import InputError, brief
+from sampan.files import LIMITS
+from sampan.jinja import SECONDS
+
+LARGEST = LIMITS["chat_template.jinja"]  # characters
+PATIENCE = 20.0  # seconds for an answer, where the process gets no processor to compute on
+CODE = "from sampan.jinja import main; main()"
+PLAIN = "a plain prompt (--raw) needs no template"
+RESERVED = ("messages", "tools")
 
 
 def render(
     template: str,
     messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None,
-    special: Mapping[str, str],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
     *,
     add_generation_prompt: bool = True,
 ) -> str:
     """The text of a conversation, as transformers' apply_chat_template renders it.
 
-    `special` holds bos_token and eos_token. Raises InputError with the template's own message.
+    `variables` are what else the template can ask for: bos_token and its like, enable_thinking, documents. Raises
+    InputError with the template's own message, or where it takes too much time or memory.
     """
-    import jinja2
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> NoReturn:
-        raise InputError(f"chat template: {brief(message)}")
-
-    def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    env.filters["tojson"] = to_json
-    env.globals["raise_exception"] = refuse
-    env.globals["strftime_now"] = lambda form: datetime.datetime.now().astimezone().strftime(form)
+    if len(template) > LARGEST:
+        raise InputError(f"chat template: it has more than the {LARGEST} characters that are allowed; {PLAIN}")
+    if not messages:
+        raise InputError("chat template: a conversation needs at least one message, and there is none")
+    for what, values in (("message", messages), ("tool", tools or ())):
+        if (odd := next((v for v in values if not isinstance(v, Mapping)), None)) is not None:
+            raise InputError(f"chat template: a {what} must be an object with keys and values, not {brief(odd)}")
+    if taken := [name for name in RESERVED if name in (variables or {})]:
+        raise InputError(f"chat template: {taken[0]} cannot be a variable, since it is part of the conversation")
+    more = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt, **(variables or {})}
     try:
-        return env.from_string(template).render(
-            messages=messages, tools=tools or None, add_generation_prompt=add_generation_prompt, **special
-        )
-    except jinja2.TemplateError as e:
-        raise InputError(f"chat template: {brief(str(e))}") from None
-    except (TypeError, ValueError, AttributeError, KeyError, RecursionError) as e:
-        raise InputError(f"chat template: it failed on this conversation: {brief(str(e))}") from None
+        request = json.dumps({"template": template, "messages": messages, "variables": more}, default=_plain)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise InputError(f"chat template: the conversation cannot be written as JSON: {brief(str(e))}") from None
+    answer = _renderer.ask(request)
+    if "refused" in answer:
+        raise InputError(f"chat template: {brief(answer['refused'], 300)}")
+    if "limit" in answer:
+        raise InputError(f"chat template: {answer['limit']}; {PLAIN}")
+    return answer["text"]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+class _Renderer:
+    """The process that renders, started when it is first needed and again after it ended; one request at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[str] | None = None
+        self._owner = 0  # the process that started the child: a fork has to start its own
+
+    def ask(self, request: str) -> dict[str, str]:
+        """The answer to a request of one line."""
+        with self._lock:
+            child = self._alive()
+            assert child.stdin is not None  # noqa: S101 - both are pipes
+            assert child.stdout is not None  # noqa: S101
+            timer = threading.Timer(PATIENCE, child.kill)
+            timer.start()
+            try:
+                child.stdin.write(request + "\n")
+                child.stdin.flush()
+                if line := child.stdout.readline():
+                    answer: dict[str, str] = json.loads(line)
+                    return answer
+            except BrokenPipeError:
+                pass
+            except BaseException:  # an interrupt: the answer would be taken for the next one's
+                child.kill()
+                raise
+            finally:
+                timer.cancel()
+            code = child.wait()
+            if code in (-signal.SIGPROF, -signal.SIGKILL):
+                return {"limit": f"it takes more than {SECONDS:g} s of computing"}
+            return {"limit": f"the process that renders it {ended(code, '')}"}
+
+    def _alive(self) -> subprocess.Popen[str]:
+        if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
+            self.close()
+            self._child = start(CODE, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            self._owner = os.getpid()
+            atexit.register(self.close)
+        return self._child
+
+    def close(self) -> None:
+        """End the process, if it is ours."""
+        child, self._child = self._child, None
+        if child is None or self._owner != os.getpid():
+            return
+        for pipe in (child.stdin, child.stdout):
+            with contextlib.suppress(OSError):
+                pipe and pipe.close()
+        child.wait()
+
+
+_renderer = _Renderer()

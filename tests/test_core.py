@@ -1,4 +1,4 @@
-"""Small pieces: sizes, tables, the container, the manifest, sampling and chat rendering."""
+"""Small pieces: sizes, tables, the container, the manifest and sampling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 
 from sampan import gguf as container
 from sampan.errors import InputError, brief
-from sampan.runtime.chat import render
 from sampan.runtime.sampling import Sampling, sample
 from sampan.table import table
 from sampan.units import human, parse_size
@@ -144,40 +143,3 @@ def test_sampling_matches_transformers() -> None:
         counts[sample(logits, context, s, rng)] += 1
     assert set(np.flatnonzero(counts)) <= set(np.flatnonzero(expected))
     assert np.abs(counts / 20_000 - expected).max() < 0.012
-
-
-def test_chat_rendering_equals_transformers() -> None:
-    import tiny
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tiny.FIXTURE / "tokenizer.json"))
-    template = json.loads((tiny.FIXTURE / "tokenizer_config.json").read_text())["chat_template"]
-    tools = [{"type": "function", "function": {"name": "查天气", "parameters": {"type": "object", "properties": {}}}}]
-    call = {"type": "function", "function": {"name": "查天气", "arguments": {"city": "北京 <&>"}}}
-    conversations = [
-        [{"role": "user", "content": "你好"}],
-        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <|im_end|> there"}],
-        [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]},
-         {"role": "tool", "content": "晴"}],
-    ]  # fmt: skip
-    for messages in conversations:
-        for with_tools in (None, tools):
-            theirs = tokenizer.apply_chat_template(
-                messages, tools=with_tools, chat_template=template, add_generation_prompt=True, tokenize=False
-            )
-            assert render(template, messages, with_tools, {}) == theirs
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{{ raise_exception('no system role') }}", "chat template: no system role"),
-        ("{% for %}", "chat template: Expected"),
-        ("{{ messages.append(1) }}", "chat template: access to attribute"),
-        ("{{ ''.__class__.__mro__ }}", "chat template: access to attribute"),
-        ("{{ messages[9].content.x }}", "chat template:"),
-    ],
-)
-def test_hostile_templates(template: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        render(template, [{"role": "user", "content": "x"}], None, {})
