@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sampan.checkpoint import Checkpoint
-from sampan.errors import brief, wrong
+from sampan.errors import InputError, brief, wrong
 
 from .config import Config
 from .encoding import Encoding, Part, Rule, StoredTensor, Tensors, encodings
 
 KEY = "quantization_config"
-MAX_PATTERN = 400  # characters
 # the modules that quantisers take unless told otherwise: linear layers of the blocks, the router not among them
 LINEAR = re.compile(r"(.*\.)?\d+\..*(_proj|_proj_with_mqa|\.w[123])")
 
@@ -95,6 +94,19 @@ def only(config: Config, *keys: str) -> None:
         raise wrong(config.where, f"only {', '.join(keys)}", brief(other))
 
 
+def one_of(config: Config, names: Sequence[str], known: Sequence[str]) -> str:
+    """A setting with several spellings, in lower case, the first of `known` by default; they must not disagree."""
+    found = {n: config.get(n) for n in names if config.get(n) is not None}
+    for name, value in found.items():
+        if str(value).lower() not in known:
+            raise wrong(config.at(name), " or ".join(known), brief(value))
+    values = {str(v).lower() for v in found.values()}
+    if len(values) > 1:
+        pairs = " and ".join(f"{n} {brief(v)}" for n, v in found.items())
+        raise InputError(f"{config.where}: {pairs} contradict each other; remove the wrong one")
+    return values.pop() if values else known[0]
+
+
 def texts(config: Config, key: str) -> list[str]:
     """A list of strings; absent is empty."""
     value = config.get(key)
@@ -103,22 +115,6 @@ def texts(config: Config, key: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise wrong(config.at(key), "a list of names", brief(value))
     return value
-
-
-def pattern(text: str, where: str) -> re.Pattern[str]:
-    """A regular expression of a stranger: short, valid, and no repeated group, which could run forever."""
-    if len(text) > MAX_PATTERN or re.search(r"\)[*+{]", text):
-        raise wrong(where, f"a pattern of at most {MAX_PATTERN} characters without repeated groups", brief(text))
-    try:
-        return re.compile(text)
-    except (re.error, RecursionError, OverflowError) as e:
-        raise wrong(where, "a regular expression", brief(f"{text}: {e}")) from None
-
-
-def named(names: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a module is one of `names` or lies in one: `lm_head`, `mlp.gate`, `model.layers.0`."""
-    listed = [f".{n}." for n in names]
-    return lambda module: any(n in f".{module}." for n in listed)
 
 
 def covers(plain: Callable[[str], bool]) -> Callable[[str], bool | None]:

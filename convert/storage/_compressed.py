@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from sampan.errors import brief, wrong
 
 from ..config import Config
-from ..quantization import LINEAR, named, only, pattern, texts
+from ..patterns import matcher, named
+from ..quantization import LINEAR, only, texts
 
 TOP = (
     "quant_method", "config_groups", "format", "ignore", "quantization_status", "global_compression_ratio", "version",
@@ -80,6 +81,6 @@ def _covers(targets: list[str], ignore: list[str], at: str, ignore_at: str) -> C
 
 
 def _matcher(names: list[str], where: str) -> Callable[[str], bool]:
-    patterns = [pattern(n.removeprefix("re:"), where) for n in names if n.startswith("re:")]
+    matches = matcher([n.removeprefix("re:") for n in names if n.startswith("re:")], where)
     others = named(n for n in names if not n.startswith("re:"))
-    return lambda module: others(module) or any(p.match(module) for p in patterns)
+    return lambda module: others(module) or matches(module)

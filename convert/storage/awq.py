@@ -2,7 +2,8 @@
 
 `qweight` int32 [columns, rows / 8] and `qzeros` int32 [groups, rows / 8]: nibble i of a word, the low one first, is
 row ORDER[i] of its eight; `scales` [groups, rows]. A value is (code − zero point) · scale, exactly: kernels round it
-to float16. Source: AutoAWQ's awq/modules/linear/gemm.py (`from_linear`) and awq/utils/packing_utils.py.
+to float16. Source: AutoAWQ's awq/modules/linear/gemm.py (`from_linear`) and awq/utils/packing_utils.py. Where
+`zero_point` is false the stored ones are all 8: GPTQModel's looper/awq_processor.py.
 """
 
 from __future__ import annotations
@@ -16,30 +17,33 @@ from sampan.errors import brief, wrong
 from sampan.safetensors import ITEMSIZE
 
 from ..config import Config
-from ..encoding import Buffer, Encoding, Read, Rule, Scaling, StoredTensor, Tensors
-from ..quantization import covers, only, texts
+from ..encoding import Buffer, Encoding, Integers, Read, Rule, Scaling, StoredTensor, Tensors
+from ..patterns import skipper
+from ..quantization import covers, one_of, texts
+from ._gptqmodel import check, dynamic_plain
 from ._numbers import FLOATS, floats
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-KNOWN = ("quant_method", "bits", "w_bit", "group_size", "q_group_size", "zero_point", "version", "backend")
-# how the codes were found, and what runtimes make of them
-ABOUT = ("modules_to_not_convert", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config")
+# both lists: the keys of AWQ alone; `sym` says nothing, GPTQModel 5 wrote true beside zero points
+KNOWN = ("w_bit", "q_group_size", "zero_point", "version", "backend", "modules_to_not_convert")
+ABOUT = ("do_fuse", "fuse_max_seq_len", "modules_to_fuse")
 
 
 def _rule(config: Config, group: Config) -> Rule:
-    only(config, *KNOWN, *ABOUT)
-    if config.natural("bits", "w_bit") != 4:
-        raise wrong(config.at("bits"), "4", config.get("bits", "w_bit"))
-    version = config.get("version") or "gemm"
-    if str(version).lower() != "gemm":
-        raise wrong(config.at("version"), "gemm", brief(version))
-    config.is_default("zero_point", True)
-    size = config.get("group_size", "q_group_size")
-    if type(size) is not int or not (size == -1 or 0 < size < 2**31):
-        raise wrong(config.at("group_size"), "values in a group, or -1", brief(size))
-    plain = texts(config, "modules_to_not_convert")  # AutoAWQ: parts of names
-    scaling = Scaling(1, max(0, size), symmetric=False)
-    return Rule(ENCODING, scaling, covers(lambda module: any(p in module for p in plain)))
+    size = check(config, "awq", KNOWN, ABOUT)
+    one_of(config, ("version", "format", "checkpoint_format"), ("gemm",))
+    if config.get("backend") == "llm-awq":
+        raise wrong(config.at("backend"), "a packing in the layout gemm", "llm-awq, another one")
+    config.is_default("desc_act", False)
+    listed = texts(config, "modules_to_not_convert")
+    skipped, dynamic = skipper(listed, config.at("modules_to_not_convert")), dynamic_plain(config)
+    parts = [n for n in listed if n]  # AutoAWQ: parts of names
+    scaling = Scaling(1, size, symmetric=not config.flag("zero_point", True))
+
+    def plain(module: str) -> bool:
+        return any(p in module for p in parts) or skipped(module) or dynamic(module)
+
+    return Rule(ENCODING, scaling, covers(plain))
 
 
 def _open(name: str, tensors: Tensors, scaling: Scaling) -> StoredTensor:
@@ -79,17 +83,27 @@ def _unpack(raw: Buffer, height: int, first: int, rows: int) -> NDArray[np.uint8
     return codes.reshape(-1, height)[first : first + rows]
 
 
-def _integers(
+def _values(
     stored: StoredTensor, buffers: Sequence[Buffer], start: int, rows: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
+    """Codes [rows, columns], scales and zero points [rows, groups]."""
     groups = stored.parts[1].info.shape[0]
     scales = np.ascontiguousarray(floats(stored.parts[1], buffers[1]).reshape(groups, rows).T)
     codes = _unpack(buffers[0], stored.columns, start % 8, rows)
-    return codes, scales, _unpack(buffers[2], groups, start % 8, rows)
+    zeros = _unpack(buffers[2], groups, start % 8, rows)
+    if stored.scaling.symmetric and (zeros != 8).any():
+        where = brief(stored.parts[2].info.name)
+        raise wrong(where, "the zero point 8 everywhere, as zero_point says", int(zeros[zeros != 8][0]))
+    return codes, scales, zeros
+
+
+def _integers(stored: StoredTensor, buffers: Sequence[Buffer], start: int, rows: int) -> Integers:
+    codes, scales, zeros = _values(stored, buffers, start, rows)
+    return codes, scales, None if stored.scaling.symmetric else zeros
 
 
 def _decode(stored: StoredTensor, buffers: Sequence[Buffer], start: int, out: NDArray[np.float32]) -> None:
-    codes, scales, zeros = _integers(stored, buffers, start, len(out))
+    codes, scales, zeros = _values(stored, buffers, start, len(out))
     out[:] = codes
     grouped = out.reshape(*scales.shape, -1)
     grouped -= zeros[:, :, None]

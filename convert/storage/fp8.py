@@ -20,7 +20,8 @@ from sampan.safetensors import ITEMSIZE
 
 from ..config import Config
 from ..encoding import Buffer, Encoding, Read, Rule, Scaling, StoredTensor, Tensors
-from ..quantization import covers, named, only, texts
+from ..patterns import skipper
+from ..quantization import covers, only, texts
 from ._compressed import Group, read_group
 from ._numbers import FLOATS, floats, look_up
 
@@ -45,7 +46,7 @@ def _rule(config: Config, group: Config) -> Rule:
     config.is_default("fmt", "e4m3")
     config.is_default("scale_fmt", "float", "ue8m0")  # ue8m0: float32 scales that are powers of two
     rows, columns = _check_block(config.at("weight_block_size"), config.get("weight_block_size") or BLOCK)
-    plain = named(texts(config, "modules_to_not_convert"))
+    plain = skipper(texts(config, "modules_to_not_convert"), config.at("modules_to_not_convert"))
     return Rule(ENCODING, Scaling(rows, columns, suffix="_scale_inv"), covers(plain))
 
 

@@ -4,12 +4,11 @@
 `qzeros` int32 [groups, rows / 8]: zero points along the row, low nibble first, stored less one in the format `gptq`
 and as they are in `gptq_v2`; `g_idx` int32 [columns], the group of each input column. A value is
 (code − zero point) · scale, exactly: kernels round it to float16. Sources: AutoGPTQ's qlinear_cuda_old.py (pack and
-forward), GPTQModel's quantization/config.py for the formats and `dynamic`.
+forward), GPTQModel's quantization/config.py for the formats.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,56 +19,33 @@ from sampan.safetensors import ITEMSIZE
 
 from ..config import Config
 from ..encoding import Buffer, Encoding, Integers, Read, Rule, Scaling, StoredTensor, Tensors
-from ..quantization import LINEAR, only, pattern
+from ..quantization import LINEAR, one_of
+from ._gptqmodel import check, dynamic_plain
 from ._numbers import FLOATS, floats, look_up_pairs, nibbles, pairs
 
 TABLE = pairs(np.arange(16, dtype=np.float32))
-KNOWN = (
-    "quant_method", "bits", "group_size", "sym", "desc_act", "checkpoint_format", "format", "pack_dtype", "lm_head",
-    "dynamic", "modules_in_block_to_quantize",
-)  # fmt: skip
-# how the codes were found, and what runtimes make of them
-ABOUT = (
-    "dataset", "tokenizer", "damp_percent", "damp_auto_increment", "true_sequential", "static_groups", "meta",
-    "model_name_or_path", "model_file_base_name", "is_marlin_format", "use_cuda_fp16", "model_seqlen",
-    "block_name_to_quantize", "module_name_preceding_first_block", "batch_size", "pad_token_id", "use_exllama",
-    "max_input_length", "exllama_config", "cache_block_outputs", "backend", "disable_exllama", "version", "adapter",
-    "mse", "act_group_aware",
-)  # fmt: skip
+# both lists: the keys of GPTQ alone
+KNOWN = ("modules_in_block_to_quantize", "is_marlin_format")
+ABOUT = ("backend", "version")
 
 
 def _rule(config: Config, group: Config) -> Rule:
-    only(config, *KNOWN, *ABOUT)
-    if config.natural("bits") != 4:
-        raise wrong(config.at("bits"), "4", config.get("bits"))
-    config.is_default("pack_dtype", "int32")
+    size = check(config, "gptq", KNOWN, ABOUT)
     config.is_default("is_marlin_format", False)
-    config.is_default("adapter", {})
-    kind = config.get("checkpoint_format", "format") or "gptq"
-    if kind not in ("gptq", "gptq_v2"):
-        raise wrong(config.at("checkpoint_format"), "gptq or gptq_v2", brief(kind))
-    size = config.get("group_size")
-    if type(size) is not int or not (size == -1 or 0 < size < 2**31):
-        raise wrong(config.at("group_size"), "values in a group, or -1", brief(size))
+    kind = one_of(config, ("checkpoint_format", "format"), ("gptq", "gptq_v2"))
     act_order = config.flag("desc_act", False)
-    scaling = Scaling(1, max(0, size), config.flag("sym", False), int(kind == "gptq"), act_order)
+    scaling = Scaling(1, size, config.flag("sym", False), int(kind == "gptq"), act_order)
     return Rule(ENCODING, scaling, _covers(config))
 
 
 def _covers(config: Config) -> Callable[[str], bool | None]:
-    dynamic = config.section("dynamic")
-    plain: list[re.Pattern[str]] = []
-    for key, value in dynamic.values.items():
-        if key.startswith("-:"):
-            plain.append(pattern(key.removeprefix("-:"), dynamic.where))
-        elif value:
-            raise wrong(dynamic.where, "the same settings for all modules", brief(f"{key}: {value}"))
+    plain = dynamic_plain(config)
     head = config.flag("lm_head", False)
     lists = config.get("modules_in_block_to_quantize") or []
     inside = [f".{m}" for group in lists for m in (group if isinstance(group, list) else [group])]
 
     def covers(module: str) -> bool | None:
-        if any(p.match(module) for p in plain):
+        if plain(module):
             return False
         if module == "lm_head":
             return head
