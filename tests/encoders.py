@@ -135,9 +135,13 @@ def gptq(w: Array, group: int = 32, sym: bool = False, act_order: bool = False, 
     return tensors, grouped[:, back]
 
 
-def awq(w: Array, group: int = 32) -> Encoded:
+def awq(w: Array, group: int = 32, sym: bool = False) -> Encoded:
     """AWQ gemm: input columns down, eight outputs to a word in the order 0 2 4 6 1 3 5 7."""
-    codes, scales, zeros, values = _asymmetric(w, group, np.float16)
+    if sym:
+        codes, scales, values = _symmetric(w, group, np.float16)
+        zeros = np.full(scales.shape, 8, np.uint8)
+    else:
+        codes, scales, zeros, values = _asymmetric(w, group, np.float16)
     order = [0, 2, 4, 6, 1, 3, 5, 7]
     tensors = {
         "qweight": _words(codes.T.reshape(-1, 8)[:, order]).reshape(w.shape[1], -1),
@@ -166,6 +170,23 @@ AWQ = {
     "quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm",
     "modules_to_not_convert": None,
 }  # fmt: skip
+# what GPTQModel 7.3 writes, and 5.6 beside it where that differs (to_dict in its quantization/config.py)
+META = {
+    "quantizer": ["gptqmodel:7.3.4"], "uri": "https://example.invalid", "fallback": {"strategy": "rtn"},
+    "offload_to_disk": True, "pack_impl": "cpu", "gc_mode": "interval", "mse": 0.0, "act_group_aware": True,
+    "hessian": {"chunk_size": None, "staging_dtype": "float32"}, "moe_vram_strategy": "exclusive",
+}  # fmt: skip
+GPTQMODEL_7 = {
+    "bits": 4, "group_size": 32, "desc_act": False, "lm_head": False, "method": "gptq", "quant_method": "gptq",
+    "format": "gptq", "checkpoint_format": "gptq", "pack_dtype": "int32", "meta": META, "sym": True,
+}  # fmt: skip
+GPTQMODEL_5 = {k: v for k, v in GPTQMODEL_7.items() if k != "method"} | {"pack_impl": "cpu"}
+GPTQMODEL_7_AWQ = {k: v for k, v in GPTQMODEL_7.items() if k != "sym"} | {
+    "method": "awq", "quant_method": "awq", "format": "gemm", "checkpoint_format": "gemm", "version": "gemm",
+    "zero_point": False,
+}  # fmt: skip
+GPTQMODEL_5_AWQ = {k: v for k, v in GPTQMODEL_7_AWQ.items() if k != "method"} | {"sym": True, "zero_point": True}
+
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 
 GROUP = {"strategy": "group", "group_size": 32}
@@ -191,6 +212,7 @@ ENCODERS: dict[str, tuple[Callable[[Array], Encoded], dict[str, Any]]] = {
     "gptq-v2": (lambda w: gptq(w, v1=False), GPTQ | {"checkpoint_format": "gptq_v2"}),
     "gptq-act-order": (lambda w: gptq(w, act_order=True), GPTQ | {"desc_act": True}),
     "awq": (awq, AWQ),
+    "awq-sym": (lambda w: awq(w, sym=True), GPTQMODEL_7_AWQ),
 }
 
 TINY = "qwen3-odd-blocks"  # of tiny.py

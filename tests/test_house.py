@@ -36,6 +36,7 @@ HEAVY = {
     "tqdm",
     "yaml",
     "tokenizers",
+    "re2",
 }
 
 

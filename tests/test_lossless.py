@@ -40,7 +40,8 @@ def manifest(path: Path) -> dict[str, Any]:
     ("name", "quant", "kind"),
     [
         ("int4", "native", "Q4_0"), ("int4", "q4_0", "Q4_0"), ("int4-two-groups", "native", "Q4_0"),
-        ("int4-channel", "native", "Q4_0"), ("gptq-sym", "native", "Q4_0"), ("mxfp4", "native", "MXFP4"),
+        ("int4-channel", "native", "Q4_0"), ("gptq-sym", "native", "Q4_0"), ("awq-sym", "native", "Q4_0"),
+        ("mxfp4", "native", "MXFP4"),
         ("fp8-block", "f32", "F32"), ("awq", "f32", "F32"),
     ],
 )  # fmt: skip

@@ -40,10 +40,11 @@ def test_compressed_tensors_reads_the_same_blocks(name: str, pair: Pair) -> None
         assert torch.equal(theirs[key].float(), values), key
 
 
-def test_compressed_tensors_reads_the_same_awq(pair: Pair) -> None:
+@pytest.mark.parametrize("name", ["awq", "awq-sym"])
+def test_compressed_tensors_reads_the_same_awq(name: str, pair: Pair) -> None:
     from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
 
-    encoded, meant = pair("awq")
+    encoded, meant = pair(name)
     stored = {k: v for file in encoded.glob("*.safetensors") for k, v in load_file(file).items()}
     converter = AutoAWQConverter(group_size=32)
     for key, values in load_file(meant / "model.safetensors").items():
