@@ -14,7 +14,7 @@ from sampan.safetensors import TensorInfo
 from .architecture import EMBEDDING, HEAD, Architecture, TensorSpec, tensor_specs
 from .encoding import Part, StoredTensor
 from .family import Family
-from .quantization import KEY, read_storage
+from .quantization import KEY, ZERO_BIASES, read_storage
 from .rows import Arrangement, Cut, Layout, Map, Stack
 
 WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")  # of torch.compile, DataParallel and peft
@@ -110,12 +110,13 @@ def arranged(bound: Bound, arrangement: Arrangement | None) -> Bound:
 class Binding:
     """`redundant_head` is a tied checkpoint's own copy of the embedding: compared, not written.
 
-    `left_out`: tensors of parts that are not converted, by what they are.
+    `left_out`: tensors of parts that are not converted, by what they are. `zeros`: those of them that must be zero.
     """
 
     tensors: tuple[Bound, ...]
     redundant_head: StoredTensor | None
     left_out: Mapping[str, tuple[TensorInfo, ...]]
+    zeros: tuple[Part, ...] = ()
 
 
 def bind(checkpoint: Checkpoint, family: Family, arch: Architecture) -> Binding:
@@ -133,6 +134,7 @@ def bind(checkpoint: Checkpoint, family: Family, arch: Architecture) -> Binding:
     if redundant is not None:
         claimed.add(head)
     left_out: dict[str, list[TensorInfo]] = {}
+    zeros: list[Part] = []
     for name, tensor in stored.items():
         if name in claimed or any(re.fullmatch(p, name) for p in family.leftovers):
             continue
@@ -140,12 +142,15 @@ def bind(checkpoint: Checkpoint, family: Family, arch: Architecture) -> Binding:
         layer = re.fullmatch(r"(?:.*\.)?layers\.(\d+)\..+", name)
         if part is None and layer and int(layer[1]) >= len(arch.blocks):  # DeepSeek-V3's and GLM's are the last ones
             part = "multi-token prediction layers"
+        if part is None and tensor.aside and tensor.main.info.dtype in tensor.encoding.dtypes:
+            part = tensor.aside
+            zeros += [tensor.main] if part == ZERO_BIASES else []
         if part is not None:
             left_out.setdefault(part, []).extend(p.info for p in tensor.parts)
         else:
             where = f"{checkpoint.shards[tensor.main.shard].name}: {brief(name)}"
             raise wrong(where, f"only tensors that {arch.family} knows", "one that no rule claims")
-    return Binding(tuple(tensors), redundant, {part: tuple(infos) for part, infos in left_out.items()})
+    return Binding(tuple(tensors), redundant, {part: tuple(infos) for part, infos in left_out.items()}, tuple(zeros))
 
 
 def _with_prefix(stored: dict[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:

@@ -117,9 +117,10 @@ def convert(
     """
     with open_job(c.out, c.plan.files, _identity(c, allow_zero), overwrite=overwrite) as job:
         try:
-            shards = (
-                Stream(c.checkpoint, c.work, c.binding, c.out) if is_streamed(c.checkpoint) else Shards(c.checkpoint)
-            )
+            if is_streamed(c.checkpoint):
+                shards: Shards = Stream(c.checkpoint, c.work, c.binding, c.out)
+            else:
+                shards = Shards(c.checkpoint, c.binding)
             filled = fill(c.work, shards, job, c.jobs, allow_zero=allow_zero, lossless=c.lossless, progress=progress)
             _check_unchanged(c.checkpoint)
         except UnfinishedError:

@@ -76,6 +76,7 @@ class StoredTensor:
     """One weight as it is stored. `name` is what families know it by, `shape` that of its values.
 
     The first of `parts` holds the codes. `promised`: the encoding that the config gives to a plain weight.
+    `aside`: what a tensor is that quantisers write beside the weights, if no family claims it.
     """
 
     name: str
@@ -84,6 +85,7 @@ class StoredTensor:
     parts: tuple[Part, ...]
     scaling: Scaling = Scaling(1, 1)
     promised: str = ""
+    aside: str = ""
 
     @property
     def main(self) -> Part:
@@ -130,6 +132,7 @@ class Encoding:
 
     `rule` reads the config (and the group of it that names the format). `open` finds and checks the companions.
     `step`: rows that share words. `reads(stored, start, rows)`: the bytes that some rows need, the codes first.
+    `zero_biases`: writers add biases of zeros to modules that have none.
     `decode(stored, buffers, start, out)`: those bytes → float32 rows. `repack`: number type →
     `(stored, buffers, start, rows, out)`, which writes the same numbers in that type. `integers(stored, buffers, start,
     rows)`, of 4-bit encodings: codes [rows, columns], scales [rows, groups] and zero points [rows, groups], or None
@@ -143,6 +146,7 @@ class Encoding:
     dtypes: tuple[str, ...]
     open: Callable[[str, Tensors, Scaling], StoredTensor] | None = None
     step: int = 1
+    zero_biases: bool = False
     reads: Callable[[StoredTensor, int, int], tuple[Read, ...]]
     decode: Decode
     repack: Mapping[str, Repack] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, brief, wrong
+from sampan.safetensors import TensorInfo
 
 from .config import Config
 from .encoding import Encoding, Part, Rule, StoredTensor, Tensors, encodings
@@ -14,6 +15,15 @@ from .encoding import Encoding, Part, Rule, StoredTensor, Tensors, encodings
 KEY = "quantization_config"
 # the modules that quantisers take unless told otherwise: linear layers of the blocks, the router not among them
 LINEAR = re.compile(r"(.*\.)?\d+\..*(_proj|_proj_with_mqa|\.w[123])")
+ZERO_BIASES = "all-zero biases of modules that have none"
+# Numbers of activations and of the cache: compressed-tensors' quantization/lifecycle/initialize.py, transformers'
+# integrations/finegrained_fp8.py, modelopt's torch/export/quant_utils.py, AutoFP8's kv_scale
+ASIDE = {
+    re.compile(
+        r"(.*\.)?(input|output)_(scale|global_scale|zero_point)|(.*[._])?activation_scale"
+    ): "scales of activations",
+    re.compile(r"(.*\.)?(q|k|v|kv)_(scale|zero_point)"): "scales of the KV cache",
+}
 
 
 def read_storage(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
@@ -44,8 +54,18 @@ def read_storage(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
             raise wrong(tensors.where(name), f"one storage, {stored[name].main.info.name}", "two")
         rule_of = next((r for r in rules if r.covers(name.removesuffix(".weight"))), None)
         promised = rule_of.encoding.name if rule_of and len(info.shape) > 1 else ""
-        stored[name] = StoredTensor(name, info.shape, plain, (Part(shard, info),), promised=promised)
+        aside = _aside(info, stored) if rules else ""
+        stored[name] = StoredTensor(name, info.shape, plain, (Part(shard, info),), promised=promised, aside=aside)
     return stored
+
+
+def _aside(info: TensorInfo, stored: Mapping[str, StoredTensor]) -> str:
+    """What a plain tensor is that quantisers write beside the weights; empty for any other."""
+    module, _, last = info.name.rpartition(".")
+    weight = stored.get(f"{module}.weight")
+    if last == "bias" and weight is not None and weight.encoding.zero_biases and info.shape == weight.shape[:1]:
+        return ZERO_BIASES
+    return next((what for pattern, what in ASIDE.items() if pattern.fullmatch(info.name)), "")
 
 
 def _encoding(name: str, dtype: str, used: Iterable[Encoding]) -> Encoding | None:

@@ -13,7 +13,7 @@ from typing import Self
 
 from sampan.artifact import shard_in_hand
 from sampan.checkpoint import Body, Checkpoint, Shard
-from sampan.errors import InputError, UnfinishedError, wrong
+from sampan.errors import InputError, UnfinishedError, brief, wrong
 from sampan.safetensors import TensorInfo
 from sampan.units import human
 
@@ -31,8 +31,9 @@ Digests = dict[str, str]
 class Shards:
     """Shards that lie in files, opened when first asked for. `[n]` is shard n's descriptor, for reads anywhere."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, binding: Binding) -> None:
         self.checkpoint = checkpoint
+        self.zeros = binding.zeros
         self.fds: dict[int, int] = {}
 
     def __getitem__(self, n: int) -> int:
@@ -59,7 +60,15 @@ class Shards:
         shard = self.checkpoint.shards[n]
         if shard.sha256 not in (None, digest):
             raise _damaged(shard, digest, "delete the file and run again")
+        self._check_zeros(n)
         return {}
+
+    def _check_zeros(self, n: int) -> None:
+        """Biases of shard n that no module has change nothing only if they are zero."""
+        for part in self.zeros:
+            if part.shard == n and os.pread(self.fds[n], part.info.nbytes, part.info.offset).strip(b"\0"):
+                where = f"{self.checkpoint.shards[n].name}: {brief(part.info.name)}"
+                raise InputError(f"{where}: a bias that is not zero, and the model has none there; it is another model")
 
     def release(self, settle: Callable[[], None]) -> None:
         """Called behind that; `settle` waits until everything that was handed on is in the output and the journal."""
@@ -86,7 +95,7 @@ class Stream(Shards):
     """
 
     def __init__(self, checkpoint: Checkpoint, work: Work, binding: Binding, out: Path) -> None:
-        super().__init__(checkpoint)
+        super().__init__(checkpoint, binding)
         self.path = shard_in_hand(out)
         self.have = 0  # bytes of the shard in hand
         self.coming: Iterator[bytes] = iter(())
@@ -170,6 +179,7 @@ class Stream(Shards):
         shard = self.checkpoint.shards[n]
         if shard.sha256 != digest:
             raise _damaged(shard, digest, "run again")
+        self._check_zeros(n)
         found = {name: _digest(self.fds[n], info) for name, info in self.watched.get(n, {}).items()}
         for part in self.twins:
             if part.shard == n:

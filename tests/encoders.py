@@ -52,6 +52,12 @@ def fp8_tensor(w: Array) -> Encoded:
     return {"weight": codes, "weight_scale": scale}, codes.astype(np.float32) * scale
 
 
+def fp8_one(w: Array) -> Encoded:
+    """E4M3 with one scale, under the name that transformers gives it without blocks."""
+    tensors, values = fp8_tensor(w)
+    return {"weight": tensors["weight"], "weight_scale_inv": tensors["weight_scale"].reshape(())}, values
+
+
 def _words(codes: Array) -> Array:
     """Codes [n, 8] of four bits → int32 [n], the first in the lowest bits."""
     words = np.zeros(len(codes), np.uint32)
@@ -188,6 +194,7 @@ GPTQMODEL_7_AWQ = {k: v for k, v in GPTQMODEL_7.items() if k != "sym"} | {
 GPTQMODEL_5_AWQ = {k: v for k, v in GPTQMODEL_7_AWQ.items() if k != "method"} | {"sym": True, "zero_point": True}
 
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+AUTOFP8 = {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
 
 GROUP = {"strategy": "group", "group_size": 32}
 FLOAT8 = {"num_bits": 8, "type": "float"}
@@ -202,6 +209,8 @@ ENCODERS: dict[str, tuple[Callable[[Array], Encoded], dict[str, Any]]] = {
     "fp8-block-bf16": (lambda w: fp8_block(w, scale_dtype=BF16), FP8),
     "fp8-channel": (fp8_channel, compressed("float-quantized", strategy="channel", **FLOAT8)),
     "fp8-tensor": (fp8_tensor, compressed("float-quantized", strategy="tensor", **FLOAT8)),
+    "fp8-auto": (fp8_tensor, AUTOFP8),
+    "fp8-one": (fp8_one, FP8 | {"weight_block_size": None, "activation_scheme": "static"}),
     "int4": (int4, compressed("pack-quantized", **GROUP)),
     "int4-two-groups": (lambda w: int4(w, 96 if w.shape[1] == 288 else 32), TWO_GROUPS),
     "int4-channel": (lambda w: int4(w, w.shape[1]), compressed("pack-quantized", strategy="channel", group_size=-1)),

@@ -40,6 +40,18 @@ def test_compressed_tensors_reads_the_same_blocks(name: str, pair: Pair) -> None
         assert torch.equal(theirs[key].float(), values), key
 
 
+def test_transformers_reads_the_same_single_scale(pair: Pair) -> None:
+    import torch
+    from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
+
+    encoded, meant = pair("fp8-one")
+    stored = {k: v for file in encoded.glob("*.safetensors") for k, v in load_file(file).items()}
+    for key, values in load_file(meant / "model.safetensors").items():
+        if encoders.LINEAR.fullmatch(key):
+            scale = stored[key.replace("weight", "weight_scale_inv")]
+            assert torch.equal(_dequantize_fp8_weight(stored[key], scale, None, torch.float32), values), key
+
+
 @pytest.mark.parametrize("name", ["awq", "awq-sym"])
 def test_compressed_tensors_reads_the_same_awq(name: str, pair: Pair) -> None:
     from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter

@@ -3,7 +3,8 @@
 Block scales are `weight_scale_inv` (DeepSeek-V3, Kimi K2, Qwen3-FP8), multiplied in spite of the name:
 transformers' integrations/finegrained_fp8.py, `weight_dequant` in DeepSeek-V3's inference/kernel.py. The last
 block of a row or column may be cut. compressed-tensors writes `weight_scale` ([rows, 1], [1] or blocks):
-compressors/naive_quantized and `_process_block` in quantization/lifecycle/forward_helpers.py.
+compressors/naive_quantized and `_process_block` in quantization/lifecycle/forward_helpers.py. AutoFP8 and vLLM's
+`fp8` without blocks: one `weight_scale` for a weight.
 
 E4M3 has no infinity: 0x7f and 0xff are NaN, exponent bias 7 (arXiv 2209.05433).
 """
@@ -11,6 +12,7 @@ E4M3 has no infinity: 0x7f and 0xff are NaN, exponent bias 7 (arXiv 2209.05433).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,13 @@ from ..quantization import covers, only, texts
 from ._compressed import Group, read_group
 from ._numbers import FLOATS, floats, look_up
 
-BLOCK = [128, 128]  # transformers' FineGrainedFP8Config
+BLOCK = (128, 128)  # transformers' FineGrainedFP8Config
+# what the numbers depend on
+KNOWN = (
+    "quant_method", "fmt", "scale_fmt", "weight_block_size", "modules_to_not_convert", "ignored_layers", "expert_dtype",
+)  # fmt: skip
+# numbers of activations and of the cache, and what readers make of the weights
+ABOUT = ("activation_scheme", "kv_cache_scheme", "kv_cache_quant_targets", "modules_to_convert", "dequantize")
 
 
 def _table() -> NDArray[np.float32]:
@@ -42,12 +50,18 @@ TABLE = _table()
 def _rule(config: Config, group: Config) -> Rule:
     if config.get("quant_method") == "compressed-tensors":
         return _compressed(read_group(config, group))
-    only(config, "quant_method", "fmt", "activation_scheme", "weight_block_size", "modules_to_not_convert", "scale_fmt")
+    only(config, *KNOWN, *ABOUT)
     config.is_default("fmt", "e4m3")
     config.is_default("scale_fmt", "float", "ue8m0")  # ue8m0: float32 scales that are powers of two
-    rows, columns = _check_block(config.at("weight_block_size"), config.get("weight_block_size") or BLOCK)
-    plain = skipper(texts(config, "modules_to_not_convert"), config.at("modules_to_not_convert"))
-    return Rule(ENCODING, Scaling(rows, columns, suffix="_scale_inv"), covers(plain))
+    config.is_default("expert_dtype", "fp8")
+    key = "modules_to_not_convert" if config.get("modules_to_not_convert") is not None else "ignored_layers"
+    plain = covers(skipper(texts(config, key), config.at(key)))
+    if "weight_block_size" not in config.values:  # DeepSeek's blocks, or AutoFP8's one scale: the tensors tell
+        return Rule(ENCODING, Scaling(*BLOCK), plain)
+    if config.values["weight_block_size"] is None:
+        return Rule(ENCODING, Scaling(0, 0, suffix="_scale_inv"), plain)
+    rows, columns = _check_block(config.at("weight_block_size"), config.get("weight_block_size"))
+    return Rule(ENCODING, Scaling(rows, columns, suffix="_scale_inv"), plain)
 
 
 def _compressed(g: Group) -> Rule:
@@ -72,6 +86,9 @@ def _check_block(where: str, value: object) -> tuple[int, int]:
 
 def _open(name: str, tensors: Tensors, scaling: Scaling) -> StoredTensor:
     info = tensors.tensors[name][1]
+    if not scaling.suffix:
+        one = name + "_scale" in tensors.tensors and name + "_scale_inv" not in tensors.tensors
+        scaling = Scaling(0, 0, suffix="_scale") if one else replace(scaling, suffix="_scale_inv")
     main = tensors.main(name, ENCODING.dtypes, 3 if len(info.shape) == 3 else 2)
     *lead, rows, columns = info.shape
     if scaling.rows == 0:

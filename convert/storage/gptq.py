@@ -155,6 +155,7 @@ ENCODING = Encoding(
     dtypes=("I32",),
     open=_open,
     step=8,
+    zero_biases=True,
     reads=_reads,
     decode=_decode,
     integers=_integers,
