@@ -14,16 +14,16 @@ from typing import Any
 from sampan.errors import InputError, brief, wrong
 from sampan.files import read_json, read_json_if_there, read_text, there
 
-from . import tiktoken
+from . import added, tiktoken
 
 # llama.cpp's name for a pre-tokenizer (src/llama-vocab.cpp), by the split regex of tokenizer.json
 PRE_TOKENIZERS = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
+    added.QWEN2_SPLIT: "qwen2",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
     tiktoken.SPLIT: tiktoken.PRE,
 }
+COMPOSES = ("qwen2",)  # those whose text sampan.runtime brings into NFC unless the file says otherwise
 WHOLE = ("llama-bpe",)  # for these llama.cpp takes a word that is a token before any merge, and does not normalise
 END_ROLES = ("eot", "eom")  # that a GGUF file can name beside eos
 KNOWN_ENDS = (  # by their text (src/llama-vocab.cpp)
@@ -40,7 +40,8 @@ class Tokenizer:
 
     `special` maps roles such as eos to ids, `add` says whether bos or eos is put around a text.
     `chat_template` is the template, or named templates, or None. `whole`: there are tokens that no merge makes and
-    that stand only for a piece that equals them.
+    that stand only for a piece that equals them. `nfc`: texts are composed first. `text_tokens`: ids that llama.cpp
+    calls control tokens by their look, though their text is part of an answer.
     """
 
     pre: str
@@ -51,6 +52,8 @@ class Tokenizer:
     add: dict[str, bool]
     chat_template: str | list[dict[str, str]] | None
     whole: bool = False
+    nfc: bool = False
+    text_tokens: tuple[int, ...] = ()
 
 
 def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
@@ -59,9 +62,9 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
     model = _section(parsed, "model", path)
     if model.get("type") != "BPE":
         raise wrong(f"{path}: model.type", "BPE", brief(model.get("type")))
-    pre = _pre_tokenizer(parsed, path)
+    pre, nfc = _pre_tokenizer(parsed, path), _normalizes(parsed, path)
     whole = pre == tiktoken.PRE and model.get("ignore_merges") is True
-    if pre in WHOLE and (model.get("ignore_merges") is not True or parsed.get("normalizer") is not None):
+    if pre in WHOLE and (model.get("ignore_merges") is not True or nfc):
         found = f"{model.get('ignore_merges')} with normalizer {brief(parsed.get('normalizer'))}"
         raise wrong(f"{path}: model.ignore_merges", f"True without a normalizer, as llama.cpp's {pre} does", found)
     for key, harmless in (("byte_fallback", False), ("dropout", None), ("ignore_merges", whole or pre in WHOLE),
@@ -69,56 +72,28 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
         if model.get(key) not in (harmless, None):
             hint = "tokenizers of SentencePiece's kind (Llama 2, Yi) are not read" if key == "byte_fallback" else ""
             raise wrong(f"{path}: model.{key}", repr(harmless), brief(model[key]), hint)
-    added = _added(parsed, path)
-    tokens, types = _vocabulary(model, added, vocab, path)
+    more = _added(parsed, path)
+    tokens, types = _vocabulary(model, more, vocab, path)
     around = _around(parsed, path)
-    special, add, template = _special(folder, added, tokens)
-    for role in around:
-        if add.get(role) and role not in special:  # without its id llama.cpp would add a token of its own choice
-            raise wrong(f"{folder}: add_{role}_token", f"false, or a {role} token", "true without one")
+    special, add, template = _special(folder, more, tokens)
     for role, ids in around.items():
-        if ids and not (add.get(role) and ids == [special.get(role)]):
+        if ids and ids != [special.get(role)]:
             raise wrong(f"{path}: post_processor.single", f"no tokens around a text but {role}", f"ids {brief(ids)}")
+        if role in add or ids:  # beside tokenizer.json transformers does not look at add_bos_token
+            add[role] = bool(ids)
     if pre in WHOLE:
         add.setdefault("bos", False)  # without the key llama.cpp adds one
-    return Tokenizer(pre, tokens, types, _merges(model, path), special, add, template, whole)
+    text_tokens = tuple(i for i, e in more.items() if types[i] == CONTROL and not e.get("special"))
+    return Tokenizer(
+        pre, tokens, types, _merges(model, path), special, add, template, whole, nfc, text_tokens
+    )  # fmt: skip
 
 
 def read_tokenizer_json(folder: Path, vocab: int) -> tuple[Path, dict[str, Any]]:
-    """tokenizer.json, or what says the same as tiktoken.model, and the file that it was read from."""
+    """The whole tokenizer in the form of tokenizer.json, and the file that it was read from."""
     if there(folder / tiktoken.NAME):
         return folder / tiktoken.NAME, tiktoken.tokenizer_json(folder, vocab)
-    path = folder / "tokenizer.json"
-    if not there(path):
-        raise wrong(
-            folder, f"tokenizer.json or {tiktoken.NAME}", "neither",
-            "save the tokenizer with transformers' fast tokenizer first",
-        )  # fmt: skip
-    return path, read_json(path)
-
-
-def complete(path: Path, parsed: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """A tokenizer.json for engines that read no other file: `parsed`, and what tokenizer_config.json adds to it.
-
-    That is BOS or EOS around every text, where no post-processor puts one there. A GGUF file has it as a flag.
-    """
-    around = _around(parsed, path)
-    more = {role: tokenizer.special[role] for role in around if tokenizer.add.get(role) and not around[role]}
-    if not more:
-        return parsed
-    text = [{"Sequence": {"id": "A", "type_id": 0}}]
-    names = {role: tokenizer.tokens[i] for role, i in more.items()}
-    pieces = {role: [{"SpecialToken": {"id": name, "type_id": 0}}] for role, name in names.items()}
-    single = [*pieces.get("bos", []), *text, *pieces.get("eos", [])]
-    step = {
-        "type": "TemplateProcessing",
-        "single": single,
-        "pair": [*single, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {n: {"id": n, "ids": [more[role]], "tokens": [n]} for role, n in names.items()},
-    }
-    before = parsed.get("post_processor")
-    steps = before["processors"] if before and before["type"] == "Sequence" else [before] if before else []
-    return parsed | {"post_processor": {"type": "Sequence", "processors": [*steps, step]}}
+    return added.tokenizer_json(folder)
 
 
 def _section(parsed: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
@@ -129,9 +104,6 @@ def _section(parsed: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
 
 
 def _pre_tokenizer(parsed: dict[str, Any], path: Path) -> str:
-    normalizer = parsed.get("normalizer")
-    if normalizer is not None and normalizer != {"type": "NFC"}:
-        raise wrong(f"{path}: normalizer", "NFC or none", brief(normalizer))
     decoder = parsed.get("decoder")
     if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
         raise wrong(f"{path}: decoder", "ByteLevel", brief(decoder))
@@ -152,6 +124,16 @@ def _pre_tokenizer(parsed: dict[str, Any], path: Path) -> str:
     if regex not in PRE_TOKENIZERS:
         raise wrong(where, f"the split regex of {', '.join(PRE_TOKENIZERS.values())}", brief(regex, 300))
     return PRE_TOKENIZERS[regex]
+
+
+def _normalizes(parsed: dict[str, Any], path: Path) -> bool:
+    """Whether texts are brought into NFC; any other step is refused."""
+    normalizer = parsed.get("normalizer")
+    steps = normalizer.get("normalizers") if isinstance(normalizer, dict) else None
+    found = steps if isinstance(steps, list) else [normalizer] if normalizer is not None else []
+    if any(step != {"type": "NFC"} for step in found):
+        raise wrong(f"{path}: normalizer", "NFC or none", brief(normalizer))
+    return bool(found)
 
 
 def _around(parsed: dict[str, Any], path: Path) -> dict[str, list[int]]:
@@ -181,10 +163,10 @@ def _around(parsed: dict[str, Any], path: Path) -> dict[str, list[int]]:
 
 
 def _added(parsed: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:
-    added: dict[int, dict[str, Any]] = {}
+    found: dict[int, dict[str, Any]] = {}
     for entry in parsed.get("added_tokens") or []:
         valid = isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("content"), str)
-        if not valid or not entry["content"] or entry["id"] in added:
+        if not valid or not entry["content"] or entry["id"] in found:
             raise wrong(f"{path}: added_tokens", "an id of its own and a content", brief(entry))
         at = f"{path}: added token {brief(entry['content'])}"
         for key in ("lstrip", "rstrip", "single_word"):
@@ -192,12 +174,12 @@ def _added(parsed: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:
                 raise wrong(at, f"{key} false, as llama.cpp cannot do it", "true")
         if unicodedata.normalize("NFC", entry["content"]) != entry["content"]:
             raise wrong(at, "text in NFC", "other text")
-        added[entry["id"]] = entry
-    return added
+        found[entry["id"]] = entry
+    return found
 
 
 def _vocabulary(
-    model: dict[str, Any], added: dict[int, dict[str, Any]], vocab: int, path: Path
+    model: dict[str, Any], more: dict[int, dict[str, Any]], vocab: int, path: Path
 ) -> tuple[list[str], list[int]]:
     learnt = _section(model, "vocab", path)
     tokens: list[str | None] = [None] * vocab
@@ -208,7 +190,7 @@ def _vocabulary(
         if tokens[i] is not None:
             raise wrong(f"{path}: {brief(token)}", "an id of its own", f"{i}, as {brief(tokens[i])}")
         tokens[i] = token
-    for i, entry in added.items():
+    for i, entry in more.items():
         content = entry["content"]
         if not 0 <= i < vocab:
             raise wrong(f"{path}: added token {brief(content)}", f"an id below vocab_size {vocab}", i)
@@ -224,7 +206,7 @@ def _vocabulary(
 
 def _looks_special(token: str) -> bool:
     """As llama.cpp's converter: Qwen marks `<|fim_prefix|>` and its like as ordinary added tokens."""
-    return token.startswith("<|") and token.endswith("|>")
+    return (token.startswith("<|") and token.endswith("|>")) or (token.startswith("<｜") and token.endswith("｜>"))
 
 
 def _merges(model: dict[str, Any], path: Path) -> list[str]:
@@ -243,7 +225,7 @@ def _merges(model: dict[str, Any], path: Path) -> list[str]:
 
 
 def _special(
-    folder: Path, added: dict[int, dict[str, Any]], tokens: list[str]
+    folder: Path, more: dict[int, dict[str, Any]], tokens: list[str]
 ) -> tuple[dict[str, int], dict[str, bool], str | list[dict[str, str]] | None]:
     """Special ids, add flags and template, by the gguf package's reader, then checked."""
     from gguf import SpecialVocab
@@ -255,9 +237,9 @@ def _special(
         read = SpecialVocab(folder, load_merges=False)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
         raise InputError(f"{folder / 'tokenizer_config.json'}: unreadable: {brief(str(e))}") from None
-    special = dict(read.special_token_ids)
+    special = _named(folder, tokens) | dict(read.special_token_ids)
     if there(folder / tiktoken.NAME):
-        special |= _named_special(folder, added)
+        special |= _named_special(folder, more)
     for role, i in special.items():
         if i >= len(tokens):
             raise wrong(f"{folder}: {role} token", f"an id below vocab_size {len(tokens)}", i)
@@ -270,9 +252,16 @@ def _special(
     return special, dict(read.add_special_token), template
 
 
-def _named_special(folder: Path, added: dict[int, dict[str, Any]]) -> dict[str, int]:
+def _named(folder: Path, tokens: list[str]) -> dict[str, int]:
+    """Roles by the names in tokenizer_config.json, also of tokens that tokenizer.json does not have."""
+    config = added.read_config(folder)
+    texts = {role: added.content(config.get(f"{role}_token")) for role in ("bos", "eos", "unk", "pad")}
+    return {role: tokens.index(text) for role, text in texts.items() if text in tokens}
+
+
+def _named_special(folder: Path, more: dict[int, dict[str, Any]]) -> dict[str, int]:
     """Roles by the names in tokenizer_config.json; eot is the first other end token of generation_config.json."""
-    ids = {entry["content"]: i for i, entry in added.items()}
+    ids = {entry["content"]: i for i, entry in more.items()}
     config = read_json(folder / "tokenizer_config.json")
     named = {}
     for role in ("bos", "eos", "unk", "pad"):
@@ -281,7 +270,7 @@ def _named_special(folder: Path, added: dict[int, dict[str, Any]]) -> dict[str, 
         if isinstance(content, str) and content in ids:
             named[role] = ids[content]
     path, ends = _ends(folder)
-    if any(type(i) is not int or i not in added for i in ends):
+    if any(type(i) is not int or i not in more for i in ends):
         raise wrong(f"{path}: eos_token_id", "ids of special tokens", brief(ends))
     turn = next((i for i in ends if i != named.get("eos")), None)
     return named if turn is None else named | {"eot": turn}

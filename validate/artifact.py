@@ -180,7 +180,13 @@ def _engine_name(manifest: dict[str, Any]) -> str:
 def as_gguf(artifact: Artifact, checkpoint: Checkpoint) -> Artifact:
     """An ONNX folder of a checkpoint, its tensors with the order of rows that a GGUF file would have."""
     family, arch = read_architecture(checkpoint)
-    orders = {s.name: GGUF.arrange(family, arch, s) for s in tensor_specs(arch)}
+    orders = {}
+    for spec in tensor_specs(arch):
+        orders[spec.name] = GGUF.arrange(family, arch, spec)
+        found = artifact.tensors.get(spec.name)
+        if orders[spec.name] and found and found.shape != spec.shape:
+            where = f"{manifest_path(artifact.path)}: {spec.name}: shape"
+            raise wrong(where, list(spec.shape), list(found.shape))
     tensors = {n: replace(t, arrangement=orders.get(n)) for n, t in artifact.tensors.items()}
     return replace(artifact, tensors=tensors)
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sampan.checkpoint import Checkpoint
-from sampan.convert.family import read_architecture
 from sampan.convert.formats.gguf import expected_metadata
-from sampan.convert.tokenizer import Tokenizer, complete, read_tokenizer, read_tokenizer_json
+from sampan.convert.tokenizer import Tokenizer, read_tokenizer
 from sampan.errors import InputError, brief
 from sampan.runtime.chat import render
 
 from .artifact import Artifact
 from .isolated import EngineDiedError, messages
+from .tokenizer import open_tokenizer
 from .windows import built_in, conversations
 
 # What describes a file or its making, not the model; and what llama.cpp derives where it is missing.
@@ -57,31 +57,6 @@ def conversation_text(template: str, conversation: Mapping[str, Any], special: M
     return render(template, conversation["messages"], conversation.get("tools"), special, add_generation_prompt=False)
 
 
-class CheckpointTokenizer:
-    """The checkpoint's tokenizer in the tokenizers package: what every id is held against.
-
-    Of tiktoken.model it is the tokenizer.json that says the same. A conversation is read as transformers does:
-    its template alone decides on BOS.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        from tokenizers import Tokenizer as Reader
-
-        folder, vocab = checkpoint.folder, read_architecture(checkpoint)[1].vocab
-        path, parsed = read_tokenizer_json(folder, vocab)
-        completed = complete(path, parsed, read_tokenizer(folder, vocab))
-        try:
-            self._reader = Reader.from_str(json.dumps(completed))
-        except Exception as e:  # the package raises plain Exception
-            raise InputError(f"{path}: the tokenizers package cannot read it: {brief(str(e))}") from None
-
-    def encode(self, text: str, *, special: bool = True, around: bool = True) -> list[int]:
-        """Ids of a text, as `Session.tokenize`."""
-        self._reader.encode_special_tokens = not special
-        ids: list[int] = self._reader.encode(text, add_special_tokens=around).ids
-        return ids
-
-
 def check_metadata(checkpoint: Checkpoint, artifact: Artifact) -> Check:
     """Every key that decides what is computed, against what the converter would write."""
     expected = {k: v.value for k, v in expected_metadata(checkpoint).items()}
@@ -110,7 +85,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def check_tokenizer(checkpoint: Checkpoint, artifact: Artifact, texts: Sequence[str]) -> list[Check]:
     """Ids of the artifact's engine against the checkpoint's, for texts and for conversations in its own template."""
-    ours = CheckpointTokenizer(checkpoint)
+    ours = open_tokenizer(checkpoint.folder, artifact.vocab)
     nasty: list[str] = json.loads(built_in("nasty.json"))
     control = ["<|im_end|> <|endoftext|> a<|im_start|>b"]
     plain = [(t, True, True) for t in (*texts, *nasty)] + [(t, False, True) for t in control]

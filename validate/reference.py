@@ -22,7 +22,8 @@ Bars = Callable[[int, str, str], AbstractContextManager[Callable[[int], None]]]
 
 HEADROOM = 10**9  # bytes that two loaded models need beside their weights
 SMALL_FILES = (
-    "config.json", "tiktoken.model", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+    "config.json", "tiktoken.model", "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "tokenizer_config.json", "generation_config.json",
     "chat_template.jinja",
 )  # fmt: skip
 

@@ -22,7 +22,6 @@ from . import summary, verdict, windows
 from .artifact import Artifact, as_gguf, dequantise, open_artifact
 from .conformance import (
     Check,
-    CheckpointTokenizer,
     check_metadata,
     check_tokenizer,
     conversation_text,
@@ -33,6 +32,7 @@ from .drift import Drift, Side, measure
 from .isolated import EngineDiedError, messages
 from .metrics._scores import Scores
 from .reference import Bars, Reference, find_reference, fits
+from .tokenizer import open_tokenizer
 from .windows import Domain
 
 FLOOR_WINDOWS = 2  # of each domain, for a reference's own floor
@@ -77,7 +77,7 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
         if ref.checkpoint is None and exact.format == artifact.format == "gguf":
             _check_tokens(exact, artifact)
     texts = _texts(ref, exact, options)
-    ids = _ids(ref, texts)
+    ids = _ids(ref, texts, exact.vocab)
     for artifact in artifacts:
         if ref.checkpoint is None and "onnx" in (exact.format, artifact.format):
             _check_ids(artifact, texts, ids)
@@ -197,10 +197,10 @@ def _texts(ref: Reference, exact: Artifact, options: Options) -> dict[str, str]:
     return windows.domain_texts(lambda c: conversation_text(template, c, special), options.long)
 
 
-def _ids(ref: Reference, texts: dict[str, str]) -> dict[str, list[int]]:
+def _ids(ref: Reference, texts: dict[str, str], vocab: int) -> dict[str, list[int]]:
     """Token ids by the reference's own tokenizer."""
     if ref.checkpoint is not None:
-        tokenizer = CheckpointTokenizer(ref.checkpoint)
+        tokenizer = open_tokenizer(ref.checkpoint.folder, vocab)
         return {name: tokenizer.encode(text) for name, text in texts.items()}
     return _ids_by_engine(ref.artifact, texts)
 

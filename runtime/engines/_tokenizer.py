@@ -26,6 +26,8 @@ class JsonTokenizer:
             self._reader: Any = Tokenizer.from_str(text)
         except Exception as e:  # the package raises plain Exception
             raise wrong(path, "a tokenizer.json that the tokenizers package reads", brief(str(e))) from None
+        self._reader.no_truncation()  # as transformers does with every call
+        self._reader.no_padding()
         self._added = self._reader.get_added_tokens_decoder()
         self._byte_level = "ByteLevel" in str(self._reader.decoder)
         self.size: int = self._reader.get_vocab_size()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,7 +103,10 @@ class LlamaEngine:
                 raise InputError(f"{path}: llama.cpp cannot make a context of {self.context} tokens: {reason}")
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocab: int = lib.llama_vocab_n_tokens(self._vocab)
-        self._nfc = self._meta("tokenizer.ggml.pre") in NFC
+        says = self._meta("sampan.tokenizer.nfc")
+        self._nfc = self._meta("tokenizer.ggml.pre") in NFC if says is None else says == "true"
+        # tokens that llama.cpp keeps to itself by their look, whose text belongs to an answer
+        self._text_tokens = set(map(int, re.findall(r"\d+", self._meta("sampan.tokenizer.text_tokens") or "")))
         self._batch = lib.llama_batch_init(BATCH, 0, 1)
         self._position = 0
 
@@ -134,7 +138,7 @@ class LlamaEngine:
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
-            n = self._lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+            n = self._lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, token in self._text_tokens)
             if n >= 0:
                 return buffer.raw[:n]
             room = -n

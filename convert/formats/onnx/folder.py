@@ -9,10 +9,9 @@ from sampan.checkpoint import Checkpoint
 from sampan.errors import brief, wrong
 from sampan.files import read_bytes, read_json_if_there, there
 
-from ... import tiktoken
 from ...architecture import MLA, Architecture
 from ...family import Family
-from ...tokenizer import Tokenizer, complete, read_tokenizer, read_tokenizer_json
+from ...tokenizer import Tokenizer, read_tokenizer, read_tokenizer_json
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 SEARCH = {"top_k": int, "top_p": float, "temperature": float, "repetition_penalty": float}
@@ -22,9 +21,8 @@ def companions(checkpoint: Checkpoint, family: Family, arch: Architecture, conte
     """Name → bytes of every file besides the graph and its data."""
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
     files = {n: read_bytes(checkpoint.folder / n) for n in COPIED if there(checkpoint.folder / n)}
-    path, stored = read_tokenizer_json(checkpoint.folder, arch.vocab)
-    completed = complete(path, stored, tokenizer)
-    if path.name == tiktoken.NAME or completed != stored:
+    _, completed = read_tokenizer_json(checkpoint.folder, arch.vocab)
+    if completed != read_json_if_there(checkpoint.folder / "tokenizer.json"):
         files["tokenizer.json"] = json.dumps(completed, ensure_ascii=False).encode()
     files["genai_config.json"] = (
         json.dumps(_genai(checkpoint, family, arch, tokenizer, context), indent=1).encode() + b"\n"

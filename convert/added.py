@@ -1,0 +1,188 @@
+"""What stands beside tokenizer.json and belongs to the tokenizer, as transformers (5.24) puts it together.
+
+Its tokenizer class may bring a normalizer and a split of its own, and tokens are added from added_tokens_decoder,
+added_tokens.json, the named special tokens and the further ones. The tokenizers package decides their ids: a text that
+has an id keeps it, a new one gets the next, whatever id a file says.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sampan.errors import InputError, brief
+from sampan.files import read_bytes, read_json, read_json_if_there, there
+
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+QWEN2 = ("Qwen2Tokenizer", "Qwen2TokenizerFast")  # the one class here that does not take tokenizer.json as it is
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def tokenizer_json(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The whole tokenizer in the form of tokenizer.json, and the file that names it in errors."""
+    config = read_config(folder)
+    path = folder / "tokenizer.json"
+    if there(path):
+        parsed = read_json(path)
+    else:
+        path, parsed = folder / "vocab.json", _from_vocabulary(folder, config)
+    if config.get("tokenizer_class") in QWEN2:
+        parsed = _as_qwen2(parsed)
+    parsed = parsed | {"truncation": None, "padding": None}  # transformers sets both anew with every call
+    return path, _with_added(parsed, path, config, folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json with what older files beside it say of named tokens (special_tokens_map.json)."""
+    config = read_json_if_there(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config = config | read_json_if_there(folder / "special_tokens_map.json")
+    if not config.get("extra_special_tokens") and config.get("additional_special_tokens"):
+        config = config | {"extra_special_tokens": config["additional_special_tokens"]}
+    return config
+
+
+def content(token: object) -> str | None:
+    """The text of a token that a config gives as text or as an object."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) and text else None
+
+
+def _from_vocabulary(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """vocab.json and merges.txt, as Qwen2Tokenizer reads them."""
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if not there(vocab) or not there(merges) or config.get("tokenizer_class") not in QWEN2:
+        raise InputError(
+            f"{folder}: no tokenizer.json or tiktoken.model; load the tokenizer with transformers and save it with "
+            "save_pretrained() first"
+        )
+    if config.get("add_bos_token") or config.get("add_eos_token"):
+        raise InputError(
+            f"{folder}: add_bos_token or add_eos_token beside vocab.json: save the tokenizer as tokenizer.json first, "
+            "with transformers' save_pretrained()"
+        )
+    text = read_bytes(merges).decode("utf-8", errors="replace")
+    lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+        "fuse_unk": False, "byte_fallback": False, "vocab": read_json(vocab), "merges": lines,
+    }  # fmt: skip
+    return {"version": "1.0", "added_tokens": [], "post_processor": None, "model": model}
+
+
+def _as_qwen2(parsed: dict[str, Any]) -> dict[str, Any]:
+    """The class's own steps and plain BPE, whatever the file says; unchanged where that is the same."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated", "invert": False}
+    steps: dict[str, Any] = {}
+    if parsed.get("normalizer") != {"type": "NFC"}:
+        steps["normalizer"] = {"type": "NFC"}
+    before = parsed.get("pre_tokenizer")
+    found = before.get("pretokenizers") if isinstance(before, dict) else None
+    if not isinstance(found, list) or len(found) != 2 or found[0] != split:
+        steps["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, byte_level]}
+    if not isinstance(parsed.get("decoder"), dict):
+        steps["decoder"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    model = parsed.get("model")
+    if isinstance(model, dict) and model.get("ignore_merges"):
+        steps["model"] = model | {"ignore_merges": False}
+    return parsed | steps
+
+
+def _with_added(parsed: dict[str, Any], path: Path, config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`parsed` with the tokens that other files add; unchanged where they add none and no text has two ids."""
+    own, model = parsed.get("added_tokens") or [], parsed.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    sound = isinstance(own, list) and isinstance(vocab, dict)
+    if not sound or any(not isinstance(e, dict) or type(e.get("id")) is not int or content(e) is None for e in own):
+        return parsed  # refused where it is read
+    if config.get("tokenizer_class") in QWEN2 and "added_tokens_decoder" in config:  # then it looks nowhere else
+        listed = {content(t) for t in config["added_tokens_decoder"].values()} if _sound(config) else set()
+        own = [e for e in own if e["content"] in listed]
+        parsed = parsed | {"added_tokens": own} if own != parsed.get("added_tokens") else parsed
+    known = {e["content"]: e for e in own}
+    more = [t for t in _tokens(config, folder) if _differs(known.get(t["content"]), t)]
+    twice = len(known) != len(own) or any((vocab or {}).get(c, e["id"]) != e["id"] for c, e in known.items())
+    if not more and not twice:
+        return parsed
+    return parsed | {"added_tokens": _settled(parsed, path, more)}
+
+
+def _differs(old: dict[str, Any] | None, new: dict[str, Any]) -> bool:
+    """Whether a token is new or another one; what is only named in a config (no flags) must be special, no more."""
+    flags = [f for f in FLAGS if f in new]
+    return old is None or any(bool(old.get(f)) != new[f] for f in flags)
+
+
+def _settled(parsed: dict[str, Any], path: Path, more: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every added token with its id, by the tokenizers package."""
+    from tokenizers import AddedToken, Tokenizer
+
+    own = [{"id": e["id"], **_flags(e, bool(e.get("special")))} for e in parsed.get("added_tokens") or []]
+    try:
+        reader = Tokenizer.from_str(json.dumps(parsed | {"added_tokens": own}))
+    except Exception as e:  # the package raises plain Exception
+        raise InputError(f"{path}: the tokenizers package cannot read it: {brief(str(e))}") from None
+    reader.add_tokens([AddedToken(t["content"], **{f: t[f] for f in FLAGS if f in t}) for t in more])
+    return [
+        {"id": i, "content": t.content, **{f: getattr(t, f) for f in FLAGS}}
+        for i, t in sorted(reader.get_added_tokens_decoder().items())
+    ]
+
+
+def _tokens(config: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """What transformers adds, in its order: by id those with one, then the named ones, then the further ones."""
+    named = {k: v for k, v in config.items() if (k in NAMED or k.endswith("_token")) and content(v) is not None}
+    extra = config.get("extra_special_tokens") or []
+    if isinstance(extra, dict):
+        named |= extra
+        extra = []
+    if not isinstance(extra, list) or any(content(t) is None for t in [*extra, *named.values()]):
+        raise InputError(
+            f"{folder / 'tokenizer_config.json'}: extra_special_tokens: {brief(extra)} is no list of texts"
+        )
+    special = {content(t) for t in [*named.values(), *extra]}
+    bare = [{"content": content(t), "special": True} for t in [*named.values(), *extra]]
+    found: dict[str, dict[str, Any]] = {}
+    for token in [*_with_ids(config, folder, special), *bare]:
+        old = found.setdefault(token["content"], token)
+        if token["content"] in {content(t) for t in named.values()}:
+            old["special"] = True
+    return list(found.values())
+
+
+def _with_ids(config: dict[str, Any], folder: Path, special: set[str | None]) -> list[dict[str, Any]]:
+    path, decoder = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
+    if decoder is None:
+        path, found = folder / "added_tokens.json", read_json_if_there(folder / "added_tokens.json")
+        if not all(type(i) is int for i in found.values()):
+            raise InputError(f"{path}: every token needs a whole number as its id")
+        made = {i: _flags(t, t in special) | {"normalized": t not in special} for t, i in found.items()}
+        return [made[i] for i in sorted(made)]
+    if not _sound(config):
+        raise InputError(f"{path}: added_tokens_decoder: an object of ids and tokens with their content is needed")
+    return [_flags(decoder[k], bool(decoder[k].get("special"))) for k in sorted(decoder, key=int)]
+
+
+def _sound(config: dict[str, Any]) -> bool:
+    """Whether added_tokens_decoder is an object of ids and tokens."""
+    decoder = config["added_tokens_decoder"]
+    valid = isinstance(decoder, dict) and all(k.isascii() and k.isdigit() and len(k) < 10 for k in decoder)
+    return valid and all(isinstance(t, dict) and content(t) is not None for t in decoder.values())
+
+
+def _flags(token: Any, special: bool) -> dict[str, Any]:
+    """A token with every flag; those that are not given are false, and `normalized` is what `special` is not."""
+    given = token if isinstance(token, dict) else {}
+    flags = {f: bool(given.get(f, False)) for f in FLAGS}
+    return {
+        "content": content(token),
+        **flags,
+        "special": special,
+        "normalized": bool(given.get("normalized", not special)),
+    }
