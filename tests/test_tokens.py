@@ -21,6 +21,7 @@ from sampan.validate.tokenizer import Assembled, Ranked, Transformers
 
 FLAGS = {"special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
 PAD = "<|pad|>"
+PLAIN = FLAGS | {"special": False, "normalized": True}
 NEW = ["<|user|>", "<|assistant|>"]
 TEXTS = (
     "<|user|>hello<|assistant|>", "a<|im_end|>b", "cafe\u0301 naïve é", "<|law|> <|user|", "你好 <think>x</think>",
@@ -102,7 +103,7 @@ PLACES: dict[str, Edit] = {
     "no normalizer, and a class that has one": parsed(normalizer=None),
     "an empty sequence of normalizers": own_class(parsed(normalizer={"type": "Sequence", "normalizers": []})),
     "a sequence of one": own_class(parsed(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}]})),
-    "the letter of a byte": own_class(added({"id": 2040, "content": "é"} | FLAGS | {"special": False})),
+    "the letter of a byte": own_class(added({"id": 2040, "content": "é"} | PLAIN)),
     "tokens that the class does not look for": added({"id": 2040, "content": "hello"} | FLAGS),
     "one text twice": added({"id": 2040, "content": "<think>"} | FLAGS, {"id": 2041, "content": "<think>"} | FLAGS),
 }  # fmt: skip
