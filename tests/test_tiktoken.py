@@ -18,9 +18,12 @@ from conftest import to_gguf
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from sampan import runtime
+from sampan.checkpoint import open_folder
 from sampan.convert import tiktoken as ours
 from sampan.convert.tokenizer import CONTROL, USER_DEFINED, read_tokenizer, read_tokenizer_json
 from sampan.errors import InputError
+from sampan.validate import conformance
+from sampan.validate.artifact import open_artifact
 
 TEXTS = Path(__file__).parents[1] / "validate" / "texts"
 NASTY: list[str] = json.loads((TEXTS / "nasty.json").read_text())
@@ -133,6 +136,28 @@ def test_where_llama_splits_otherwise(text: str, made: Made, session: runtime.Se
     """Its kimi-k2 takes a combining mark for no letter and U+3007 for no Han character; docs/decisions.md."""
     found = session.tokenize(text) != made.encoding.encode(text)
     assert found, "llama.cpp's split is right now: drop the note in convert/formats/_llama.py"
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_validate_knows_these_limits(
+    announced: bool, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was announced at conversion is reported as such; what was not is a finding."""
+    to_gguf(made.folder, tmp_path / "m.gguf", "q8_0")
+    if not announced:
+        monkeypatch.setattr(conformance, "limits", lambda tokenizer: [])
+    artifact = open_artifact(tmp_path / "m.gguf")
+    texts = ["plain words. " * 20, words("Hindi", 40)]
+    check = conformance.check_tokenizer(open_folder(made.folder), artifact, texts)[0]
+    if not announced:
+        assert len(check.findings) >= 1 and check.known == ()
+        return
+    assert check.findings == ()
+    assert check.known[0].startswith(
+        "known limit of llama.cpp: it splits words at combining marks (Hindi, Thai) and at \u3007, "
+        "Kimi's tokenizer does not ("
+    )
+    assert check.known[0].endswith(" % of the positions here)")
 
 
 def test_case_changes_that_llama_does_not_split(made: Made, session: runtime.Session) -> None:

@@ -80,8 +80,8 @@ def _candidate(c: dict[str, Any]) -> list[str]:
         parts += ["<h3>Relative error of every matrix, in the model's order</h3>", _tensors(c["tensors"])]
     for check in c["checks"]:
         parts.append(f"<h3>{_e(check['name'])}: {check['result']}</h3><p class=key>{_e(check['checked'])}</p>")
-        if check["findings"]:
-            parts.append("<ul>" + "".join(f"<li>{_e(f)}</li>" for f in check["findings"]) + "</ul>")
+        if lines := [*check["findings"], *check["known"]]:
+            parts.append("<ul>" + "".join(f"<li>{_e(line)}</li>" for line in lines) + "</ul>")
     return parts
 
 

@@ -86,7 +86,7 @@ def _candidate(c: dict[str, Any]) -> list[str]:
     if c["checks"]:
         rows = []
         for check in c["checks"]:
-            bad = check["findings"]
+            bad = [*check["findings"], *check["known"]]
             rows.append([check["name"], check["result"], check["checked"]])
             rows += [["", "", f"- {finding}"] for finding in bad[:10]]
         blocks.append(table(rows))

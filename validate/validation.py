@@ -55,6 +55,7 @@ class Options:
     revision: str | None = None
     limits: tuple[verdict.Limit, ...] = ()
     blame: bool = False
+    strict: bool = False
 
 
 def validate(reference: str, candidates: Sequence[Path], options: Options, bars: Bars) -> dict[str, Any]:
@@ -271,6 +272,8 @@ def _candidate(
     entry["checks"] = [asdict(c) | {"result": c.result} for c in checks]
     limits = list(options.limits) or verdict.default_limits(artifact.nominal_bits)
     decisions = [verdict.Decision("failed", f"{c.name}: {c.findings[0]}{_more(c)}") for c in checks if c.findings]
+    if options.strict:
+        decisions += [verdict.Decision("failed", f"{c.name}: {line}") for c in checks for line in c.known]
     scores = None
     try:
         drifts = _drifts(side, exact, artifact, domains, options, bars)

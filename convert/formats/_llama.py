@@ -6,11 +6,11 @@ from pathlib import Path
 
 from sampan.errors import InputError, wrong
 
-from .. import tiktoken
 from ..architecture import HEAD, MLA, Architecture, DeltaNet, LinearScaling, Llama3Scaling, MoE, YarnScaling
 from ..config import yarn_mscale
 from ..family import Gguf
 from ..tokenizer import Tokenizer
+from ._limits import limits
 
 YARN_BETAS = (32.0, 1.0)  # of the graphs whose loader reads none
 WITHOUT_Q_LORA = (26, 27)  # numbers of layers at which the loader of deepseek2 knows a model without q_lora
@@ -109,8 +109,4 @@ def notes(arch: Architecture, tokenizer: Tokenizer) -> list[str]:
             f"llama.cpp norms the attention's latents with epsilon {arch.norm_eps:g} (rms_norm_eps), "
             f"transformers with {attention.latent_eps:g}"
         )
-    if tokenizer.pre == tiktoken.PRE:
-        found.append("llama.cpp splits words at combining marks (Hindi, Thai) and at \u3007, Kimi's tokenizer does not")
-    if tokenizer.whole:
-        found.append("llama.cpp never makes the tokens of tiktoken.model that stand for whole words only")
-    return found
+    return found + [f"llama.cpp {limit.what}" for limit in limits(tokenizer)]
