@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ..architecture import (
     kv_heads,
 )
 from ..binding import Binding, Bound, arranged, bind
+from ..card import read_card
 from ..family import Family, Gguf, read_architecture
 from ..plan import Format, Plan, PlannedTensor, Request, facts
 from ..rope import llama3_factors
@@ -53,6 +55,7 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     groups = _split(typed, request.split)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
     metadata = _metadata(checkpoint, llama, arch, tokenizer, scheme, binding)
+    said = read_card(checkpoint.folder)[1]
     files, planned = [], list[PlannedTensor]()
     for n, group in enumerate(groups):
         keys = dict(metadata) if n == 0 else {}
@@ -69,7 +72,7 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
         header = container.encode(keys, infos) + factors
         files.append(OutputFile(path, header, len(header) + size))
         planned += [PlannedTensor(b, t, n, (len(header) + o,)) for (b, t), o in zip(group, offsets, strict=True)]
-    return Plan(request.scheme_name, arch, tuple(files), tuple(planned), tuple(notes(arch, tokenizer)))
+    return Plan(request.scheme_name, arch, tuple(files), tuple(planned), (*notes(arch, tokenizer), *said))
 
 
 def known(family: Family, arch: Architecture) -> Gguf:
@@ -241,7 +244,6 @@ def _latent(w: Any, arch: Architecture, a: MLA) -> None:
 def _describe(w: Any, checkpoint: Checkpoint, binding: Binding) -> None:
     """Name, authors, licence, languages, size class and sampling defaults, as the gguf package derives them."""
     import gguf
-    import yaml
 
     specs = [b.spec for b in binding.tensors]
     total = sum(math.prod(s.shape) for s in specs)
@@ -249,12 +251,8 @@ def _describe(w: Any, checkpoint: Checkpoint, binding: Binding) -> None:
     expert = sum(math.prod(s.shape[1:]) for s in stacked)
     experts = stacked[0].shape[0] if stacked else 0
     shared = total - sum(math.prod(s.shape) for s in stacked)
-    try:
-        card = gguf.Metadata.load_model_card(checkpoint.folder)
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise wrong(checkpoint.folder / "README.md", "a readable model card", brief(str(e))) from None
     name = Path(checkpoint.source)
-    m = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, dict(checkpoint.config), name, total)
+    m = _heuristic(read_card(checkpoint.folder)[0], checkpoint, name, total)
     path = checkpoint.folder / "generation_config.json"
     generation = read_json_if_there(path)
     for field, key in (
@@ -274,6 +272,16 @@ def _describe(w: Any, checkpoint: Checkpoint, binding: Binding) -> None:
     m.name = m.name or name.name
     m.size_label = m.size_label or gguf.size_label(total, shared, expert, experts)
     m.set_gguf_meta_model(w)
+
+
+def _heuristic(card: dict[str, Any], checkpoint: Checkpoint, name: Path, total: int) -> Any:
+    """What the gguf package makes of card, config and name; without a card that it stumbles over."""
+    import gguf
+
+    for used in (card, {}):
+        with suppress(ValueError, TypeError, KeyError, AttributeError, IndexError):
+            return gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), used, dict(checkpoint.config), name, total)
+    return gguf.Metadata()
 
 
 def _rope(w: Any, arch: Architecture) -> None:
