@@ -128,7 +128,9 @@ Integers = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8] | Non
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
-    """`formats`: quant_method, or compressed-tensors/format, as configs name it. `main`: suffix of the codes' name.
+    """`formats`: quant_method, compressed-tensors/format or modelopt/algorithm, as configs name it.
+
+    `main`: suffix of the codes' name; empty: their dtype alone tells.
 
     `rule` reads the config (and the group of it that names the format). `open` finds and checks the companions.
     `step`: rows that share words. `reads(stored, start, rows)`: the bytes that some rows need, the codes first.

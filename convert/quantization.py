@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, brief, wrong
+from sampan.files import read_json_if_there
 from sampan.safetensors import TensorInfo
 
 from .config import Config
 from .encoding import Encoding, Part, Rule, StoredTensor, Tensors, encodings
 
-KEY = "quantization_config"
+KEY, MODELOPT = "quantization_config", "hf_quant_config.json"
 # the modules that quantisers take unless told otherwise: linear layers of the blocks, the router not among them
 LINEAR = re.compile(r"(.*\.)?\d+\..*(_proj|_proj_with_mqa|\.w[123])")
+CODES = re.compile(r"\.(weight|weight_packed|qweight)$")
+SCALE = re.compile(r"_scale(_inv|_2)?$")  # scales may be stored in the dtype of codes
 ZERO_BIASES = "all-zero biases of modules that have none"
 # Numbers of activations and of the cache: compressed-tensors' quantization/lifecycle/initialize.py, transformers'
 # integrations/finegrained_fp8.py, modelopt's torch/export/quant_utils.py, AutoFP8's kv_scale
@@ -30,14 +33,13 @@ def read_storage(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     """Every weight of the checkpoint by the name that families know; companions are part of their weight."""
     rules = read_rules(checkpoint)
     tensors = Tensors(checkpoint.tensors(), [s.name for s in checkpoint.shards])
-    used: dict[str, Encoding] = {r.encoding.name: r.encoding for r in rules}
     stored: dict[str, StoredTensor] = {}
     claimed: set[str] = set()
     for name, (_, info) in tensors.tensors.items():
-        encoding = _encoding(name, info.dtype, used.values())
+        module = CODES.sub("", name)
+        encoding = _encoding(name, module, info.dtype, rules)
         if encoding is None:
             continue
-        module = name.removesuffix(encoding.main).removesuffix(".weight")
         if any(r.covers(module) is False for r in rules) and not any(r.covers(module) for r in rules):
             raise wrong(tensors.where(name), f"plain numbers, as {KEY} lists it", f"{encoding.name} codes")
         own = [r for r in rules if r.encoding is encoding]
@@ -68,10 +70,13 @@ def _aside(info: TensorInfo, stored: Mapping[str, StoredTensor]) -> str:
     return next((what for pattern, what in ASIDE.items() if pattern.fullmatch(info.name)), "")
 
 
-def _encoding(name: str, dtype: str, used: Iterable[Encoding]) -> Encoding | None:
+def _encoding(name: str, module: str, dtype: str, rules: Iterable[Rule]) -> Encoding | None:
     """The encoding whose codes this tensor is, by name and dtype; by its name alone, so that `open` can refuse it."""
-    named = [e for e in used if name.endswith(e.main)]
-    return next((e for e in named if dtype in e.dtypes), next((e for e in named if e.main), None))
+    scale = SCALE.search(name) is not None
+    named = [r for r in rules if (name.endswith(r.encoding.main) if r.encoding.main else not scale)]
+    fitting = [r for r in named if dtype in r.encoding.dtypes] or [r for r in named if r.encoding.main]
+    best = [r for r in fitting if r.covers(module)] or fitting
+    return best[0].encoding if best else None
 
 
 def read_rules(checkpoint: Checkpoint) -> tuple[Rule, ...]:
@@ -82,9 +87,14 @@ def read_rules(checkpoint: Checkpoint) -> tuple[Rule, ...]:
         raise wrong(inner.where, f"the same as {KEY} at the top", "another")
     chosen = outer if outer.values else inner
     if not chosen.values:
+        chosen = _modelopt(checkpoint)
+    if not chosen.values:
         return ()
     known = {f: e for e in encodings().values() for f in e.formats}
     method = chosen.get("quant_method")
+    if method == "modelopt":
+        algorithm = f"modelopt/{str(chosen.get('quant_algo')).lower()}"
+        return (_rule(chosen, chosen, chosen.at("quant_algo"), algorithm, known),)
     if method != "compressed-tensors":
         return (_rule(chosen, chosen, chosen.at("quant_method"), method, known),)
     groups = chosen.section("config_groups")
@@ -97,6 +107,18 @@ def read_rules(checkpoint: Checkpoint) -> tuple[Rule, ...]:
         name = f"compressed-tensors/{format_.get('format')}"
         rules.append(_rule(chosen, group, format_.at("format"), name, known))
     return tuple(rules)
+
+
+def _modelopt(checkpoint: Checkpoint) -> Config:
+    """What older versions of modelopt wrote beside a config.json that says nothing, in the form of newer ones.
+
+    Beside plain weights the file means nothing: transformers does not read it.
+    """
+    path = checkpoint.folder / MODELOPT
+    if not any(info.dtype in ("F8_E4M3", "U8") for _, info in checkpoint.tensors().values()):
+        return Config({}, str(path))
+    section = Config(read_json_if_there(path), str(path)).section("quantization")
+    return Config({**section.values, "quant_method": "modelopt"} if section.values else {}, section.where)
 
 
 def _rule(config: Config, group: Config, where: str, name: object, known: Mapping[str, Encoding]) -> Rule:

@@ -32,6 +32,7 @@ from .safetensors import ReadAt
 
 SMALL_FILES = (
     "generation_config.json",
+    "hf_quant_config.json",
     "tiktoken.model",
     "tokenizer.json",
     "vocab.json",

@@ -46,8 +46,8 @@ LAYERS: Mapping[str, Callable[[int, int], bool]] = {
 
 # How a checkpoint holds a weight. int4: symmetric, in blocks of 32; other int4: columns out of order, odd groups
 KINDS = (
-    "bf16", "f16", "f32", "fp8", "mxfp4", "int4", "int4 with zeros by 32", "int4 with zeros by 128", "other int4",
-    "mixed",
+    "bf16", "f16", "f32", "fp8", "mxfp4", "nvfp4", "int4", "int4 with zeros by 32", "int4 with zeros by 128",
+    "other int4", "mixed",
 )  # fmt: skip
 
 

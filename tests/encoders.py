@@ -120,6 +120,28 @@ def mxfp4(w: Array) -> Encoded:
     return {"weight_packed": packed, "weight_scale": scales}, values.astype(np.float32).reshape(w.shape)
 
 
+def nvfp4(w: Array, modelopt: bool = False) -> Encoded:
+    """E2M1 floats with an E4M3 scale for each 16; a float32 one brings the largest of those to 448."""
+    blocks = w.reshape(-1, 16)
+    one = np.float32(np.abs(w).max() / (448 * 6))  # what compressed-tensors divides by is stored the other way up
+    stored = np.array(one) if modelopt else np.array([1 / one], np.float32)
+    scales = (np.abs(blocks).max(axis=1) / (6 * one)).astype(ml_dtypes.float8_e4m3fn)
+    step = scales.astype(np.float32) * stored if modelopt else scales.astype(np.float32) / stored
+    nearest = np.abs(np.abs(blocks / step[:, None])[:, :, None] - np.array(E2M1)).argmin(axis=2)
+    values = np.where(blocks < 0, -1, 1).astype(np.float32) * np.array(E2M1, np.float32)[nearest] * step[:, None]
+    codes = (nearest + np.where(blocks < 0, 8, 0)).astype(np.uint8).reshape(len(w), -1)
+    names = ("weight", "weight_scale", "weight_scale_2") if modelopt else (
+        "weight_packed", "weight_scale", "weight_global_scale")  # fmt: skip
+    parts = codes[:, 0::2] | codes[:, 1::2] << 4, scales.reshape(len(w), -1), stored
+    return dict(zip(names, parts, strict=True)), values.reshape(w.shape)
+
+
+def fp8_scalar(w: Array) -> Encoded:
+    """modelopt's FP8: the scale has no dimensions."""
+    tensors, values = fp8_tensor(w)
+    return tensors | {"weight_scale": tensors["weight_scale"].reshape(())}, values
+
+
 def gptq(w: Array, group: int = 32, sym: bool = False, act_order: bool = False, v1: bool = True) -> Encoded:
     """GPTQ: everything transposed; with act-order the columns of a group lie scattered."""
     columns = w.shape[1]
@@ -196,6 +218,18 @@ GPTQMODEL_5_AWQ = {k: v for k, v in GPTQMODEL_7_AWQ.items() if k != "method"} | 
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 AUTOFP8 = {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
 
+
+def modelopt(algorithm: str, **weights: Any) -> dict[str, Any]:
+    """A quantization_config as modelopt writes it (convert_hf_quant_config_format)."""
+    weights = {"dynamic": False, "type": "float", **weights}
+    return {
+        "config_groups": {"group_0": {"input_activations": weights, "weights": weights, "targets": ["Linear"]}},
+        "ignore": ["lm_head", "model.layers.7*"], "quant_algo": algorithm, "quant_method": "modelopt",
+        "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
+        "producer": {"name": "modelopt", "version": "0.39.0"},
+    }  # fmt: skip
+
+
 GROUP = {"strategy": "group", "group_size": 32}
 FLOAT8 = {"num_bits": 8, "type": "float"}
 TWO_GROUPS = compressed("pack-quantized", **GROUP)
@@ -216,6 +250,18 @@ ENCODERS: dict[str, tuple[Callable[[Array], Encoded], dict[str, Any]]] = {
     "int4-channel": (lambda w: int4(w, w.shape[1]), compressed("pack-quantized", strategy="channel", group_size=-1)),
     "int4-zeros": (int4_zeros, compressed("pack-quantized", **GROUP | {"symmetric": False})),
     "mxfp4": (mxfp4, compressed("mxfp4-pack-quantized", **GROUP | {"type": "float", "scale_dtype": "torch.uint8"})),
+    "nvfp4": (
+        nvfp4,
+        compressed(
+            "nvfp4-pack-quantized",
+            type="float",
+            strategy="tensor_group",
+            group_size=16,
+            scale_dtype="torch.float8_e4m3fn",
+        ),
+    ),
+    "nvfp4-modelopt": (lambda w: nvfp4(w, modelopt=True), modelopt("NVFP4", num_bits=4, group_size=16)),
+    "fp8-modelopt": (fp8_scalar, modelopt("FP8", num_bits=8)),
     "gptq": (gptq, GPTQ),
     "gptq-sym": (lambda w: gptq(w, sym=True), GPTQ | {"sym": True}),
     "gptq-v2": (lambda w: gptq(w, v1=False), GPTQ | {"checkpoint_format": "gptq_v2"}),

@@ -92,7 +92,9 @@ def test_lossless_refuses_the_nearest(
     assert not out.parent.exists()
 
 
-@pytest.mark.parametrize(("name", "kind"), [("fp8-block", "bf16"), ("gptq", "f16"), ("gptq-act-order", "f16")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("fp8-block", "bf16"), ("gptq", "f16"), ("nvfp4", "f16"), ("gptq-act-order", "f16")]
+)
 def test_the_nearest_is_named_and_measured(name: str, kind: str, pair: Pair, tmp_path: Path) -> None:
     encoded, meant = pair(name)
     out = tmp_path / "m.gguf"

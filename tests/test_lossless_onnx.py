@@ -81,5 +81,5 @@ def test_the_nearest_is_named_and_measured(name: str, kind: str, pair: Pair, tmp
 
 def test_encoders_are_all_proved_somewhere() -> None:
     proved = {"int4-two-groups", "mxfp4", "fp8-block", "fp8-block-bf16", "fp8-channel", "fp8-tensor", "gptq-act-order"}
-    proved |= {"fp8-auto", "fp8-one"}
+    proved |= {"fp8-auto", "fp8-one", "fp8-modelopt", "nvfp4", "nvfp4-modelopt"}
     assert proved | set(EXACT) == set(encoders.ENCODERS)

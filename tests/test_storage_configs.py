@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +75,19 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "awq-gemv": ("awq", {"version": "gemv"}, "version: expected gemm, found gemv"),
     "awq-format": ("awq", {"format": "llm-awq"}, "format: expected gemm, found llm-awq"),
     "awq-backend": ("awq", {"backend": "llm-awq"}, "backend: expected a packing in the layout gemm, found llm-awq"),
+    "modelopt-awq": ("nvfp4-modelopt", {"quant_algo": "NVFP4_AWQ"}, "found modelopt/nvfp4_awq"),
+    "modelopt-mixed": ("nvfp4-modelopt", {"quant_algo": "MIXED_PRECISION"}, "found modelopt/mixed_precision"),
+    "modelopt-none": ("nvfp4-modelopt", {"quant_algo": None}, "quant_algo: expected one of "),
+    "modelopt-groups": ("nvfp4-modelopt", {"group_size": 32}, "group_size: expected 16 or 0, found 32"),
+    "modelopt-bits": ("nvfp4-modelopt", {"config_groups": encoders.modelopt("", num_bits=8)["config_groups"]},
+        "weights: num_bits: expected 4, found 8"),
+    "modelopt-factors": ("nvfp4-modelopt", {"pre_quant_scale": True},
+        "pre_quant_scale: factors of activations are not implemented"),
+    "modelopt-layers": ("fp8-modelopt", {"quantized_layers": {"a": {}}}, "quantized_layers: expected {}, found {'a':"),
+    "nvfp4-groups": ("nvfp4",
+        encoders.compressed("nvfp4-pack-quantized", type="float", strategy="group", group_size=16),
+        "weights: expected symmetric 4-bit floats, tensor_group of 16, found 4-bit float, group of 16"),
+    "fp8-fp4-experts": ("fp8-block", {"expert_dtype": "fp4"}, "expert_dtype: expected 'fp8', found fp4"),
     "look-ahead": ("gptq", {"dynamic": {r"-:(?!.*down).*": {}}},
         "dynamic: the pattern (?!.*down).* cannot be run by RE2 (invalid perl operator: (?!); write it without "
         "look-around, back-references and large counts"),
@@ -178,3 +193,46 @@ def test_many_patterns(pair: Pair, tmp_path: Path) -> None:
     config = encoders.ENCODERS["int4"][1] | {"ignore": [f"re:.*{i}.*{i}!" for i in range(100_000)]}
     with pytest.raises(InputError, match="ignore: more than 20000 characters of patterns; write fewer, or name"):
         read_rules(open_folder(with_config(pair("int4")[0], tmp_path, config)))
+
+
+@pytest.mark.parametrize("name", ["fp8-modelopt", "nvfp4-modelopt"])
+def test_hf_quant_config(name: str, pair: Pair, tmp_path: Path) -> None:
+    """What older versions of modelopt wrote beside a config.json that says nothing."""
+    encoded, meant = pair(name)
+    settings = encoders.ENCODERS[name][1]
+    folder = tmp_path / encoded.name
+    encoders.write(encoded, folder, encoders.read(encoded)[0], 1, None)
+    quantization = {"quant_algo": settings["quant_algo"], "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head*"]}
+    quantization |= {"group_size": 16} if name.startswith("nvfp4") else {}
+    value = {"producer": {"name": "modelopt", "version": "0.23.0"}, "quantization": quantization}
+    (folder / "hf_quant_config.json").write_text(json.dumps(value))
+    to_gguf(folder, tmp_path / "encoded.gguf", "f32")
+    to_gguf(meant, tmp_path / "meant.gguf", "f32")
+    assert (tmp_path / "encoded.gguf").read_bytes() == (tmp_path / "meant.gguf").read_bytes()
+    shutil.copy(folder / "hf_quant_config.json", tmp_path)
+    plain = Path(shutil.copytree(meant, tmp_path / "plain" / meant.name))
+    shutil.copy(folder / "hf_quant_config.json", plain)  # left behind by somebody who dequantised
+    assert read_rules(open_folder(plain)) == ()
+
+
+def test_two_formats_in_one_checkpoint(pair: Pair, tmp_path: Path) -> None:
+    """Attention in FP8 and the rest in NVFP4, whose scales have the dtype of FP8 codes: `mixed-precision`."""
+    encoded, meant = (p for p in pair("nvfp4"))
+    fp8, fp8_meant = pair("fp8-channel")
+    tensors = {k: v for k, v in encoders.read(encoded)[0].items() if "self_attn" not in k}
+    tensors |= {k: v for k, v in encoders.read(fp8)[0].items() if "self_attn" in k}
+    values = {k: v for k, v in encoders.read(meant)[0].items() if "self_attn" not in k}
+    values |= {k: v for k, v in encoders.read(fp8_meant)[0].items() if "self_attn" in k}
+    groups = {}
+    for name, format_, target in (
+        ("nvfp4", "nvfp4-pack-quantized", "mlp"),
+        ("fp8-channel", "float-quantized", "self_attn"),
+    ):
+        group = encoders.ENCODERS[name][1]["config_groups"]["group_0"]
+        groups[name] = group | {"format": format_, "targets": [rf"re:.*{target}\..*_proj$"]}
+    config = encoders.ENCODERS["nvfp4"][1] | {"format": "mixed-precision", "config_groups": groups}
+    encoders.write(encoded, tmp_path / "a" / encoded.name, tensors, 2, config)
+    encoders.write(encoded, tmp_path / "b" / encoded.name, values, 1, None)
+    for n in "ab":
+        to_gguf(tmp_path / n / encoded.name, tmp_path / f"{n}.gguf", "f32")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from test_logits import engine_logits, tokens
 
 
-@pytest.mark.parametrize("name", ["int4", "int4-channel", "int4-zeros", "mxfp4", "fp8-channel", "fp8-tensor"])
+@pytest.mark.parametrize("name", ["int4", "int4-channel", "int4-zeros", "mxfp4", "nvfp4", "fp8-channel", "fp8-tensor"])
 def test_transformers_with_compressed_tensors_reads_the_same(name: str, pair: Pair) -> None:
     import torch
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
@@ -38,6 +38,40 @@ def test_compressed_tensors_reads_the_same_blocks(name: str, pair: Pair) -> None
     theirs = FP8BlockDequantizer(targets=["re:.*_proj$"], dtype=torch.float32).process(stored)
     for key, values in load_file(meant / "model.safetensors").items():
         assert torch.equal(theirs[key].float(), values), key
+
+
+def test_compressed_tensors_reads_the_same_of_modelopt(pair: Pair) -> None:
+    """Its converter turns the scale for all upside down, which rounds: near to the last bit, and no further off."""
+    import torch
+    from compressed_tensors.entrypoints.convert.converters.modelopt_nvfp4 import ModelOptNvfp4Converter
+
+    encoded, meant = pair("nvfp4-modelopt")
+    stored = {k: v for file in encoded.glob("*.safetensors") for k, v in load_file(file).items()}
+    theirs = ModelOptNvfp4Converter(targets=["re:.*_proj$"]).process(stored)
+    for key, values in load_file(meant / "model.safetensors").items():
+        if encoders.LINEAR.fullmatch(key):
+            packed, scale, one = (theirs[f"{key}_{s}"] for s in ("packed", "scale", "global_scale"))
+            table = torch.tensor([*encoders.E2M1, *(-v for v in encoders.E2M1)])
+            codes = table[torch.stack([packed & 15, packed >> 4], -1).long()].reshape(len(packed), -1, 16)
+            found = (codes * (scale.float() / one)[:, :, None]).reshape(values.shape)
+            torch.testing.assert_close(found, values, rtol=4e-7, atol=0)
+
+
+def test_the_gguf_package_reads_the_same_nvfp4(pair: Pair) -> None:
+    """`block_nvfp4` holds the codes and scales, only without the scale for all: a third reader of both."""
+    import gguf
+
+    encoded, meant = pair("nvfp4-modelopt")
+    stored, _ = encoders.read(encoded)
+    for key, values in load_file(meant / "model.safetensors").items():
+        if not encoders.LINEAR.fullmatch(key):
+            continue
+        codes = np.stack([stored[key] & 15, stored[key] >> 4], -1).reshape(-1, 4, 2, 8)  # four groups of two halves
+        packed = (codes[:, :, 0] | codes[:, :, 1] << 4).reshape(-1, 32)
+        scales = stored[key + "_scale"].view(np.uint8).reshape(-1, 4)
+        blocks = np.concatenate([scales, packed], axis=1)  # 64 values that follow each other, over the ends of rows
+        theirs = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.NVFP4).reshape(values.shape)
+        np.testing.assert_allclose(theirs * stored[key + "_scale_2"], values.numpy(), rtol=3e-7)
 
 
 def test_transformers_reads_the_same_single_scale(pair: Pair) -> None:
@@ -71,7 +105,7 @@ def test_compressed_tensors_reads_the_same_awq(name: str, pair: Pair) -> None:
         assert theirs.reshape(values.shape).equal(values), key
 
 
-@pytest.mark.parametrize("name", ["fp8-block", "int4", "mxfp4", "gptq-act-order", "awq"])
+@pytest.mark.parametrize("name", ["fp8-block", "int4", "mxfp4", "nvfp4", "gptq-act-order", "awq"])
 def test_logits_of_the_values(name: str, pair: Pair, tmp_path: Path) -> None:
     encoded, meant = pair(name)
     to_gguf(encoded, tmp_path / "m.gguf", "f32")

@@ -33,6 +33,20 @@ def look_up_pairs(table: NDArray[np.complex64], codes: Buffer, out: NDArray[np.f
     look_up(table, codes, out.reshape(-1).view(np.complex64))
 
 
+def _e4m3() -> NDArray[np.float32]:
+    code = np.arange(256)
+    exponent, mantissa = code >> 3 & 15, code & 7
+    size = np.where(exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0))
+    size[code & 127 == 127] = np.nan
+    return np.where(code < 128, size, -size).astype(np.float32)
+
+
+# E4M3 has no infinity: 0x7f and 0xff are NaN, exponent bias 7 (arXiv 2209.05433)
+E4M3 = _e4m3()
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+E2M1_PAIRS = pairs(np.concatenate([_E2M1, -_E2M1]))
+
+
 def floats(part: Part, raw: Buffer) -> NDArray[np.float32]:
     """The stored numbers of a companion as float32, flat."""
     kind = number_type(part.info.dtype.lower())

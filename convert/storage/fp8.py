@@ -4,9 +4,7 @@ Block scales are `weight_scale_inv` (DeepSeek-V3, Kimi K2, Qwen3-FP8), multiplie
 transformers' integrations/finegrained_fp8.py, `weight_dequant` in DeepSeek-V3's inference/kernel.py. The last
 block of a row or column may be cut. compressed-tensors writes `weight_scale` ([rows, 1], [1] or blocks):
 compressors/naive_quantized and `_process_block` in quantization/lifecycle/forward_helpers.py. AutoFP8 and vLLM's
-`fp8` without blocks: one `weight_scale` for a weight.
-
-E4M3 has no infinity: 0x7f and 0xff are NaN, exponent bias 7 (arXiv 2209.05433).
+`fp8` without blocks, modelopt's FP8: one `weight_scale` for a weight.
 """
 
 from __future__ import annotations
@@ -25,7 +23,8 @@ from ..encoding import Buffer, Encoding, Read, Rule, Scaling, StoredTensor, Tens
 from ..patterns import skipper
 from ..quantization import covers, only, texts
 from ._compressed import Group, read_group
-from ._numbers import FLOATS, floats, look_up
+from ._modelopt import read_modelopt
+from ._numbers import E4M3, FLOATS, floats, look_up
 
 BLOCK = (128, 128)  # transformers' FineGrainedFP8Config
 # what the numbers depend on
@@ -36,20 +35,11 @@ KNOWN = (
 ABOUT = ("activation_scheme", "kv_cache_scheme", "kv_cache_quant_targets", "modules_to_convert", "dequantize")
 
 
-def _table() -> NDArray[np.float32]:
-    code = np.arange(256)
-    exponent, mantissa = code >> 3 & 15, code & 7
-    size = np.where(exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0))
-    size[code & 127 == 127] = np.nan
-    return np.where(code < 128, size, -size).astype(np.float32)
-
-
-TABLE = _table()
-
-
 def _rule(config: Config, group: Config) -> Rule:
     if config.get("quant_method") == "compressed-tensors":
         return _compressed(read_group(config, group))
+    if config.get("quant_method") == "modelopt":
+        return Rule(ENCODING, Scaling(0, 0, suffix="_scale"), read_modelopt(config, 8, None))
     only(config, *KNOWN, *ABOUT)
     config.is_default("fmt", "e4m3")
     config.is_default("scale_fmt", "float", "ue8m0")  # ue8m0: float32 scales that are powers of two
@@ -127,7 +117,7 @@ def _width(stored: StoredTensor) -> int:
 
 
 def _decode(stored: StoredTensor, buffers: Sequence[Buffer], start: int, out: NDArray[np.float32]) -> None:
-    look_up(TABLE, buffers[0], out.reshape(-1))
+    look_up(E4M3, buffers[0], out.reshape(-1))
     scales = floats(stored.parts[1], buffers[1]).reshape(-1, _width(stored))
     index = _scale_rows(stored, np.arange(start, start + len(out)))
     index -= index[0]
@@ -143,7 +133,7 @@ def _decode(stored: StoredTensor, buffers: Sequence[Buffer], start: int, out: ND
 
 ENCODING = Encoding(
     name="fp8",
-    formats=("fp8", "compressed-tensors/float-quantized", "compressed-tensors/naive-quantized"),
+    formats=("fp8", "compressed-tensors/float-quantized", "compressed-tensors/naive-quantized", "modelopt/fp8"),
     rule=_rule,
     main="",
     dtypes=("F8_E4M3",),

@@ -17,11 +17,9 @@ from sampan.errors import brief, wrong
 from ..config import Config
 from ..encoding import Buffer, Encoding, Read, Rule, Scaling, StoredTensor, Tensors
 from ._compressed import read_group
-from ._numbers import look_up_pairs, nibbles, pairs
+from ._numbers import E2M1_PAIRS, look_up_pairs, nibbles
 
 GROUP = 32
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-TABLE = pairs(np.concatenate([E2M1, -E2M1]))
 with np.errstate(over="ignore"):
     SCALES = np.ldexp(np.float32(1), np.arange(256) - 127).astype(np.float32)
 SCALES[255] = np.nan
@@ -52,7 +50,7 @@ def _reads(stored: StoredTensor, start: int, rows: int) -> tuple[Read, ...]:
 
 
 def _decode(stored: StoredTensor, buffers: Sequence[Buffer], start: int, out: NDArray[np.float32]) -> None:
-    look_up_pairs(TABLE, buffers[0], out)
+    look_up_pairs(E2M1_PAIRS, buffers[0], out)
     grouped = out.reshape(-1, GROUP)
     grouped *= SCALES[buffers[1]][:, None]
 

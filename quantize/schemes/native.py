@@ -3,8 +3,8 @@
 from ..scheme import Rule, Scheme
 from ._llama import KEEP
 
-# f16 has three bits more than bf16, and the scales of these are float16 in the first place
-F16 = ("f16", "int4 with zeros by 32", "int4 with zeros by 128", "other int4")
+# f16 has three bits more than bf16, and the scales of these are float16 in the first place, or of a small range
+F16 = ("f16", "nvfp4", "int4 with zeros by 32", "int4 with zeros by 128", "other int4")
 
 SCHEME = Scheme(
     "bf16",

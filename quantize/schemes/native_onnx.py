@@ -11,7 +11,7 @@ SCHEME = Scheme(
         Rule("", "u4_32", when="stored as int4"),
         Rule("", "u4_32z", when="stored as int4 with zeros by 32"),
         Rule("", "u4_128z", when="stored as int4 with zeros by 128"),
-        *(Rule("", "f16", when=f"stored as {kind}") for kind in ("f16", "fp8", "mxfp4", "other int4")),
+        *(Rule("", "f16", when=f"stored as {kind}") for kind in ("f16", "fp8", "mxfp4", "nvfp4", "other int4")),
     ),
     native=True,
 )
