@@ -120,7 +120,7 @@ def _array(folder: Path, tensor: Any, onnx: Any) -> Array:
     location = entries.get("location", "")
     path = folder / location
     inside = location and "\0" not in location and not Path(location).is_absolute()
-    if not inside or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+    if not inside or not Path(os.path.realpath(path)).is_relative_to(_root(folder)):
         raise wrong(where, "external data inside the folder", brief(location) or "no location")
     if not there(path):
         raise wrong(where, f"the data file {brief(location)} in the folder", "no such file")
@@ -129,6 +129,13 @@ def _array(folder: Path, tensor: Any, onnx: Any) -> Array:
     if length != nbytes:
         raise wrong(f"{where}: length", f"{nbytes} bytes for {dtype} {brief(list(shape))}", length)
     return Array(tensor.name, dtype, shape, path, offset, nbytes)
+
+
+def _root(folder: Path) -> Path:
+    """Where the files of a folder may lie: in it, or in the hub cache whose snapshot it is (links into `blobs`)."""
+    real = Path(os.path.realpath(folder))
+    snapshots = next((p for p in (real, *real.parents) if p.name == "snapshots"), None)
+    return snapshots.parent if snapshots and (snapshots.parent / "blobs").is_dir() else real
 
 
 def _number(text: object, where: str) -> int:
