@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import traceback
 from typing import NoReturn
@@ -12,6 +14,9 @@ from sampan.errors import InputError
 from sampan.printable import printable
 from sampan.registry import load, names
 
+from ._terminal import colours
+
+OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 EXIT_BAD_INPUT, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 3, 130
 
 
@@ -48,6 +53,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     try:
         cli(standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as e:
         click.echo(e.format_message())
         sys.exit(EXIT_BAD_INPUT)
@@ -65,6 +72,9 @@ def main() -> None:
     except OSError as e:
         if debug:
             traceback.print_exc()
+        if e.filename is None and e.errno in OUTPUT_ERRORS:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer has nowhere to go
+            _fail(f"standard output cannot be written: {e.strerror}", EXIT_BAD_INPUT)
         if e.filename is None:
             _internal(e, debug)
         _fail(f"{e.filename}: {e.strerror}", EXIT_BAD_INPUT)
@@ -80,5 +90,6 @@ def _internal(e: Exception, debug: bool) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {printable(message)}", err=True)
+    label = click.style("error:", fg="red", bold=True) if colours() else "error:"
+    click.echo(f"{label} {printable(message)}", err=True)
     sys.exit(code)

@@ -10,6 +10,8 @@ from typing import Any, Self
 from sampan.printable import printable
 from sampan.units import human
 
+from ._terminal import colours
+
 PLAIN_SECONDS = 10.0  # between two plain lines
 
 
@@ -20,7 +22,7 @@ class Progress:
         self.total, self.what, self.unit, self.done = total, printable(what), unit, 0
         self.start = self.last = time.monotonic()
         self.bar: Any = None
-        if sys.stderr.isatty():
+        if colours():
             from tqdm import tqdm
 
             self.bar = tqdm(

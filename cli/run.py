@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ._terminal import decoded, piped_text, plain_text
+
 if TYPE_CHECKING:
     from sampan.runtime import Session
     from sampan.runtime.sampling import Sampling
+    from sampan.runtime.session import KV
 
 
 @click.command("run", short_help="Ask a model; the answer is streamed.")
@@ -22,14 +25,19 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer.")
 @click.option("--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: the model's own]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the sampling.")
 @click.option("--context", type=click.IntRange(1), help="Tokens of context.  [default: the model's, up to 4096]")
+@click.option(
+    "--kv", type=click.Choice(["f32", "f16", "q8_0"]), help="Number type of the cache.  [default: the engine's]"
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each core]")
 def command(
     model: Path, prompt: str | None, chat: bool, system: str | None, raw: bool, max_tokens: int,
-    temperature: float | None, seed: int, context: int | None, threads: int | None,
+    temperature: float | None, seed: int, context: int | None, kv: KV | None, threads: int | None,
 ) -> None:  # fmt: skip
-    """Answer PROMPT (or standard input) with MODEL, a GGUF file.
+    """Answer PROMPT with MODEL, a GGUF file or an ONNX folder.
+
+    Text on standard input is the prompt, or follows PROMPT after an empty line.
 
     \b
     Examples:
@@ -42,30 +50,39 @@ def command(
 
     if chat and (raw or prompt is not None):
         raise wrong("--chat", "no PROMPT and no --raw beside it", "one")
-    if not chat and prompt is None:
-        if sys.stdin.isatty():
+    if not chat:
+        parts = [plain_text(prompt)] if prompt is not None else []
+        if (piped := piped_text()) is not None:
+            parts.append(piped)
+        if not parts:
             raise wrong("PROMPT", "a prompt, text on standard input, or --chat", "none of them")
-        prompt = sys.stdin.read()
-    with open(model, EngineOptions(context=context, threads=threads)) as session:
+    with open(model, EngineOptions(context=context, threads=threads, kv=kv)) as session:
         sampling = session.sampling
         if temperature is not None:
             sampling = replace(sampling, temperature=temperature)
-        messages = [{"role": "system", "content": system}] if system else []
+            if not temperature and sampling.repetition_penalty != 1:
+                penalty = f"the model's repetition penalty of {sampling.repetition_penalty:g}"
+                click.echo(f"temperature 0 takes the most probable token, after {penalty}", err=True)
+        messages = [{"role": "system", "content": plain_text(system)}] if system is not None else []
         if chat:
             _converse(session, messages, max_tokens, sampling, seed)
             return
-        messages.append({"role": "user", "content": prompt or ""})
-        tokens = session.tokenize(prompt or "") if raw else session.tokenize_chat(messages)
+        text = "\n\n".join(parts)
+        messages.append({"role": "user", "content": text})
+        tokens = session.tokenize(text) if raw else session.tokenize_chat(messages)
         _stream(session, tokens, max_tokens, sampling, seed)
 
 
 def _converse(session: Session, messages: list[dict[str, str]], max_tokens: int, sampling: Sampling, seed: int) -> None:
-    if sys.stdin.isatty():
+    if sys.stdin is None:
+        raise click.UsageError("--chat reads from standard input, which is closed")
+    terminal = sys.stdin.isatty()
+    if terminal:
         click.echo("An empty line or Ctrl-D ends the conversation.", err=True)
     while True:
-        if sys.stdin.isatty():
+        if terminal:
             click.echo("> ", nl=False, err=True)
-        line = sys.stdin.readline().strip()
+        line = decoded(sys.stdin.buffer.readline()).strip()
         if not line:
             return
         messages.append({"role": "user", "content": line})
@@ -77,7 +94,12 @@ def _stream(session: Session, prompt: list[int], max_tokens: int, sampling: Samp
     pieces = []
     for piece in session.generate(prompt, max_tokens=max_tokens, sampling=sampling, seed=seed):
         click.echo(piece, nl=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         pieces.append(piece)
     click.echo()
+    if session.finish_reason == "length":
+        click.echo(f"cut at --max-tokens {max_tokens}", err=True)
+    elif session.finish_reason == "context":
+        click.echo(f"cut: the context of {session.context} tokens is full; --context sets another", err=True)
     return "".join(pieces)

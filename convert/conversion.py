@@ -87,6 +87,10 @@ def prepare(
     form: Format = load("sampan.convert.formats", to, "FORMAT", "--to")
     scheme_name = form.portable.get(quant, quant)
     scheme = get_scheme(scheme_name)
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"--output: {str(out)!r} is no UTF-8, as manifests need it; choose another name") from None
     _refuse_output_in_source(checkpoint, out)
     family, arch = read_architecture(checkpoint)
     binding = bind(checkpoint, family, arch)

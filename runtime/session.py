@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import importlib
 import os
+import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan import registry
-from sampan.errors import wrong
+from sampan.errors import InputError, wrong
 
 from .chat import render
 from .sampling import Sampling, sample
@@ -23,6 +25,8 @@ from .sampling import Sampling, sample
 SLICE = 64  # positions whose logits are handed out together
 LOGITS_AT_ONCE = 128  # positions whose logits an engine holds: 78 MB at 152k words
 KV = Literal["f32", "f16", "q8_0"]
+FinishReason = Literal["stop", "length", "context"]
+"""The model ended its answer; `max_tokens` were reached; the context is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,26 @@ class Engine(Protocol):
 
 
 class Session:
-    """An open artifact. Not thread-safe; close it, or use it in a `with` block."""
+    """An open artifact; close it, use it in a `with` block, or drop it.
+
+    It has one cache. A second use while an answer is streamed takes that cache, and the stream, when it is asked to go
+    on, evaluates again what it lost: both are right, and slower. Threads take turns.
+    """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._open: Engine | None = engine
+        self._release = weakref.finalize(self, engine.close)
+        self._turn = threading.RLock()
         self._cached: list[int] = []
+        self._user: object = None  # whose tokens are in the cache
         self.metadata = engine.metadata()
+        self.finish_reason: FinishReason | None = None
+
+    @property
+    def _engine(self) -> Engine:
+        if self._open is None:
+            raise InputError("this Session is closed; open the artifact again")
+        return self._open
 
     @property
     def vocab(self) -> int:
@@ -134,14 +152,17 @@ class Session:
         A slice is the engine's own memory, valid until the next one is asked for.
         """
         self._check(tokens)
-        self._rewind([])
-        start = 0
+        user, start = object(), 0
         while start < len(tokens):
             end = min(len(tokens), start + self._engine.batch, max(start, first) + LOGITS_AT_ONCE)
             wanted = max(0, end - max(start, first))
-            logits = self._evaluate(tokens[start:end], wanted)
-            for at in range(0, wanted, SLICE):
-                yield logits[at : at + SLICE]
+            for at in range(0, max(wanted, 1), SLICE):
+                with self._turn:
+                    if at == 0 or self._user is not user:
+                        self._restore(user, tokens[:start])
+                        logits = self._evaluate(tokens[start:end], wanted)
+                if wanted:
+                    yield logits[at : at + SLICE]
             start = end
 
     def take_experts(self) -> dict[int, NDArray[np.int32]]:
@@ -153,8 +174,38 @@ class Session:
         return self._engine.take_experts()
 
     def _evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
+        """As `Engine.evaluate`; whatever happens inside, the list of cached tokens never says more than is there."""
+        try:
+            logits = self._engine.evaluate(tokens, wanted)
+        except BaseException:
+            self._user, self._cached = None, []
+            self._engine.keep(0)
+            raise
         self._cached += tokens
-        return self._engine.evaluate(tokens, wanted)
+        return logits
+
+    def _restore(self, user: object, tokens: Sequence[int]) -> None:
+        """Make the cache hold exactly `tokens`, from empty, unless `user` was the last one who used it."""
+        if self._user is not user:
+            self._user = user
+            self._rewind([])
+            for start in range(0, len(tokens), self._engine.batch):
+                self._evaluate(tokens[start : start + self._engine.batch], 0)
+
+    def _advance(self, user: object, tokens: list[int]) -> NDArray[np.float32]:
+        """Logits [vocab] of the last of `tokens`; what the cache already holds of them is not evaluated again."""
+        start = len(self._cached) if self._user is user else self._rewind(tokens[:-1])
+        self._user = user
+        for at in range(start, len(tokens), self._engine.batch):
+            piece = tokens[at : at + self._engine.batch]
+            logits = self._evaluate(piece, int(at + len(piece) == len(tokens)))
+        last: NDArray[np.float32] = logits[0]
+        if not np.isfinite(last.max()):  # NaN wins every maximum
+            raise InputError(
+                f"the model computed {last.max()} for token {len(tokens)}, so no answer can be chosen; an f16 cache "
+                "may have overflowed: try --kv f32 (EngineOptions(kv='f32')), and if it stays, validate the file"
+            )
+        return last
 
     def generate(
         self,
@@ -166,22 +217,23 @@ class Session:
     ) -> Iterator[str]:
         """Stream the answer to a prompt as pieces of text, until the model ends it or `max_tokens`.
 
-        A text is tokenised with its control tokens; a prefix that is still cached is not evaluated again.
+        A text is tokenised with its control tokens; a prefix that is still cached is not evaluated again. Afterwards
+        `finish_reason` says why the answer ended.
         """
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         self._check(tokens)
         sampling = sampling or self.sampling
         rng = np.random.default_rng(seed)
         text = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        shared = self._rewind(tokens[:-1])
-        fresh = tokens[shared:]
-        for _ in range(min(max_tokens, self.context - len(tokens))):
-            for start in range(0, len(fresh), self._engine.batch):
-                logits = self._evaluate(fresh[start : start + self._engine.batch], 1)[0]
-            token = sample(logits, self._cached, sampling, rng)
+        user, room = object(), self.context - len(tokens)
+        self.finish_reason = "length" if max_tokens <= room else "context"
+        for _ in range(min(max_tokens, room)):
+            with self._turn:
+                token = sample(self._advance(user, tokens), tokens, sampling, rng)
             if self._engine.is_end(token):
+                self.finish_reason = "stop"
                 break
-            fresh = [token]
+            tokens.append(token)
             if piece := text.decode(self._engine.piece(token)):
                 yield piece
         if rest := text.decode(b"", final=True):
@@ -217,7 +269,10 @@ class Session:
             raise wrong("prompt", f"token ids below {self.vocab}", bad)
 
     def close(self) -> None:
-        self._engine.close()
+        """Free the model, as dropping the Session does; every other method raises InputError from then on."""
+        with self._turn:
+            self._open = None
+            self._release()
 
     def __enter__(self) -> Self:
         return self

@@ -94,6 +94,12 @@ class LlamaEngine:
         if not self._model:
             raise InputError(f"{path}: llama.cpp cannot load it: {'; '.join(_errors) or 'no reason given'}")
         trained = lib.llama_model_n_ctx_train(self._model)
+        if options.context is not None and options.context > trained:
+            self.close()
+            raise InputError(
+                f"{path}: a context of {options.context} tokens is more than the {trained} that the model was made "
+                "for; beyond them it answers nonsense"
+            )
         self.context = options.context or min(trained, DEFAULT_CONTEXT)
         if not options.vocabulary_only:
             self._ctx = lib.llama_init_from_model(self._model, self._context_params(options))

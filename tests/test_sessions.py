@@ -1,0 +1,187 @@
+"""A Session that cannot answer wrongly in silence: second uses, faults, ends, in both engines."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from conftest import to_gguf
+from onnx_peer import to_onnx
+
+from sampan import runtime
+from sampan.errors import InputError
+from sampan.runtime.session import Session
+
+ONE, OTHER = "The capital of France", "Please work out 2 + 38"
+MODELS = ("gguf", "onnx", "hybrid gguf", "hybrid onnx")
+
+
+@pytest.fixture(scope="module")
+def artifacts(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("sessions")
+    for name, source in (("", tiny.FIXTURE), ("hybrid ", model("qwen3_5"))):
+        to_gguf(source, out / f"{name}gguf.gguf", "f32")
+        to_onnx(source, out / f"{name}onnx", "fp32")
+    return {m: out / (f"{m}.gguf" if m.endswith("gguf") else m) for m in MODELS}
+
+
+@pytest.fixture(params=MODELS)
+def path(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Path:
+    return artifacts[request.param]
+
+
+@pytest.fixture
+def session(path: Path) -> Iterator[Session]:
+    with opened(path) as session:
+        yield session
+
+
+def opened(path: Path) -> Session:
+    return runtime.open(path, runtime.EngineOptions(context=256, threads=1, kv="f32"))
+
+
+def answer(session: Session, prompt: str, n: int = 12) -> str:
+    return "".join(session.generate(prompt, max_tokens=n))
+
+
+def alone(path: Path, prompt: str) -> str:
+    with opened(path) as session:
+        return answer(session, prompt)
+
+
+def test_two_streams_take_turns(path: Path, session: Session) -> None:
+    a, b = session.generate(ONE, max_tokens=12), session.generate(OTHER, max_tokens=12)
+    found = ["", ""]
+    for _ in range(20):
+        for n, stream in enumerate((a, b)):
+            found[n] += next(stream, "")
+    assert found == [alone(path, ONE), alone(path, OTHER)]
+
+
+def test_logits_in_the_middle_of_a_stream(path: Path, session: Session) -> None:
+    tokens = session.tokenize("One, two, three, four")
+    wanted = session.logits(tokens)
+    stream = session.generate(ONE, max_tokens=12)
+    found = next(stream)
+    np.testing.assert_allclose(session.logits(tokens), wanted, atol=1e-4)
+    assert found + "".join(stream) == alone(path, ONE)
+
+
+def test_a_stream_in_the_middle_of_slices(session: Session) -> None:
+    tokens = (session.tokenize("One, two, three, four, five and six. ") * 20)[:200]
+    wanted = session.logits(tokens)
+    parts = []
+    for part in session.logit_slices(tokens):
+        parts.append(part.copy())
+        answer(session, ONE, 2)
+    np.testing.assert_allclose(np.concatenate(parts), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_fault_inside_evaluate(
+    error: type[BaseException], after: bool, path: Path, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the engine has done its work, or behind it: the next answer is right."""
+    engine, evaluate, calls = session._engine, session._engine.evaluate, []
+
+    def failing(tokens: Any, wanted: int) -> Any:
+        calls.append(len(tokens))
+        if len(calls) == 4 and not after:
+            raise error
+        logits = evaluate(tokens, wanted)
+        if len(calls) == 4:
+            raise error
+        return logits
+
+    monkeypatch.setattr(engine, "evaluate", failing)
+    with pytest.raises(error):
+        answer(session, ONE)
+    assert answer(session, ONE) == alone(path, ONE)
+
+
+def test_threads_take_turns(path: Path, session: Session) -> None:
+    found: dict[str, str] = {}
+    threads = [threading.Thread(target=lambda p=p: found.update({p: answer(session, p)})) for p in (ONE, OTHER)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {p: alone(path, p) for p in (ONE, OTHER)}
+
+
+def test_any_order_of_calls_gives_what_each_gives_alone(path: Path) -> None:
+    """Random prompts, streams left in the middle, logits: against a fresh session for each."""
+    rng = np.random.default_rng(3)
+    prompts = [ONE, OTHER, ONE + " and", "Hello"]
+    wanted = {p: alone(path, p) for p in prompts}
+    with opened(path) as session:
+        for _ in range(12):
+            prompt = prompts[rng.integers(len(prompts))]
+            kind = rng.integers(3)
+            if kind == 0:
+                next(session.generate(prompt, max_tokens=4), "")
+            elif kind == 1:
+                session.logits(session.tokenize(prompt))
+            else:
+                assert answer(session, prompt) == wanted[prompt]
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, np.inf])
+def test_logits_that_are_no_numbers(value: float, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = session._engine.evaluate
+    monkeypatch.setattr(session._engine, "evaluate", lambda t, w: np.full_like(evaluate(t, w), value))
+    with pytest.raises(InputError, match=r"the model computed -?(nan|inf) for token \d+, so no answer .*--kv f32"):
+        answer(session, ONE)
+
+
+def test_after_close_everything_says_so(session: Session) -> None:
+    stream = session.generate(ONE, max_tokens=4)
+    next(stream)
+    session.close()
+    session.close()
+    calls: list[Callable[[], object]] = [
+        lambda: session.tokenize("x"), lambda: session.detokenize([1]), lambda: session.logits([1]),
+        lambda: answer(session, ONE), lambda: session.vocab, lambda: session.context, session.take_experts,
+        lambda: list(stream),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(InputError, match="this Session is closed; open the artifact again"):
+            call()
+
+
+def test_why_an_answer_ended(session: Session) -> None:
+    answer(session, ONE, 2)
+    assert session.finish_reason == "length"
+    list(session.generate([300] * 250, max_tokens=100))
+    assert session.finish_reason in ("context", "stop")
+
+
+def test_more_context_than_the_model_was_made_for(path: Path) -> None:
+    with pytest.raises(InputError, match=r"context.*(100000|at most)"):
+        runtime.open(path, runtime.EngineOptions(context=100_000))
+
+
+def test_a_dropped_session_frees_its_model(path: Path) -> None:
+    session = opened(path)
+    engine: Any = session._engine
+    del session
+    gc.collect()
+    assert (engine._model if hasattr(engine, "_model") else engine._session) is None
+
+
+def test_the_interpreter_ends_with_an_open_session(path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from sampan import runtime; s = runtime.open(Path(sys.argv[1]));"
+        "g = s.generate('Hi', max_tokens=4); next(g)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
