@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 from sampan.errors import InputError, brief
 
-MAX_PATTERN, MAX_PATTERNS = 1000, 20_000  # characters of one, of all in a list
+MAX_PATTERN, MAX_PATTERNS, MAX_NAME = 1000, 20_000, 1000  # characters of one, of all in a list, of a module's name
+MAX_SECONDS = 1.5  # of a processor for a list; 60 usual patterns take 0.2 for the 70,000 modules of the largest models
 EXPRESSION = re.compile(r"[\\^$*+?{}\[\]|()]")  # what no name of a module has
 OTHERWISE = re.compile(r"\{,|\[\[:|\\[QC]")  # RE2 takes these, and reads something else than Python
 Matches = Callable[[str], bool]
@@ -23,14 +26,18 @@ def named(names: Iterable[str]) -> Matches:
 def matcher(patterns: Sequence[str], where: str) -> Matches:
     """Whether one of the expressions matches the beginning of a module's name, as `re.match` does."""
     found = _compiled(patterns, where)
-    return lambda module: found is not None and found.match(_utf8(module)) is not None
+    if found is None:
+        return lambda module: False
+    return _bounded(lambda module: found.match(_utf8(module)) is not None, where)
 
 
 def wildcards(names: Sequence[str], where: str) -> Matches:
     """Whether a module is one of `names`, lies in one, or matches one with `*` in it, as `fnmatch` does."""
     found = _compiled([".*".join(map(re.escape, n.split("*"))) for n in names if "*" in n], where)
     inside = named(n for n in names if "*" not in n)
-    return lambda module: inside(module) or (found is not None and found.fullmatch(_utf8(module)) is not None)
+    if found is None:
+        return inside
+    return _bounded(lambda module: inside(module) or found.fullmatch(_utf8(module)) is not None, where)
 
 
 def skipper(names: Sequence[str], where: str) -> Matches:
@@ -42,14 +49,32 @@ def skipper(names: Sequence[str], where: str) -> Matches:
     inside, ends = named(literal), tuple(literal)
 
     def plain(module: str) -> bool:
-        if inside(module) or module.endswith(ends):
-            return True
-        if found is None:
-            return False
-        stops = [i for i in range(len(module) + 1) if module[i : i + 1] in ("", ".") or module[i - 1 : i] == "."]
-        return any(found.fullmatch(_utf8(module[:i])) is not None for i in stops)
+        return inside(module) or module.endswith(ends)
 
-    return plain
+    def matches(module: str) -> bool:
+        stops = [i for i in range(len(module) + 1) if module[i : i + 1] in ("", ".") or module[i - 1 : i] == "."]
+        return plain(module) or any(found.fullmatch(_utf8(module[:i])) is not None for i in stops)
+
+    return plain if found is None else _bounded(matches, where)
+
+
+def _bounded(matches: Matches, where: str) -> Matches:
+    """The same, refused where names are long or all of it takes long: RE2 needs time for pattern × name × modules."""
+    spent = 0.0
+
+    @cache
+    def bounded(module: str) -> bool:
+        nonlocal spent
+        if len(module) > MAX_NAME:
+            raise InputError(f"{where}: the module {brief(module)} has a name of more than {MAX_NAME} characters")
+        start = time.thread_time()
+        found = matches(module)
+        spent += time.thread_time() - start
+        if spent > MAX_SECONDS:
+            raise InputError(f"{where}: its patterns take too long for so many modules; write simpler ones")
+        return found
+
+    return bounded
 
 
 def _compiled(patterns: Sequence[str], where: str) -> Any:

@@ -15,7 +15,7 @@ import pytest
 from conftest import Pair, to_gguf
 
 from sampan.checkpoint import open_folder
-from sampan.convert.patterns import matcher, skipper, wildcards
+from sampan.convert.patterns import MAX_SECONDS, matcher, skipper, wildcards
 from sampan.convert.quantization import read_rules, read_storage
 from sampan.errors import InputError
 
@@ -187,6 +187,50 @@ def test_no_pattern_takes_long(where: str, text: str, pair: Pair, tmp_path: Path
         assert len(str(e)) < 500 and "\n" not in str(e)
     assert time.monotonic() - start < 2
     assert not capfd.readouterr().err
+
+
+def test_groups_cost_nothing() -> None:
+    """With groups that capture, each of these names takes 6 ms."""
+    start = time.monotonic()
+    matches = matcher(["(" * 499 + ".*" + ")" * 499], "here")
+    assert all(matches(f"model.layers.1.mlp.experts.{e}.gate_proj") for e in range(2000))
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    "patterns", [["|".join([".*[a-m]e.{9}x"] * 70)] * 20, [".*e.{900}x"] * 19], ids=["many", "counts"]
+)
+@pytest.mark.parametrize("make", [matcher, skipper])
+def test_many_modules(
+    make: Callable[[list[str], str], Callable[[str], bool]], patterns: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a bound the first list takes five minutes for the modules of a model with 128 experts in 60 layers."""
+    assert MAX_SECONDS <= 1.5
+    monkeypatch.setattr("sampan.convert.patterns.MAX_SECONDS", 0.1)
+    matches, start = make(patterns, "here"), time.thread_time()
+    with pytest.raises(InputError, match="here: its patterns take too long for so many modules; write simpler ones"):
+        [matches(f"model.layers.{i % 60}.mlp.experts.{i}.gate_proj") for i in range(70_000)]
+    assert time.thread_time() - start < 0.5
+
+
+def test_usual_patterns_are_far_from_the_bound() -> None:
+    matches = matcher([rf".*layers\.{i}\.mlp\.(gate|up)_proj$" for i in range(60)], "here")
+    start = time.thread_time()
+    assert not any(matches(f"model.layers.{i % 60}.mlp.experts.{i}.gate_proj") for i in range(10_000))
+    assert time.thread_time() - start < 0.2
+
+
+def test_a_name_without_end() -> None:
+    with pytest.raises(InputError, match=r"here: the module xxx.*… has a name of more than 1000 characters"):
+        matcher([".*a"], "here")("x" * 1001)
+
+
+def test_long_patterns() -> None:
+    assert matcher(["a?" * 500], "here")("a" * 500)
+    with pytest.raises(
+        InputError, match=r"here: the pattern a\?a\?.*… is too long; write it in at most 1000 characters"
+    ):
+        matcher(["a?" * 501], "here")
 
 
 def test_many_patterns(pair: Pair, tmp_path: Path) -> None:
