@@ -92,7 +92,7 @@ def test_names_that_are_no_utf8(model: Path, tmp_path: Path) -> None:
     done = run("convert", tiny.FIXTURE, "-o", out)
     assert done.returncode == 2 and b"is no UTF-8, as manifests need it; choose another name" in done.stderr
     shutil.copy(model, out)
-    for done in (run("inspect", out), run("run", out, "Hi", "--max-tokens", "2"), run("validate", out, out)):
+    for done in (run("inspect", out), run("run", out, "Hi", "--max-tokens", "2")):
         assert done.returncode in (0, 1, 2) and b"internal" not in done.stderr, done.stderr
 
 
