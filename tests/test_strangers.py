@@ -173,7 +173,8 @@ def test_layers_that_predict_further_tokens_are_left_out(
 
 CLASSES = {
     "qwen2": "Qwen2Config", "qwen2_moe": "Qwen2MoeConfig", "qwen3": "Qwen3Config", "qwen3_moe": "Qwen3MoeConfig",
-    "llama": "LlamaConfig", "glm4": "Glm4Config", "deepseek_v3": "DeepseekV3Config", "qwen3_next": "Qwen3NextConfig",
+    "llama": "LlamaConfig", "mistral": "MistralConfig",
+    "glm4": "Glm4Config", "deepseek_v3": "DeepseekV3Config", "qwen3_next": "Qwen3NextConfig",
     "qwen3_5": "Qwen3_5TextConfig", "qwen3_5_moe": "Qwen3_5MoeTextConfig",
 }  # fmt: skip
 

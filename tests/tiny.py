@@ -117,6 +117,7 @@ MODELS: dict[str, Tiny] = {
         "LlamaConfig", num_hidden_layers=2, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
     ),
     "llama-yarn": _qwen("LlamaConfig", num_hidden_layers=2, rope_parameters=YARN | {"attention_factor": 0.8}),
+    "mistral": _qwen("MistralConfig", sliding_window=None, head_dim=64),
     "glm4": _qwen("Glm4Config", head_dim=64, attention_bias=True, pad_token_id=None),
     "glm4-odd-widths": _qwen(
         "Glm4Config", "float32", head_dim=96, hidden_size=96, intermediate_size=176, attention_bias=False,
