@@ -44,7 +44,7 @@ def run(checkpoint: Checkpoint, place: Path, request: Request, as_json: bool) ->
         line(f"{find_family(checkpoint)[0]} needs no --exporter: without it, it is faster", err=True)
     start = time.monotonic()
     line("exporting and comparing with transformers", err=True)
-    new = convert_exported(checkpoint, place, request, lambda total: Progress(total, "quantising"))
+    convert_exported(checkpoint, place, request, lambda total: Progress(total, "quantising"))
     seconds = time.monotonic() - start
     manifest = json.loads((request.out / "manifest.json").read_text())
     nbytes = sum(manifest["files"].values())
@@ -56,5 +56,5 @@ def run(checkpoint: Checkpoint, place: Path, request: Request, as_json: bool) ->
         return
     error, bound = (manifest["export"][k] for k in ("largest_error", "largest_allowed"))
     line(f"the exported graph is within {error:.1e} of transformers' logits ({bound:.1e} allowed)", err=True)
-    size = f"{human(nbytes)}, {new.bits_per_weight:.2f} bits per weight"
+    size = f"{human(nbytes)}, {manifest['bits_per_weight']:.2f} bits per weight"
     line(f"{request.out}: {manifest['scheme']}, {size}, {seconds:.1f} s")

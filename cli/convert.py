@@ -111,6 +111,8 @@ def command(
         seconds = progress.seconds
     if job.restarted:
         line(f"started again: {job.restarted}", err=True)
+    if job.finished:
+        line("an earlier run had written all of it; it has its name now", err=True)
     if job.records:
         line("continued an unfinished output", err=True)
     if conversion.binding.redundant_head is not None:

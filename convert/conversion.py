@@ -8,9 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sampan.artifact import Job, discard, manifest_bytes, open_job
+from sampan.artifact import manifest_bytes
 from sampan.checkpoint import Checkpoint
-from sampan.errors import InputError, UnfinishedError, wrong
+from sampan.errors import InputError, wrong
+from sampan.job import Job, open_job
 from sampan.quantize import get_scheme
 from sampan.registry import load
 from sampan.units import human
@@ -116,22 +117,18 @@ def _refuse_output_in_source(checkpoint: Checkpoint, out: Path) -> None:
 def convert(
     c: Conversion, *, allow_zero: bool = False, overwrite: bool = False, progress: Progress = lambda n: None
 ) -> Job:
-    """Write the artifact. A killed run leaves `.part` and `.journal` files, a streamed one a `.shard` too, and the same
-    call resumes it, as it does behind an UnfinishedError.
+    """Write the artifact. A killed run leaves `OUT.unfinished/`, and the same call resumes it, as it does behind an
+    UnfinishedError.
     """
     with open_job(c.out, c.plan.files, _identity(c, allow_zero), overwrite=overwrite) as job:
-        try:
-            if is_streamed(c.checkpoint):
-                shards: Shards = Stream(c.checkpoint, c.work, c.binding, c.out)
-            else:
-                shards = Shards(c.checkpoint, c.binding)
-            filled = fill(c.work, shards, job, c.jobs, allow_zero=allow_zero, lossless=c.lossless, progress=progress)
-            _check_unchanged(c.checkpoint)
-        except UnfinishedError:
-            raise
-        except InputError:
-            discard(c.out, c.plan.files)
-            raise
+        if job.finished:
+            return job
+        if is_streamed(c.checkpoint):
+            shards: Shards = Stream(c.checkpoint, c.work, c.binding, c.out)
+        else:
+            shards = Shards(c.checkpoint, c.binding)
+        filled = fill(c.work, shards, job, c.jobs, allow_zero=allow_zero, lossless=c.lossless, progress=progress)
+        _check_unchanged(c.checkpoint)
         job.commit(manifest_bytes(_manifest(c, filled)))
     return job
 

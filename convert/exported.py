@@ -7,17 +7,18 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from sampan.artifact import OutputFile, check_folder, discard, open_job
+from sampan.artifact import OutputFile, replaced
 from sampan.checkpoint import Checkpoint
-from sampan.errors import InputError, wrong
+from sampan.errors import wrong
 from sampan.files import read_bytes, read_json_if_there, there
+from sampan.job import open_job, settle
 from sampan.quantize import get_scheme
 
 from .config import Config
@@ -25,7 +26,7 @@ from .exporters import optimum
 from .formats.onnx import FORMAT
 from .formats.onnx.folder import COPIED, SEARCH
 from .formats.onnx.graph import DATA_FILE
-from .formats.onnx.rewrite import Rewritten, rewrite, source_bytes, write
+from .formats.onnx.rewrite import rewrite, source_bytes, write
 
 # model types that onnxruntime-genai knows by name; it runs any other plain decoder as llama
 GENAI_TYPES = {"gemma", "gemma2", "llama", "mistral", "nemotron", "olmo", "phi", "phi3", "qwen2", "qwen3", "smollm3"}
@@ -48,7 +49,7 @@ class Request:
 
 def convert_exported(
     checkpoint: Checkpoint, place: Path, request: Request, progress: Callable[[int], Progress]
-) -> Rewritten:
+) -> None:
     """Export, check, rewrite, write. The float32 graph lies in a temporary folder beside the output meanwhile.
 
     `place`: the exporter's environment. `progress(total)` gives a function that is called with bytes done.
@@ -58,23 +59,23 @@ def convert_exported(
     tokenizer = checkpoint.folder / "tokenizer.json"
     if not there(tokenizer):
         raise wrong(tokenizer, "a tokenizer", "no such file", "transformers writes one from tokenizer.model")
-    check_folder(out, request.overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    data = OutputFile(out / DATA_FILE, b"", 0, folder=True)
     hashes = _hashes(checkpoint)
+    identity = _identity(checkpoint, hashes, scheme_name, request)
+    if settle(out, identity):
+        return
+    replaced(out, (data,), request.overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{out.name}.export.", dir=out.parent) as work:
         exported = optimum.export(checkpoint, place, Path(work), request.context)
         new = rewrite(exported.graph, scheme_name, scheme, 4 if request.accuracy is None else request.accuracy)
         small = {"model.onnx": new.model, **_companions(checkpoint, new.model, exported.context)}
-        files = [OutputFile(out / DATA_FILE, b"", new.size, folder=True)]
+        files = [replace(data, size=new.size)]
         files += [OutputFile(out / name, data, len(data), folder=True) for name, data in small.items()]
         jobs = request.jobs or os.cpu_count() or 1
-        with open_job(out, tuple(files), {"exporter": "optimum"}, overwrite=request.overwrite) as job:
-            try:
-                done = progress(source_bytes(new))
-                write(new, job.fds[0], jobs, request.max_memory, done, allow_zero=request.allow_zero)
-            except InputError:
-                discard(out, files)
-                raise
+        with open_job(out, tuple(files), identity, overwrite=request.overwrite) as job:
+            done = progress(source_bytes(new))
+            write(new, job.fds[0], jobs, request.max_memory, done, allow_zero=request.allow_zero)
             manifest = {
                 "manifest_version": 1,
                 "sampan": version("sampan"),
@@ -88,7 +89,13 @@ def convert_exported(
                 "tensors": {m.name: m.type.name for m in new.matrices if m.type},
             }
             job.commit(json.dumps(manifest, indent=1).encode() + b"\n")
-    return new
+
+
+def _identity(checkpoint: Checkpoint, hashes: dict[str, str], scheme: str, request: Request) -> dict[str, Any]:
+    """What must be the same for an output that an earlier run had decided to be this one."""
+    config = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest()
+    asked = [scheme, request.context, request.accuracy, request.allow_zero]
+    return {"version": f"{version('sampan')}, {optimum.PINS}", "source": [hashes, config], "options": asked}
 
 
 def _hashes(checkpoint: Checkpoint) -> dict[str, str]:

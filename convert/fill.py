@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sampan.artifact import Job
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, wrong
+from sampan.job import Job
 from sampan.quantize import decode_rows, encode_rows
 
 from .binding import Piece

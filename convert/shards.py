@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
-from sampan.artifact import shard_in_hand
 from sampan.checkpoint import Body, Checkpoint, Shard
 from sampan.errors import InputError, UnfinishedError, brief, wrong
+from sampan.job import shard_in_hand
 from sampan.safetensors import TensorInfo
 from sampan.units import human
 

@@ -90,7 +90,7 @@ def test_exports_equal_transformers(name: str, checkpoints: Path, environment: P
         manifest["graph"] == "optimum"
         and manifest["family"] == json.loads((source / "config.json").read_text())["model_type"]
     )
-    assert not list(tmp_path.glob("*.export*")) and not list(tmp_path.glob("*.journal"))
+    assert not list(tmp_path.glob("*.export*")) and not list(tmp_path.glob("*.unfinished"))
     done = run_cli("run", str(out), "Hello", "--max-tokens", "4", "--temperature", "0")
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
 

@@ -25,6 +25,7 @@ from sampan.artifact import OutputFile
 from sampan.checkpoint import open_folder
 from sampan.convert.conversion import convert, prepare
 from sampan.errors import InputError
+from sampan.job import work_folder
 from sampan.quantize import decode_rows, number_type, tensor_type
 
 SCHEMES = ("int4", "int4_head8", "int4_128", "int4_zp", "int4_128_zp", "int8", "q4_0")
@@ -185,9 +186,9 @@ def test_an_interrupted_folder_is_continued(model: Model, tmp_path: Path) -> Non
     conversion = prepare(open_folder(model("qwen3_moe")), out, "onnx", "int4", jobs=1, max_memory=1_500_000)
     with pytest.raises(KeyboardInterrupt):
         convert(conversion, progress=stop)
-    assert not out.exists() and (tmp_path / "out.part" / "model.onnx.data").exists()
+    assert not out.exists() and (work_folder(out) / "data" / "model.onnx.data").exists()
     convert(conversion)
-    assert not (tmp_path / "out.part").exists() and not (tmp_path / "out.journal").exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"whole", "out"}
     for file in ("model.onnx", "model.onnx.data"):
         assert (out / file).read_bytes() == (whole / file).read_bytes()
     assert json.loads((out / "manifest.json").read_text())["scheme"] == "int4"

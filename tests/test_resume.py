@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -19,6 +20,8 @@ from conftest import run_cli, to_gguf
 from sampan.checkpoint import open_folder
 from sampan.convert import fill
 from sampan.convert.conversion import convert, prepare
+from sampan.job import JOURNAL, work_folder
+from sampan.journal import Journal
 
 # Converts slowly enough to be killed on the way: every item waits.
 SLOW = """
@@ -43,7 +46,7 @@ def start_slow(source: Path, out: Path, *options: str, quant: str = "q8_0") -> s
 
 
 def journal_lines(out: Path) -> int:
-    journal = out.with_name(out.name + ".journal")
+    journal = work_folder(out) / JOURNAL
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
@@ -52,6 +55,18 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)
+
+
+def rewrite_journal(out: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+    """Other entries with the checksums that belong to them."""
+    path = work_folder(out) / JOURNAL
+    entries = change([json.loads(line.partition(" ")[2]) for line in path.read_text().splitlines()])
+    path.write_bytes(b"")
+    fd = os.open(path, os.O_RDWR | os.O_APPEND)
+    journal = Journal(fd)
+    for entry in entries:
+        journal.append(entry)
+    os.close(fd)
 
 
 def kill_on_the_way(source: Path, out: Path, lines: int = 4, quant: str = "q8_0") -> None:
@@ -66,7 +81,8 @@ def kill_on_the_way(source: Path, out: Path, lines: int = 4, quant: str = "q8_0"
 def test_a_killed_run_continues_and_gives_the_same_bytes(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     out = tmp_path / "m.gguf"
     kill_on_the_way(tiny.FIXTURE, out)
-    entries = [json.loads(line) for line in out.with_name("m.gguf.journal").read_text().splitlines()[1:]]
+    lines = (work_folder(out) / JOURNAL).read_text().splitlines()
+    entries = [json.loads(line.partition(" ")[2]) for line in lines[1:]]
     done = sum(len(e["done"]) for e in entries)
     assert done > 0
     converted = []
@@ -92,14 +108,17 @@ def test_a_killed_run_continues_and_gives_the_same_bytes(gguf: Callable[[str, st
 def test_a_journal_cut_at_any_byte(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     out = tmp_path / "m.gguf"
     kill_on_the_way(tiny.FIXTURE, out, 6)
-    journal, part = out.with_name("m.gguf.journal"), out.with_name("m.gguf.part")
+    work = work_folder(out)
+    journal, part = work / JOURNAL, work / "data" / out.name
     saved = journal.read_bytes(), part.read_bytes()
     for cut in (1, 40, len(saved[0]) // 2, len(saved[0]) - 1, len(saved[0])):
+        part.parent.mkdir(parents=True, exist_ok=True)
         journal.write_bytes(saved[0][:cut])
         part.write_bytes(saved[1])
         to_gguf(tiny.FIXTURE, out, "q8_0")
         assert out.read_bytes() == gguf("trained", "q8_0").read_bytes(), cut
         out.unlink()
+        assert not work.exists()
 
 
 @pytest.mark.parametrize("other", ["options", "source", "version"])
@@ -113,10 +132,7 @@ def test_another_job_starts_again_and_says_so(other: str, gguf: Callable[[str, s
     elif other == "source":
         os.utime(source / "model.safetensors", ns=(1, 1))
     else:
-        journal = out.with_name("m.gguf.journal")
-        lines = journal.read_text().splitlines(keepends=True)
-        first = json.loads(lines[0]) | {"version": "0.0.1"}
-        journal.write_text(json.dumps(first) + "\n" + "".join(lines[1:]))
+        rewrite_journal(out, lambda entries: [entries[0] | {"version": "0.0.1"}, *entries[1:]])
     result = run_cli("convert", str(source), "--quant", quant, "-o", str(out))
     assert result.returncode == 0, result.stderr
     assert f"started again: an unfinished output was found, but with another {other}" in result.stderr
@@ -146,7 +162,9 @@ def test_interrupt_keeps_the_work(tmp_path: Path) -> None:
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr.strip() == "error: interrupted; run the same command again to continue"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf.journal", "m.gguf.part"]
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == [
+        "m.gguf.unfinished/data/m.gguf", "m.gguf.unfinished/sampan.journal"
+    ]  # fmt: skip
 
 
 def test_the_bytes_do_not_depend_on_jobs_and_memory(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -28,6 +29,7 @@ from sampan.convert import shards
 from sampan.convert.conversion import convert, prepare
 from sampan.errors import InputError, UnfinishedError
 from sampan.gguf import read_header
+from sampan.job import work_folder
 
 # A command whose pauses between attempts are short; the second is killed on the way, so it must record often.
 QUICK = "from sampan import hub; hub.PAUSE = 0.01; from sampan.cli import main; main()"
@@ -144,8 +146,8 @@ def test_a_hub_that_stops_answering_keeps_the_work(
     assert line == f"{REPO}: {SHARDS[1]}: {said}"
     tries = 6 if status in (429, 503) else 1
     assert [r.status for r in hub.of(SHARDS[1]) if r.storage] == [206, *[status] * tries]
-    left = {p.name for p in quick.out.parent.iterdir()}
-    assert left - {"model.gguf.shard"} == {"model.gguf.part", "model.gguf.journal"}
+    left = {p.name for p in work_folder(quick.out).iterdir()}
+    assert left - {"shard"} == {"data", "sampan.journal"}
     hub.faults.refused.clear()
     hub.requests.clear()
     result = quick(hub.url, *quick.arguments("--stream"))
@@ -172,8 +174,8 @@ def test_after_a_kill_only_the_rest_is_fetched(
                 time.sleep(0.01)
         finally:
             process.kill()
-    names = {p.name for p in sampan.out.parent.iterdir()}
-    assert names == {"model.gguf.part", "model.gguf.journal", "model.gguf.shard"}, "of the other shard nothing is left"
+    names = {p.name for p in work_folder(sampan.out).iterdir()}
+    assert names == {"data", "sampan.journal", "shard"}, "of the other shard nothing is left"
     assert hand.stat().st_size == at
     assert sampan.weights() == []
     hub.requests.clear()
@@ -187,9 +189,10 @@ def test_after_a_kill_only_the_rest_is_fetched(
 
 
 def test_a_shard_in_hand_of_something_else_is_not_used(sharded: Path, serve: Callable[..., Hub], quick: Shell) -> None:
-    quick.out.parent.mkdir()
     hand = shards.shard_in_hand(quick.out)
     for left in (b"", b"\xff" * 100, (sharded / SHARDS[1]).read_bytes()[:500_000]):
+        hand.parent.mkdir(parents=True)
+        (hand.parent / "sampan.journal").touch()
         hand.write_bytes(left)
         hub = serve(sharded)
         quick.convert(hub, "--stream", "--overwrite")
@@ -199,11 +202,14 @@ def test_a_shard_in_hand_of_something_else_is_not_used(sharded: Path, serve: Cal
 def test_the_disk_holds_the_output_and_one_shard(sharded: Path, serve: Callable[..., Hub], sampan: Shell) -> None:
     hub = serve(sharded)
     hub.faults.drops = {s: [(3_000_000, "closed")] for s in SHARDS}  # a second for the watcher in each
-    largest, stop = [0], threading.Event()
+    largest, stop, hand = [0], threading.Event(), shards.shard_in_hand(sampan.out)
 
     def watch() -> None:
         while not stop.wait(0.005):
-            used = sum(p.stat().st_size for p in sampan.out.parent.glob("*") if p.is_file())
+            used = 0
+            for path in (sampan.out, work_folder(sampan.out) / "data" / sampan.out.name, hand):
+                with contextlib.suppress(FileNotFoundError):
+                    used += path.stat().st_size
             largest[0] = max(largest[0], used)
 
     watcher = threading.Thread(target=watch)
@@ -295,7 +301,9 @@ def test_a_full_disk_keeps_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     conversion = prepare(streamed(tiny.FIXTURE), tmp_path / "m.gguf", "gguf", "q4_0", jobs=2)
     real = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: real._replace(free=conversion.plan.nbytes))
-    with pytest.raises(UnfinishedError, match=r"m\.gguf\.shard: expected .* of free disk, found .*; run again"):
+    with pytest.raises(
+        UnfinishedError, match=r"m\.gguf\.unfinished/shard: expected .* of free disk, found .*; run again"
+    ):
         convert(conversion)
     monkeypatch.undo()
     convert(conversion)
