@@ -24,7 +24,7 @@ from sampan.quantize import get_scheme
 from .config import Config
 from .exporters import optimum
 from .formats.onnx import FORMAT
-from .formats.onnx.folder import COPIED, SEARCH
+from .formats.onnx.folder import COPIED, search_options
 from .formats.onnx.graph import DATA_FILE
 from .formats.onnx.rewrite import rewrite, source_bytes, write
 
@@ -157,5 +157,5 @@ def _genai(checkpoint: Checkpoint, model: bytes, context: int) -> dict[str, Any]
         "do_sample": bool(generation.get("do_sample", False)),
         "past_present_share_buffer": False,
     }
-    search |= {k: kind(generation[k]) for k, kind in SEARCH.items() if generation.get(k) is not None}
+    search |= search_options(checkpoint.folder)
     return {"model": data, "search": search}

@@ -7,6 +7,7 @@ a fine-tune with added tokens is read like its base.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,10 @@ def _around(parsed: dict[str, Any], path: Path) -> dict[str, list[int]]:
 
 def _added(parsed: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
-    for entry in parsed.get("added_tokens") or []:
+    entries = parsed.get("added_tokens") or []
+    if not isinstance(entries, list):
+        raise wrong(f"{path}: added_tokens", "a list", brief(entries))
+    for entry in entries:
         valid = isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("content"), str)
         if not valid or not entry["content"] or entry["id"] in found:
             raise wrong(f"{path}: added_tokens", "an id of its own and a content", brief(entry))
@@ -248,7 +252,13 @@ def _special(
     special = _more_ends(folder, tokens, special) | special
     template = read.chat_template if jinja is None else jinja  # transformers prefers the file to the key
     if template is not None and not isinstance(template, str):
-        template = [dict(t) for t in template]
+        named = [t if isinstance(t, Mapping) else {} for t in template] if isinstance(template, list) else [{}]
+        if any(not isinstance(t.get(key), str) for t in named for key in ("name", "template")):
+            raise wrong(
+                f"{folder / 'tokenizer_config.json'}: chat_template", "a text, or a list of names and templates",
+                brief(template),
+            )  # fmt: skip
+        template = [dict(t) for t in named]
     return special, dict(read.add_special_token), template
 
 

@@ -25,9 +25,10 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
-    """By field number: messages inside, whole numbers that one byte can stand for, and raw data."""
+    """By field number: messages inside, texts, whole numbers that one byte can stand for, and raw data."""
 
     inside: dict[int, str]
+    texts: frozenset[int]
     varints: frozenset[int]
     raw: int
 
@@ -45,7 +46,7 @@ def read_message(path: Path, message: Any) -> None:
             rest = scan.message(type(message).DESCRIPTOR.full_name, 0, size, 0)
             raw = scan.data[:] if rest is None else rest
         message.ParseFromString(raw)
-    except (DecodeError, IndexError):
+    except (DecodeError, IndexError, UnicodeDecodeError):
         raise wrong(path, "an ONNX graph", "bytes that protobuf cannot read") from None
     except OSError as e:
         raise InputError(f"{path}: cannot be read: {e.strerror}") from None
@@ -64,7 +65,10 @@ def _schema(descriptor: Any) -> dict[str, _Fields]:
         varints = [f.number for f in at.fields if f.cpp_type in (f.CPPTYPE_INT32, f.CPPTYPE_INT64, f.CPPTYPE_UINT64)]
         raw = at.fields_by_name.get("raw_data")
         found[at.full_name] = _Fields(
-            {f.number: f.message_type.full_name for f in inside}, frozenset(varints), raw.number if raw else 0
+            {f.number: f.message_type.full_name for f in inside},
+            frozenset(f.number for f in at.fields if f.type == f.TYPE_STRING),
+            frozenset(varints),
+            raw.number if raw else 0,
         )
         todo += [f.message_type for f in inside]
     return found
@@ -117,6 +121,8 @@ class _Scan:
                     out += data[kept:start]
                     kept = at + length
                 else:
+                    if number in known.texts:
+                        data[at : at + length].decode("utf-8")  # protobuf says so only when a text is used
                     self.cost += length * (24 if number in known.varints else 2)
                 at += length
             else:  # groups, which ONNX does not use, or damage

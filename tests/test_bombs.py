@@ -146,6 +146,25 @@ def test_safetensors_header_of_100_mb(copy: Path) -> None:
     assert "header: expected JSON" in held(watched.run("inspect", str(copy)), 2)
 
 
+@pytest.mark.parametrize("to", ["gguf", "onnx"])
+@pytest.mark.parametrize(
+    ("name", "key", "value", "line"),
+    [
+        ("generation_config.json", "top_k", [1], "generation_config.json: top_k: expected a number, found [1]"),
+        ("generation_config.json", "top_k", 2**64, "top_k: expected a number, found 18446744073709551616"),
+        ("generation_config.json", "top_k", 1.5, "generation_config.json: top_k: expected a whole number, found 1.5"),
+        ("generation_config.json", "temperature", float("nan"), "temperature: expected a number, found nan"),
+        ("tokenizer_config.json", "chat_template", [0, 1], "expected a text, or a list of names and templates, found"),
+        ("tokenizer.json", "added_tokens", 7, "tokenizer.json: added_tokens: expected a list, found 7"),
+    ],
+)
+def test_values_of_another_kind(name: str, key: str, value: object, line: str, to: str, copy: Path) -> None:
+    """Found by the fuzz targets: each was an internal error in one of the formats."""
+    (copy / "chat_template.jinja").unlink(missing_ok=True)
+    edit_json(copy / name, **{key: value})
+    assert line in held(watched.run("convert", str(copy), "--plan", "--to", to, "-o", str(copy.parent / "x.gguf")), 2)
+
+
 CONFIGS = {
     "vocabulary": {"vocab_size": 2**31},
     "layers": {"num_hidden_layers": 10_000},

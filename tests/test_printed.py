@@ -149,7 +149,7 @@ def test_reports(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     shutil.copy(gguf("trained", "q4_0"), path)
     report = run(path, options=ONE)
     candidate = report["candidates"][0]
-    candidate["checks"].append({"name": EVIL, "result": "failed", "checked": EVIL, "findings": [EVIL]})
+    candidate["checks"].append({"name": EVIL, "result": "failed", "checked": EVIL, "findings": [EVIL], "known": [EVIL]})
     candidate["decisions"] = [{"outcome": candidate["verdict"], "text": EVIL, "tokens": None}]
     for text in (text_report(report), html_report(report)):
         clean(text)

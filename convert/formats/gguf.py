@@ -10,8 +10,7 @@ from typing import Any
 from sampan import gguf as container
 from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint
-from sampan.errors import InputError, brief, wrong
-from sampan.files import read_json_if_there
+from sampan.errors import InputError, wrong
 from sampan.quantize import NumberType, Scheme, choose_type, get_scheme
 from sampan.quantize.types import is_number_type, number_type
 
@@ -35,8 +34,13 @@ from ..rope import llama3_factors
 from ..rows import Arrangement, neighbours, tiled, tiled_columns, turned
 from ..tokenizer import COMPOSES, Tokenizer, read_tokenizer
 from ._llama import YARN_BETAS, check_engine, notes
+from ._sampling import read_sampling
 
 ROPE_FACTORS = "rope_freqs.weight"
+SAMPLING = {
+    "top_k": "sampling_top_k", "top_p": "sampling_top_p", "min_p": "sampling_min_p", "temperature": "sampling_temp",
+    "repetition_penalty": "sampling_penalty_repeat",
+}  # fmt: skip
 
 
 def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Binding, request: Request) -> Plan:
@@ -253,20 +257,8 @@ def _describe(w: Any, checkpoint: Checkpoint, binding: Binding) -> None:
     shared = total - sum(math.prod(s.shape) for s in stacked)
     name = Path(checkpoint.source)
     m = _heuristic(read_card(checkpoint.folder)[0], checkpoint, name, total)
-    path = checkpoint.folder / "generation_config.json"
-    generation = read_json_if_there(path)
-    for field, key in (
-        ("sampling_top_k", "top_k"),
-        ("sampling_top_p", "top_p"),
-        ("sampling_min_p", "min_p"),
-        ("sampling_temp", "temperature"),
-        ("sampling_penalty_repeat", "repetition_penalty"),
-    ):
-        value = generation.get(key)
-        if value is not None:
-            if type(value) not in (int, float) or not math.isfinite(value):
-                raise wrong(f"{path}: {key}", "a number", brief(value))
-            setattr(m, field, value)
+    for key, value in read_sampling(checkpoint.folder).items():
+        setattr(m, SAMPLING[key], value)
     if checkpoint.revision is not None:  # from a hub
         m.name = checkpoint.source
     m.name = m.name or name.name

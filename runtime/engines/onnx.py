@@ -55,11 +55,16 @@ class OnnxEngine:
         self._config = read_json_if_there(path / "genai_config.json")
         self._generation = read_json_if_there(path / "generation_config.json")
         model = self._config.get("model", {})
+        if not isinstance(model, dict):
+            raise wrong(f"{path / 'genai_config.json'}: model", "an object", brief(model))
         self._ours = read_json_if_there(path / "manifest.json").get("graph") == "sampan"
-        self.vocab: int = model.get("vocab_size", 0) or self._tokenizer.size
+        self.vocab = self._size(model, "vocab_size", 0) or self._tokenizer.size
         ends = model.get("eos_token_id", self._generation.get("eos_token_id", []))
-        self._ends = set(ends if isinstance(ends, list) else [ends])
-        trained = model.get("context_length", DEFAULT_CONTEXT)
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        if not all(type(i) is int for i in ends):
+            raise wrong(f"{path / 'genai_config.json'}: eos_token_id", "ids of tokens", brief(ends))
+        self._ends = set(ends)
+        trained = self._size(model, "context_length", DEFAULT_CONTEXT)
         self.context = options.context or min(trained, DEFAULT_CONTEXT)
         if self.context > trained:
             raise wrong("context", f"at most {trained}, which {path} was made for", self.context)
@@ -67,6 +72,12 @@ class OnnxEngine:
         self._position = 0
         if not options.vocabulary_only:
             self._load(options)
+
+    def _size(self, model: dict[str, Any], key: str, default: int) -> int:
+        value = model.get(key, default)
+        if type(value) is not int or not 0 <= value < 2**31:
+            raise wrong(f"{self._path / 'genai_config.json'}: {key}", "a number of tokens", brief(value))
+        return value
 
     def _load(self, options: EngineOptions) -> None:
         try:
@@ -218,7 +229,9 @@ class OnnxEngine:
         if there(file := self._path / "chat_template.jinja"):
             template = read_text(file)
         if isinstance(template, list):
-            template = next((t["template"] for t in template if t.get("name") == "default"), None)
+            template = next(
+                (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
+            )
         if isinstance(template, str):
             values["tokenizer.chat_template"] = template
         for role in ("bos", "eos"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from sampan.checkpoint import Checkpoint
@@ -12,9 +13,10 @@ from sampan.files import read_bytes, read_json_if_there, there
 from ...architecture import MLA, Architecture
 from ...family import Family
 from ...tokenizer import Tokenizer, read_tokenizer, read_tokenizer_json
+from .._sampling import read_sampling
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-SEARCH = {"top_k": int, "top_p": float, "temperature": float, "repetition_penalty": float}
+SEARCH = ("top_k", "top_p", "temperature", "repetition_penalty")
 
 
 def companions(checkpoint: Checkpoint, family: Family, arch: Architecture, context: int) -> dict[str, bytes]:
@@ -76,10 +78,14 @@ def _genai(
         "do_sample": bool(generation.get("do_sample", False)),
         "past_present_share_buffer": True,
     }
-    for key, kind in SEARCH.items():
-        if generation.get(key) is not None:
-            search[key] = kind(generation[key])
+    search |= search_options(checkpoint.folder)
     return {"model": model, "search": search}
+
+
+def search_options(folder: Path) -> dict[str, int | float]:
+    """The sampling defaults that genai_config.json has a key for."""
+    found = read_sampling(folder)
+    return {key: found[key] if key == "top_k" else float(found[key]) for key in SEARCH if key in found}
 
 
 def _ends(generation: dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:

@@ -1,0 +1,74 @@
+"""Every reader of a stranger's files on damaged inputs: a result or a refusal, in time and in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import select
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+from fuzz.targets import TARGETS
+from onnx_peer import to_onnx
+
+pytestmark = pytest.mark.slow
+SEED = 1
+SECONDS, MEMORY = 20.0, 10**9  # of a case; of the process
+CONFIGS = ("trained", "trained-kimi", "qwen2_moe", "llama", "glm4", "deepseek_v3-yarn", "qwen3_next")
+
+
+def fuzz(name: str, sources: list[Path], work: Path, seed: int = SEED) -> None:
+    """Run a target's cases in a child and raise what went wrong; a case says how to run it alone."""
+    argv = [sys.executable, str(Path(__file__).with_name("child.py")), name, str(seed), str(TARGETS[name].cases)]
+    failed, last, peak = [], -1, 0
+    with subprocess.Popen([*argv, *map(str, sources), str(work)], stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        try:
+            while select.select([child.stdout], [], [], SECONDS)[0] and (line := child.stdout.readline()):
+                said = json.loads(line)
+                last, peak = said.get("case", last), said.get("peak", peak)
+                if "failed" in said:
+                    failed.append(f"case {last}: {said['failed']}")
+        finally:
+            child.kill()
+    assert not failed, f"{len(failed)} of {last + 1}\n" + "\n".join(failed[:5])
+    assert peak, f"case {last} ended the process or took more than {SECONDS:.0f} s"
+    assert last + 1 == TARGETS[name].cases and peak < MEMORY, peak
+
+
+@pytest.fixture
+def gguf_folder(gguf: Callable[[str, str], Path], tmp_path: Path) -> Path:
+    (folder := tmp_path / "gguf").mkdir()
+    shutil.copy(gguf("trained", "q4_0"), folder / "x.gguf")
+    return folder
+
+
+@pytest.fixture
+def onnx_folder(tmp_path: Path) -> Path:
+    to_onnx(tiny.FIXTURE, folder := tmp_path / "onnx", "int4")
+    return folder
+
+
+def test_config(model: Callable[[str], Path], tmp_path: Path) -> None:
+    fuzz("config", [model(name) for name in CONFIGS], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["index", "header", "tokenizer"])
+def test_checkpoint(name: str, tmp_path: Path) -> None:
+    fuzz(name, [tiny.FIXTURE], tmp_path)
+
+
+def test_tiktoken(tmp_path: Path) -> None:
+    fuzz("tiktoken", [tiny.KIMI], tmp_path)
+
+
+def test_gguf(gguf_folder: Path, tmp_path: Path) -> None:
+    fuzz("gguf", [gguf_folder], tmp_path)
+
+
+def test_onnx(onnx_folder: Path, tmp_path: Path) -> None:
+    fuzz("onnx", [onnx_folder], tmp_path)
