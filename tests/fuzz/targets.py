@@ -179,6 +179,66 @@ def read_onnx(folder: Path) -> None:
         session.detokenize(ids)
 
 
+PIECES = (
+    "{% for i in range(10**9) %}x{% endfor %}", "{{ 'a' * 10**10 }}", "{{ '%1000000000d' % 1 }}",
+    "{{ messages | tojson(indent=9) }}", "{{ 1 // 0 }}", "{{ range(10**30) }}", "{{ messages[5].content.x }}",
+    "{{ ''.__class__.__mro__ }}", "{{ [].append }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "{% set x = namespace(a=messages) %}{% set x.a = [x.a] %}{{ x.a }}", "{{ raise_exception('no') }}",
+    "{{ strftime_now('%Y') }}", "{% if %}", "{% endfor %}", "{{", "%}", "\0", "\ud7ff", "{#",
+    "{{ messages | map(attribute='content') | list }}", "{% include 'x' %}", "{{ ('x' * 99999) | center(10**9) }}",
+    "{{ messages|join('x' * 10**8) }}", "{{ 9**9**9 }}", "{{ lipsum(10**6) }}", "{{ cycler }}",
+)  # fmt: skip
+
+
+def template(random: Random, folder: Path) -> None:
+    path = folder / random.choice(sorted(p.name for p in folder.glob("*.jinja")))
+    text = path.read_text()
+    for _ in range(random.choice((1, 1, 2))):
+        at = random.randrange(len(text) + 1)
+        end = min(len(text), at + random.choice((0, 0, 1, 10, 200)))
+        text = text[:at] + random.choice((*PIECES, "", text[at:end] * 2)) + text[end:]
+    raw = text.encode("utf-8", "surrogatepass")
+    (folder / "broken").write_bytes(mutate.data(random, raw) if random.random() < 0.2 else raw)
+
+
+def read_template(folder: Path) -> None:
+    from sampan.files import read_text
+    from sampan.runtime.chat import render
+
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "y"},
+        {"role": "user", "content": "z"},
+    ]
+    tools = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]
+    text = render(read_text(folder / "broken"), messages, tools, {"bos_token": "<s>", "eos_token": "</s>"})
+    assert len(text) <= 10**7
+
+
+SOURCE = Path(__file__).parents[1] / "fixtures" / "tiny-qwen3"
+
+
+def journal(random: Random, folder: Path) -> None:
+    path = folder / "x.gguf.unfinished" / "sampan.journal"
+    raw = path.read_bytes()
+    lines = raw.splitlines(keepends=True)
+    at, other = random.randrange(len(lines)), random.randrange(len(lines))
+    act = random.randrange(4)
+    if act == 0:
+        lines[at], lines[other] = lines[other], lines[at]
+    elif act == 1:
+        lines.insert(other, lines[at])
+    elif act == 2:
+        del lines[at]
+    path.write_bytes(b"".join(lines) if act < 3 else mutate.data(random, raw))
+
+
+def finish(folder: Path) -> None:
+    """The same command goes on behind the damage, or begins again: the bytes are those of an undisturbed run."""
+    command("convert", str(SOURCE), "--quant", "q8_0", "-o", str(folder / "x.gguf"))
+    assert (folder / "x.gguf").read_bytes() == (folder / "whole.gguf").read_bytes(), "wrong bytes"
+
+
 TARGETS = {
     "config": Target(json_file("config.json"), both, 250),
     "index": Target(index, lambda f: command("inspect", str(f)), 300),
@@ -187,4 +247,6 @@ TARGETS = {
     "tiktoken": Target(ranks, both, 100),
     "gguf": Target(gguf, read_gguf, 500),
     "onnx": Target(onnx, read_onnx, 400),
+    "template": Target(template, read_template, 80),
+    "journal": Target(journal, finish, 40),
 }

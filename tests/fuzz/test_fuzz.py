@@ -14,6 +14,7 @@ import pytest
 import tiny
 from fuzz.targets import TARGETS
 from onnx_peer import to_onnx
+from test_resume import kill_on_the_way
 
 pytestmark = pytest.mark.slow
 SEED = 1
@@ -51,6 +52,17 @@ def gguf_folder(gguf: Callable[[str, str], Path], tmp_path: Path) -> Path:
 def onnx_folder(tmp_path: Path) -> Path:
     to_onnx(tiny.FIXTURE, folder := tmp_path / "onnx", "int4")
     return folder
+
+
+def test_template(tmp_path: Path) -> None:
+    fuzz("template", [Path(__file__).parents[1] / "templates"], tmp_path)
+
+
+def test_journal(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """The unfinished output of a run that was killed."""
+    kill_on_the_way(tiny.FIXTURE, tmp_path / "killed" / "x.gguf")
+    shutil.copy(gguf("trained", "q8_0"), tmp_path / "killed" / "whole.gguf")
+    fuzz("journal", [tmp_path / "killed"], tmp_path)
 
 
 def test_config(model: Callable[[str], Path], tmp_path: Path) -> None:
