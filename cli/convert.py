@@ -113,6 +113,8 @@ def command(
         line(f"started again: {job.restarted}", err=True)
     if job.finished:
         line("an earlier run had written all of it; it has its name now", err=True)
+    if job.untried:
+        line(job.untried, err=True)
     if job.records:
         line("continued an unfinished output", err=True)
     if conversion.binding.redundant_head is not None:

@@ -16,6 +16,7 @@ from sampan.quantize import get_scheme
 from sampan.registry import load
 from sampan.units import human
 
+from . import trial
 from .binding import Binding, bind
 from .family import read_architecture
 from .fill import Filled, Progress, fill
@@ -127,7 +128,13 @@ def convert(
             shards: Shards = Stream(c.checkpoint, c.work, c.binding, c.out)
         else:
             shards = Shards(c.checkpoint, c.binding)
-        filled = fill(c.work, shards, job, c.jobs, allow_zero=allow_zero, lossless=c.lossless, progress=progress)
+        with trial.trial(job, c.artifact) as check:
+
+            def step(n: int) -> None:
+                check()
+                progress(n)
+
+            filled = fill(c.work, shards, job, c.jobs, allow_zero=allow_zero, lossless=c.lossless, progress=step)
         _check_unchanged(c.checkpoint)
         job.commit(manifest_bytes(_manifest(c, filled)))
     return job

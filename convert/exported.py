@@ -21,6 +21,7 @@ from sampan.files import read_bytes, read_json_if_there, there
 from sampan.job import open_job, settle
 from sampan.quantize import get_scheme
 
+from . import trial
 from .config import Config
 from .exporters import optimum
 from .formats.onnx import FORMAT
@@ -75,7 +76,8 @@ def convert_exported(
         jobs = request.jobs or os.cpu_count() or 1
         with open_job(out, tuple(files), identity, overwrite=request.overwrite) as job:
             done = progress(source_bytes(new))
-            write(new, job.fds[0], jobs, request.max_memory, done, allow_zero=request.allow_zero)
+            with trial.trial(job, out):
+                write(new, job.fds[0], jobs, request.max_memory, done, allow_zero=request.allow_zero)
             manifest = {
                 "manifest_version": 1,
                 "sampan": version("sampan"),

@@ -54,4 +54,4 @@ def ended(code: int, said: str, when: str = "") -> str:
     """How a process ended, when, and the last line that it wrote, for an error message."""
     how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     lines = said.strip().splitlines()
-    return f"{how}{when}: {brief(lines[-1])}" if lines else how + when
+    return f"{how}{when}: {brief(lines[-1], 300)}" if lines else how + when

@@ -46,7 +46,8 @@ class Job:
     """An open output: write with `os.pwrite(fds[n], …)`, report finished work with `record`.
 
     `records` are the entries of an earlier, killed run of the same job; `restarted` says why an earlier run was thrown
-    away instead; `finished`: an earlier run had decided the output, and it has its name now.
+    away instead; `finished`: an earlier run had decided the output, and it has its name now; `untried`: why
+    no engine has opened it.
     """
 
     out: Path
@@ -57,6 +58,7 @@ class Job:
     records: list[dict[str, Any]] = field(default_factory=list)
     restarted: str = ""
     finished: bool = False
+    untried: str = ""
 
     @property
     def artifact(self) -> Path:

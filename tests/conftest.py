@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import encoders
@@ -13,9 +14,21 @@ import pytest
 import tiny
 
 from sampan.checkpoint import open_folder
+from sampan.convert import trial
 from sampan.convert.conversion import Conversion, convert, prepare
 
 pytest_plugins = ["hub_shell"]
+
+
+TRIAL = trial.trial
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_trial() -> Iterator[None]:
+    """A conversion inside the tests' own process starts no child that opens it: test_trial.py and commands do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "trial", lambda job, name: contextlib.nullcontext(lambda: None))
+        yield
 
 
 @pytest.fixture(scope="session")

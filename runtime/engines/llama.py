@@ -20,6 +20,7 @@ from ._experts import ExpertRecorder
 if TYPE_CHECKING:
     from ..session import EngineOptions
 
+NAME = "llama.cpp"
 BATCH = 512  # tokens evaluated at once in a prefill
 DEFAULT_CONTEXT = 4096
 DEFAULT_KV = "f16"
@@ -44,6 +45,27 @@ def claims(path: Path) -> bool:
 def open(path: Path, options: EngineOptions) -> LlamaEngine:
     """Load a GGUF file (of a split one, its first part)."""
     return LlamaEngine(path, options)
+
+
+def check(path: Path) -> None:
+    """Load the vocabulary, and every tensor's name, type and shape; no weight is read or held.
+
+    Raises ImportError without llama.cpp, InputError where it refuses the file.
+    """
+    import llama_cpp  # noqa: F401 - as an ImportError
+
+    lib = _library()
+    _errors.clear()
+    params = lib.llama_model_default_params()
+    params.use_extra_bufts = False
+    if hasattr(params, "no_alloc") and hasattr(params, "load_mode"):
+        params.no_alloc, params.load_mode = True, lib.LLAMA_LOAD_MODE_NONE  # others assert that there is memory
+    else:
+        params.vocab_only = True
+    model = lib.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise InputError("; ".join(_errors) or "it gives no reason")
+    lib.llama_model_free(model)
 
 
 def _library() -> Any:

@@ -22,6 +22,7 @@ from ._tokenizer import JsonTokenizer
 if TYPE_CHECKING:
     from ..session import EngineOptions
 
+NAME = "ONNX Runtime"
 BATCH = 512  # tokens evaluated at once in a prefill
 DEFAULT_CONTEXT = 4096
 PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
@@ -40,6 +41,26 @@ def claims(path: Path) -> bool:
 def open(path: Path, options: EngineOptions) -> OnnxEngine:
     """Load the graph of a folder."""
     return OnnxEngine(path, options)
+
+
+def check(path: Path) -> None:
+    """Load the tokenizer and the graph as it stands: weights are mapped and not read, nothing is optimised.
+
+    Raises ImportError without ONNX Runtime or tokenizers, InputError where one of them refuses its file.
+    """
+    import onnxruntime as ort
+    import tokenizers  # noqa: F401 - as an ImportError
+
+    JsonTokenizer(path / "tokenizer.json")
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = 1
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        ort.InferenceSession(str(path / GRAPH), settings, providers=["CPUExecutionProvider"])
+    except Exception as e:  # the package's exceptions have no common base
+        raise InputError(brief(str(e), 300)) from None
 
 
 class OnnxEngine:
