@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from .. import tiktoken
-from ..tokenizer import NORMAL, Tokenizer
+from ..tokenizer import CONTROL, NORMAL, USER_DEFINED, Tokenizer
 
 # Words that llama.cpp makes control tokens when it loads a vocabulary, whatever their type (src/llama-vocab.cpp)
 CONTROL_WORDS = frozenset(
@@ -27,6 +27,10 @@ CONTROL_WORDS = frozenset(
         "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
     )
 )  # fmt: skip
+SHOWN_WORDS = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))  # and these user-defined
+# Beside a word of each, `<|end|>` is one of SHOWN_WORDS too; beside PLAIN_END `</s>` stays an ordinary word
+CALLS, CLOSINGS = frozenset(("<|call|>", "<|calls|>")), frozenset(("<|return|>", "<|flush|>"))
+PLAIN_END = "<|tool_response>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +51,32 @@ def limits(t: Tokenizer) -> list[Limit]:
         words = [w for w in _whole_words(t) if w]
         what = "never makes the tokens of tiktoken.model that stand for whole words only"
         found.append(Limit(what, _any_of(words)))
-    words = sorted(w for w in CONTROL_WORDS.intersection(t.tokens) if t.types[t.tokens.index(w)] == NORMAL)
+    changed = retyped(t)
+    words = sorted(t.tokens[i] for i in changed if t.types[i] == NORMAL)
     if words:
         what = f"takes {', '.join(words)} in a prompt for one token, the checkpoint's tokenizer for plain text"
         found.append(Limit(what, _any_of(words)))
+    shown = sorted(t.tokens[i] for i, kind in changed.items() if t.types[i] == CONTROL and kind == USER_DEFINED)
+    if shown:
+        what = f"writes {', '.join(shown)} in an answer, transformers leaves them out as special tokens"
+        found.append(Limit(what, _any_of(shown)))
     return found
+
+
+def retyped(t: Tokenizer) -> dict[int, int]:
+    """Id → type of every word that llama.cpp gives another type than the file when it loads the vocabulary."""
+    ids = {word: i for i, word in enumerate(t.tokens)}
+    types = dict.fromkeys(CONTROL_WORDS, CONTROL) | dict.fromkeys(SHOWN_WORDS, USER_DEFINED)
+    if CALLS & ids.keys() and CLOSINGS & ids.keys():
+        types["<|end|>"] = USER_DEFINED
+    if PLAIN_END in ids:
+        types["</s>"] = NORMAL
+    return {ids[w]: kind for w, kind in types.items() if w in ids and t.types[ids[w]] != kind}
+
+
+def text_tokens(t: Tokenizer) -> list[int]:
+    """Ids that llama.cpp keeps to itself as control tokens, though they are not special and belong to an answer."""
+    return sorted({*t.text_tokens, *(i for i, kind in retyped(t).items() if kind == CONTROL)})
 
 
 @cache

@@ -33,6 +33,7 @@ from ..plan import Format, Plan, PlannedTensor, Request, facts
 from ..rope import llama3_factors
 from ..rows import Arrangement, neighbours, tiled, tiled_columns, turned
 from ..tokenizer import COMPOSES, Tokenizer, read_tokenizer
+from ._limits import text_tokens
 from ._llama import YARN_BETAS, check_engine, notes
 from ._sampling import read_sampling
 
@@ -311,8 +312,8 @@ def _tokenizer(w: Any, t: Tokenizer, pre: str) -> None:
         getattr(w, f"add_add_{role}_token")(flag)
     if t.nfc != (pre in COMPOSES):
         w.add_bool("sampan.tokenizer.nfc", t.nfc)
-    if t.text_tokens:
-        w.add_string("sampan.tokenizer.text_tokens", ",".join(map(str, t.text_tokens)))  # llama.cpp hands out no arrays
+    if shown := text_tokens(t):
+        w.add_string("sampan.tokenizer.text_tokens", ",".join(map(str, shown)))  # llama.cpp hands out no arrays
     if t.chat_template is not None:
         w.add_chat_template(t.chat_template)
 
