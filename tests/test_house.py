@@ -100,3 +100,30 @@ def test_help_needs_no_numpy() -> None:
 def test_an_unknown_entry_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"--quant: expected one of bf16, f16, .*, found 'q9'"):
         registry.load("sampan.quantize.schemes", "q9", "SCHEME", "--quant")
+
+
+def calls(*names: str, methods: bool = False) -> set[str]:
+    """Files of the product that call a function of one of these names; `methods`: as a method of something."""
+    found = set()
+    for folder in ALLOWED:
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                name = getattr(node.func, "attr" if methods else "id", "") if isinstance(node, ast.Call) else ""
+                if name in names:
+                    found.add(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_small_files_are_read_in_one_way() -> None:
+    """By core/files.py, which bounds them; methods of Path read only what is the system's, the package's or our own."""
+    assert calls("read_text", "read_bytes", methods=True) <= {
+        "cli/_export.py", "convert/exporters/_optimum_inside.py", "convert/exporters/optimum.py", "core/jinja.py",
+        "runtime/engines/_pages.py", "validate/windows.py",
+    }  # fmt: skip
+
+
+def test_text_leaves_in_few_places() -> None:
+    """By cli/_out.py, which escapes it; the others print a model's text, their own words, or escape it themselves."""
+    own = {"cli/run.py", "cli/_terminal.py", "cli/__init__.py", "cli/_progress.py"}
+    found = calls("echo", "secho", methods=True) | calls("print")
+    assert {p for p in found if p.startswith("cli/")} - own == {"cli/_out.py"}

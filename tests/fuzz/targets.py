@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import struct
 import sys
 from collections.abc import Callable
@@ -194,7 +195,8 @@ def template(random: Random, folder: Path) -> None:
     path = folder / random.choice(sorted(p.name for p in folder.glob("*.jinja")))
     text = path.read_text()
     for _ in range(random.choice((1, 1, 2))):
-        at = random.randrange(len(text) + 1)
+        between = [0, *(m.end() for m in re.finditer("[%}]}", text))]  # where a piece is a tag of its own
+        at = random.choice(between) if random.random() < 0.8 else random.randrange(len(text) + 1)
         end = min(len(text), at + random.choice((0, 0, 1, 10, 200)))
         text = text[:at] + random.choice((*PIECES, "", text[at:end] * 2)) + text[end:]
     raw = text.encode("utf-8", "surrogatepass")
