@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
 import traceback
 from typing import NoReturn
@@ -14,9 +12,8 @@ from sampan.errors import InputError
 from sampan.printable import printable
 from sampan.registry import load, names
 
-from ._terminal import colours
+from ._terminal import ReaderLeftError, abandon_output, colours, prepare_streams
 
-OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 EXIT_BAD_INPUT, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 3, 130
 
 
@@ -51,10 +48,10 @@ def cli(debug: bool) -> None:
 def main() -> None:
     """Run the command line and exit: 0 done, 2 bad usage or input, 3 a bug of ours, 130 interrupted."""
     debug = "--debug" in sys.argv
+    prepare_streams()
     try:
         cli(standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as e:
         click.echo(e.format_message())
         sys.exit(EXIT_BAD_INPUT)
@@ -66,15 +63,12 @@ def main() -> None:
         _fail(str(e), EXIT_BAD_INPUT)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; run the same command again to continue", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output left: nothing to say, nobody to say it to
+    except ReaderLeftError:  # nothing to say, nobody to say it to
+        abandon_output()
         sys.exit(EXIT_BAD_INPUT)
     except OSError as e:
         if debug:
             traceback.print_exc()
-        if e.filename is None and e.errno in OUTPUT_ERRORS:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer has nowhere to go
-            _fail(f"standard output cannot be written: {e.strerror}", EXIT_BAD_INPUT)
         if e.filename is None:
             _internal(e, debug)
         _fail(f"{e.filename}: {e.strerror}", EXIT_BAD_INPUT)
@@ -92,4 +86,5 @@ def _internal(e: Exception, debug: bool) -> NoReturn:
 def _fail(message: str, code: int) -> NoReturn:
     label = click.style("error:", fg="red", bold=True) if colours() else "error:"
     click.echo(f"{label} {printable(message)}", err=True)
+    abandon_output()
     sys.exit(code)

@@ -37,7 +37,8 @@ def command(
 ) -> None:  # fmt: skip
     """Answer PROMPT with MODEL, a GGUF file or an ONNX folder.
 
-    Text on standard input is the prompt, or follows PROMPT after an empty line.
+    Text that comes through a pipe or from a file on standard input is the prompt, or follows PROMPT after an empty
+    line.
 
     \b
     Examples:
@@ -45,17 +46,16 @@ def command(
       git diff | sampan run qwen.gguf --system "Review this change."
       sampan run qwen.gguf --chat
     """
-    from sampan.errors import wrong
+    from sampan.errors import InputError, wrong
     from sampan.runtime import EngineOptions, open
 
     if chat and (raw or prompt is not None):
         raise wrong("--chat", "no PROMPT and no --raw beside it", "one")
     if not chat:
-        parts = [plain_text(prompt)] if prompt is not None else []
-        if (piped := piped_text()) is not None:
-            parts.append(piped)
-        if not parts:
-            raise wrong("PROMPT", "a prompt, text on standard input, or --chat", "none of them")
+        piped = piped_text()
+        text = "\n\n".join(part for part in (plain_text(prompt or ""), piped) if part.strip())
+        if not text:
+            raise InputError("there is no prompt; give PROMPT, text on standard input, or --chat")
     with open(model, EngineOptions(context=context, threads=threads, kv=kv)) as session:
         sampling = session.sampling
         if temperature is not None:
@@ -67,39 +67,40 @@ def command(
         if chat:
             _converse(session, messages, max_tokens, sampling, seed)
             return
-        text = "\n\n".join(parts)
         messages.append({"role": "user", "content": text})
         tokens = session.tokenize(text) if raw else session.tokenize_chat(messages)
         _stream(session, tokens, max_tokens, sampling, seed)
 
 
 def _converse(session: Session, messages: list[dict[str, str]], max_tokens: int, sampling: Sampling, seed: int) -> None:
-    if sys.stdin is None:
-        raise click.UsageError("--chat reads from standard input, which is closed")
     terminal = sys.stdin.isatty()
     if terminal:
         click.echo("An empty line or Ctrl-D ends the conversation.", err=True)
+    asked = False
     while True:
         if terminal:
             click.echo("> ", nl=False, err=True)
         line = decoded(sys.stdin.buffer.readline()).strip()
         if not line:
-            return
+            break
+        asked = True
         messages.append({"role": "user", "content": line})
         answer = _stream(session, session.tokenize_chat(messages), max_tokens, sampling, seed)
         messages.append({"role": "assistant", "content": answer})
+    if not asked and not terminal:
+        raise click.UsageError("--chat found no line on standard input")
 
 
 def _stream(session: Session, prompt: list[int], max_tokens: int, sampling: Sampling, seed: int) -> str:
     pieces = []
-    for piece in session.generate(prompt, max_tokens=max_tokens, sampling=sampling, seed=seed):
+    answer = session.generate(prompt, max_tokens=max_tokens, sampling=sampling, seed=seed)
+    for piece in answer:
         click.echo(piece, nl=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         pieces.append(piece)
     click.echo()
-    if session.finish_reason == "length":
+    if answer.finish_reason == "length":
         click.echo(f"cut at --max-tokens {max_tokens}", err=True)
-    elif session.finish_reason == "context":
+    elif answer.finish_reason == "context":
         click.echo(f"cut: the context of {session.context} tokens is full; --context sets another", err=True)
     return "".join(pieces)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import codecs
 import importlib
+import operator
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan import registry
-from sampan.errors import InputError, wrong
+from sampan.errors import InputError, brief, wrong
 
 from .chat import render
 from .sampling import Sampling, sample
 
-SLICE = 64  # positions whose logits are handed out together
+SLICE = 16  # positions whose logits are handed out together
+DEFAULT_CONTEXT = 4096
+EXIT_SECONDS = 60.0  # that the end of the process waits for an engine at most
 LOGITS_AT_ONCE = 128  # positions whose logits an engine holds: 78 MB at 152k words
 KV = Literal["f32", "f16", "q8_0"]
 FinishReason = Literal["stop", "length", "context"]
@@ -42,12 +45,27 @@ class EngineOptions:
     vocabulary_only: bool = False  # tokenise only: no weights are loaded
     record_experts: bool = False  # for `Session.take_experts`; slower
 
+    def positions(self, path: Path, trained: int, longest: int) -> int:
+        """The size of the context. `trained` is what the artifact says, `longest` counts what its rope scaling adds.
+
+        Raises InputError beyond `longest`: the model was made for no such positions.
+        """
+        wanted = min(trained, DEFAULT_CONTEXT) if self.context is None else self.context
+        if not 0 < wanted <= longest:
+            raise InputError(
+                f"{path}: a context of {wanted} tokens cannot be had, since the model was made for 1 to {longest}: "
+                "beyond that it answers nonsense"
+            )
+        return wanted
+
 
 class Engine(Protocol):
     """What an engine offers. It keeps a cache of the tokens evaluated so far."""
 
     vocab: int
     context: int
+    longest: int  # most that `context` can be
+    kv: str  # number type of the cache
     batch: int  # most tokens of one `evaluate`
 
     def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
@@ -79,21 +97,43 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(slots=True)
+class Stream(Iterator[str]):
+    """An answer as pieces of text, computed as they are asked for. `finish_reason` stands once it has ended."""
+
+    _pieces: Generator[str, None, FinishReason]
+    finish_reason: FinishReason | None = None
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self.finish_reason = end.value or self.finish_reason
+            raise
+
+    def close(self) -> None:
+        """Ask for no more; the answer has no `finish_reason` then."""
+        self._pieces.close()
+
+
 class Session:
     """An open artifact; close it, use it in a `with` block, or drop it.
 
     It has one cache. A second use while an answer is streamed takes that cache, and the stream, when it is asked to go
-    on, evaluates again what it lost: both are right, and slower. Threads take turns.
+    on, evaluates again what it lost: both are right, and slower. Threads take turns, a token each.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, vocabulary_only: bool = False) -> None:
         self._open: Engine | None = engine
-        self._release = weakref.finalize(self, engine.close)
+        self._vocabulary_only = vocabulary_only
         self._turn = threading.RLock()
-        self._cached: list[int] = []
-        self._user: object = None  # whose tokens are in the cache
+        self._release = weakref.finalize(self, engine.close)
+        self._release.atexit = False  # the system takes the memory faster
+        # at exit: a daemon thread that still streams halts between two tokens, not inside of the engine
+        weakref.finalize(self, self._turn.acquire, timeout=EXIT_SECONDS)
+        self._cached: list[int] = []  # what the engine's cache holds at least
+        self._user: object = None  # whose tokens those are
         self.metadata = engine.metadata()
-        self.finish_reason: FinishReason | None = None
 
     @property
     def _engine(self) -> Engine:
@@ -127,7 +167,13 @@ class Session:
         With `special`, control tokens written out in the text, `<|im_end|>` and its like, are recognised. With
         `around`, there are the tokens that this tokenizer puts around every text, such as BOS.
         """
-        return self._engine.tokenize(text, special=special, around=around)
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            half = f"{brief(text[e.start])} at character {e.start}"
+            raise InputError(f"the text has half a character, {half}; decode it with errors='replace'") from None
+        with self._turn:
+            return self._engine.tokenize(text, special=special, around=around)
 
     def tokenize_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
@@ -140,18 +186,19 @@ class Session:
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of some tokens; bytes that are no UTF-8 become replacement characters."""
-        return b"".join(map(self._engine.piece, tokens)).decode(errors="replace")
+        ids = self._ids(tokens)
+        with self._turn:
+            return b"".join(map(self._engine.piece, ids)).decode(errors="replace")
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits of every position, float32 [len(tokens), vocab], from an empty cache."""
-        return np.concatenate([part.copy() for part in self.logit_slices(tokens)])
+        return np.concatenate(list(self.logit_slices(tokens)))
 
     def logit_slices(self, tokens: Sequence[int], *, first: int = 0) -> Iterator[NDArray[np.float32]]:
-        """Logits of the positions from `first`, float32 [at most 64, vocab] each, from an empty cache.
+        """Logits of the positions from `first`, float32 [at most 16, vocab] each, from an empty cache."""
+        return self._slices(self._prompt(tokens), first)
 
-        A slice is the engine's own memory, valid until the next one is asked for.
-        """
-        self._check(tokens)
+    def _slices(self, tokens: list[int], first: int) -> Iterator[NDArray[np.float32]]:
         user, start = object(), 0
         while start < len(tokens):
             end = min(len(tokens), start + self._engine.batch, max(start, first) + LOGITS_AT_ONCE)
@@ -161,8 +208,9 @@ class Session:
                     if at == 0 or self._user is not user:
                         self._restore(user, tokens[:start])
                         logits = self._evaluate(tokens[start:end], wanted)
+                    part = logits[at : at + SLICE].copy()  # the engine's own memory lasts until its next call
                 if wanted:
-                    yield logits[at : at + SLICE]
+                    yield part
             start = end
 
     def take_experts(self) -> dict[int, NDArray[np.int32]]:
@@ -171,26 +219,24 @@ class Session:
         Empty for dense models and without `record_experts`. In the last layer an engine may leave out tokens
         whose logits were not wanted.
         """
-        return self._engine.take_experts()
+        with self._turn:
+            return self._engine.take_experts()
 
     def _evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
-        """As `Engine.evaluate`; whatever happens inside, the list of cached tokens never says more than is there."""
-        try:
-            logits = self._engine.evaluate(tokens, wanted)
-        except BaseException:
-            self._user, self._cached = None, []
-            self._engine.keep(0)
-            raise
-        self._cached += tokens
+        """As `Engine.evaluate`. Until it has answered nothing counts as cached: a fault inside may leave anything."""
+        cached, self._cached = self._cached, []
+        logits = self._engine.evaluate(tokens, wanted)
+        cached += tokens
+        self._cached = cached
         return logits
 
     def _restore(self, user: object, tokens: Sequence[int]) -> None:
         """Make the cache hold exactly `tokens`, from empty, unless `user` was the last one who used it."""
         if self._user is not user:
-            self._user = user
             self._rewind([])
             for start in range(0, len(tokens), self._engine.batch):
                 self._evaluate(tokens[start : start + self._engine.batch], 0)
+            self._user = user
 
     def _advance(self, user: object, tokens: list[int]) -> NDArray[np.float32]:
         """Logits [vocab] of the last of `tokens`; what the cache already holds of them is not evaluated again."""
@@ -200,12 +246,21 @@ class Session:
             piece = tokens[at : at + self._engine.batch]
             logits = self._evaluate(piece, int(at + len(piece) == len(tokens)))
         last: NDArray[np.float32] = logits[0]
-        if not np.isfinite(last.max()):  # NaN wins every maximum
+        if not np.isfinite(top := last.max()):  # NaN wins every maximum
             raise InputError(
-                f"the model computed {last.max()} for token {len(tokens)}, so no answer can be chosen; an f16 cache "
-                "may have overflowed: try --kv f32 (EngineOptions(kv='f32')), and if it stays, validate the file"
+                f"the model computed {top} in place of a number behind token {len(tokens)}, so no answer can be "
+                f"chosen; {self._suspect()}"
             )
         return last
+
+    def _suspect(self) -> str:
+        """What to try where a model computes no numbers."""
+        if self._engine.kv == "f32":
+            return "the cache is float32, so the weights are to blame: `sampan validate` compares them"
+        return (
+            f"a likely cause is its {self._engine.kv} cache, which holds nothing above 65504: try --kv f32, in Python "
+            'EngineOptions(kv="f32")'
+        )
 
     def generate(
         self,
@@ -214,30 +269,37 @@ class Session:
         max_tokens: int = 512,
         sampling: Sampling | None = None,
         seed: int = 0,
-    ) -> Iterator[str]:
+    ) -> Stream:
         """Stream the answer to a prompt as pieces of text, until the model ends it or `max_tokens`.
 
-        A text is tokenised with its control tokens; a prefix that is still cached is not evaluated again. Afterwards
-        `finish_reason` says why the answer ended.
+        A text is tokenised with its control tokens; a prefix that is still cached is not evaluated again. Raises
+        InputError for a prompt that does not fit, and while it streams for logits that are no numbers.
         """
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
-        self._check(tokens)
-        sampling = sampling or self.sampling
+        tokens = self._prompt(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
+        if seed < 0:
+            raise InputError(f"the seed {seed} is negative; give 0 or more")
+        return Stream(self._stream(tokens, max_tokens, sampling or self.sampling, seed))
+
+    def _stream(
+        self, tokens: list[int], max_tokens: int, sampling: Sampling, seed: int
+    ) -> Generator[str, None, FinishReason]:
         rng = np.random.default_rng(seed)
         text = codecs.getincrementaldecoder("utf-8")(errors="replace")
         user, room = object(), self.context - len(tokens)
-        self.finish_reason = "length" if max_tokens <= room else "context"
+        reason: FinishReason = "length" if max_tokens <= room else "context"
         for _ in range(min(max_tokens, room)):
             with self._turn:
                 token = sample(self._advance(user, tokens), tokens, sampling, rng)
-            if self._engine.is_end(token):
-                self.finish_reason = "stop"
+                ended, raw = self._engine.is_end(token), self._engine.piece(token)
+            if ended:
+                reason = "stop"
                 break
             tokens.append(token)
-            if piece := text.decode(self._engine.piece(token)):
+            if piece := text.decode(raw):
                 yield piece
         if rest := text.decode(b"", final=True):
             yield rest
+        return reason
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
@@ -255,18 +317,31 @@ class Session:
         shared = 0
         while shared < min(len(tokens), len(self._cached)) and tokens[shared] == self._cached[shared]:
             shared += 1
+        kept, self._cached, self._user = self._cached[:shared], [], None  # as in `_evaluate`
         shared = self._engine.keep(shared)
-        del self._cached[shared:]
+        self._cached = kept[:shared]
         return shared
 
-    def _check(self, tokens: Sequence[int]) -> None:
-        if not tokens:
-            raise wrong("prompt", "at least one token", "none")
-        if len(tokens) > self.context:
-            raise wrong("prompt", f"at most {self.context} tokens of context", len(tokens), "open with more context")
-        bad = next((t for t in tokens if not 0 <= t < self.vocab), None)
+    def _ids(self, tokens: Sequence[int]) -> list[int]:
+        """The tokens as Python's integers, of a list or an array; refused where the vocabulary has no such token."""
+        ids = [operator.index(t) for t in tokens]
+        bad = next((t for t in ids if not 0 <= t < self.vocab), None)
         if bad is not None:
-            raise wrong("prompt", f"token ids below {self.vocab}", bad)
+            raise wrong("prompt", f"token ids from 0 to {self.vocab - 1}", bad)
+        return ids
+
+    def _prompt(self, tokens: Sequence[int]) -> list[int]:
+        """As `_ids`; refused where the model cannot evaluate them."""
+        if self._vocabulary_only:
+            raise InputError("this Session was opened with vocabulary_only, so it has no weights to compute with")
+        ids = self._ids(tokens)
+        if not ids:
+            raise wrong("prompt", "at least one token", "none")
+        if len(ids) > self.context:
+            most = self._engine.longest
+            more = f"--context gives it up to {most}" if self.context < most else "the model was made for no more"
+            raise InputError(f"the prompt has {len(ids)} tokens, and the context {self.context}; {more}")
+        return ids
 
     def close(self) -> None:
         """Free the model, as dropping the Session does; every other method raises InputError from then on."""
@@ -292,5 +367,6 @@ def open(path: str | os.PathLike[str], options: EngineOptions | None = None) -> 
     for name in registry.names("sampan.runtime.engines"):
         engine = importlib.import_module(f"sampan.runtime.engines.{name}")
         if engine.claims(target):
-            return Session(engine.open(target, options or EngineOptions()))
+            options = options or EngineOptions()
+            return Session(engine.open(target, options), vocabulary_only=options.vocabulary_only)
     raise wrong(target, "a GGUF file or an ONNX folder", "something else", "convert it with `sampan convert` first")

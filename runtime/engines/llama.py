@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 NAME = "llama.cpp"
 BATCH = 512  # tokens evaluated at once in a prefill
-DEFAULT_CONTEXT = 4096
 DEFAULT_KV = "f16"
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's numbers
 VOCABULARY = {f"tokenizer.ggml.{k}" for k in ("tokens", "token_type", "merges", "scores")}  # megabytes as text
@@ -103,10 +102,20 @@ class LlamaEngine:
     batch = BATCH
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
+        if options.kv is not None and options.kv not in KV_TYPES:
+            raise wrong("kv", f"one of {', '.join(KV_TYPES)}", options.kv)
+        self.kv: str = options.kv or DEFAULT_KV
         self._lib = lib = _library()
         self._model: Any = None
         self._ctx: Any = None
         self._batch: Any = None
+        try:
+            self._load(lib, path, options)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, lib: Any, path: Path, options: EngineOptions) -> None:
         self._experts: ExpertRecorder | None = ExpertRecorder(lib) if options.record_experts else None
         _errors.clear()
         params = lib.llama_model_default_params()
@@ -116,18 +125,13 @@ class LlamaEngine:
         if not self._model:
             raise InputError(f"{path}: llama.cpp cannot load it: {'; '.join(_errors) or 'no reason given'}")
         trained = lib.llama_model_n_ctx_train(self._model)
-        if options.context is not None and options.context > trained:
-            self.close()
-            raise InputError(
-                f"{path}: a context of {options.context} tokens is more than the {trained} that the model was made "
-                "for; beyond them it answers nonsense"
-            )
-        self.context = options.context or min(trained, DEFAULT_CONTEXT)
+        self.longest = max(trained, self._stretched())
+        self.context = 0
         if not options.vocabulary_only:
+            self.context = options.positions(path, trained, self.longest)
             self._ctx = lib.llama_init_from_model(self._model, self._context_params(options))
             if not self._ctx:
                 reason = "; ".join(_errors) or "no reason given"
-                self.close()
                 raise InputError(f"{path}: llama.cpp cannot make a context of {self.context} tokens: {reason}")
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocab: int = lib.llama_vocab_n_tokens(self._vocab)
@@ -138,13 +142,22 @@ class LlamaEngine:
         self._batch = lib.llama_batch_init(BATCH, 0, 1)
         self._position = 0
 
+    def _stretched(self) -> int:
+        """The positions that YaRN reaches; 0 without it. A file's context_length may count its factor or not."""
+        rope = f"{self._meta('general.architecture')}.rope.scaling"
+        if self._meta(f"{rope}.type") != "yarn":
+            return 0
+        original, factor = (self._meta(f"{rope}.{key}") for key in ("original_context_length", "factor"))
+        try:
+            return int(int(original or 0) * float(factor or 0))
+        except (ValueError, OverflowError):
+            return 0
+
     def _context_params(self, options: EngineOptions) -> Any:
         p = self._lib.llama_context_default_params()
         p.n_ctx, p.n_batch, p.n_ubatch = self.context, BATCH, BATCH
         p.n_threads = p.n_threads_batch = options.threads or len(os.sched_getaffinity(0))
-        if (kv := options.kv or DEFAULT_KV) not in KV_TYPES:
-            raise wrong("kv", f"one of {', '.join(KV_TYPES)}", kv)
-        p.type_k = p.type_v = KV_TYPES[kv]
+        p.type_k = p.type_v = KV_TYPES[self.kv]
         if self._experts is not None:
             p.cb_eval = self._experts.callback
         for end in ("fast", "slow"):  # llama.cpp's graphs do not read these keys from the file

@@ -15,6 +15,7 @@ from sampan.errors import InputError, brief, wrong
 from sampan.files import read_json_if_there, read_text, there
 from sampan.onnx import GRAPH, read_graph, refuse_slow
 
+from ..session import DEFAULT_CONTEXT
 from ._pages import huge_pages
 from ._routers import RouterRecorder
 from ._tokenizer import JsonTokenizer
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 NAME = "ONNX Runtime"
 BATCH = 512  # tokens evaluated at once in a prefill
-DEFAULT_CONTEXT = 4096
 PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 STATE = re.compile(r"past_(conv|recurrent)\.\d+")  # of fixed size, and no positions that could be cut off
 SAMPLING = {
@@ -67,6 +67,7 @@ class OnnxEngine:
     """One ONNX Runtime session and its cache; implements `Engine`."""
 
     batch = BATCH
+    kv = "f32"
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
         if options.kv not in (None, "f32"):
@@ -85,10 +86,8 @@ class OnnxEngine:
         if not all(type(i) is int for i in ends):
             raise wrong(f"{path / 'genai_config.json'}: eos_token_id", "ids of tokens", brief(ends))
         self._ends = set(ends)
-        trained = self._size(model, "context_length", DEFAULT_CONTEXT)
-        self.context = options.context or min(trained, DEFAULT_CONTEXT)
-        if self.context > trained:
-            raise wrong("context", f"at most {trained}, which {path} was made for", self.context)
+        self.longest = self._size(model, "context_length", DEFAULT_CONTEXT)  # the graph may rotate no further
+        self.context = 0 if options.vocabulary_only else options.positions(path, self.longest, self.longest)
         self._session: Any = None
         self._position = 0
         if not options.vocabulary_only:
