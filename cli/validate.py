@@ -76,6 +76,7 @@ def command(
       sampan validate ./Qwen3-0.6B qwen.gguf --max-kld 0.05 --max-kld code=0.08 --min-top1 0.9
     """
     from sampan.errors import wrong
+    from sampan.printable import printable_json
     from sampan.validate import verdict
     from sampan.validate.text import text_report
     from sampan.validate.validation import Options, validate
@@ -100,7 +101,7 @@ def command(
     )  # fmt: skip
     report = validate(reference, [Path(c) for c in candidates], options, Progress)
     if json_file is not None:
-        text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+        text = printable_json(json.dumps(report, indent=1, ensure_ascii=False)) + "\n"
         with click.open_file(str(json_file), "w", encoding="utf-8") as f:
             f.write(text)
     if html_file is not None:

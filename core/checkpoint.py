@@ -11,6 +11,7 @@ from typing import Any
 
 from .errors import InputError, brief, wrong
 from .files import read_json, size_of, there
+from .printable import printable
 from .safetensors import ReadAt, TensorInfo, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -90,7 +91,7 @@ def open_folder(folder: Path, source: str = "", revision: str | None = None) -> 
                 "convert it to safetensors where you trust it",
             )  # fmt: skip
         raise wrong(folder, f"{SINGLE} or {INDEX}", "neither", "is this a Hugging Face checkpoint?")
-    return assemble(folder, source or str(folder), revision, locate)
+    return assemble(folder, source or printable(folder), revision, locate)
 
 
 def assemble(

@@ -87,8 +87,8 @@ def test_slices_hold_the_logits_of_the_last_positions(gguf: Callable[[str, str],
         assert whole.shape == (1000, exact.vocab)
         np.testing.assert_allclose(exact.logits(tokens[:1]), whole[:1], atol=1e-4)
         for first in (0, 1, 127, 600, 999):
-            sliced = [part.copy() for part in exact.logit_slices(tokens, first=first)]
-            assert max(map(len, sliced)) <= 64
+            sliced = list(exact.logit_slices(tokens, first=first))
+            assert max(map(len, sliced)) <= 16
             np.testing.assert_allclose(np.concatenate(sliced), whole[first:], atol=1e-4)
 
 
@@ -123,14 +123,16 @@ def test_generation_stops_at_the_context(gguf: Callable[[str, str], Path]) -> No
     with runtime.open(gguf("trained", "q8_0"), runtime.EngineOptions(context=32)) as s:
         tokens = s.tokenize("A fox lived near the river. " * 9)[:28]
         assert len(list(s.generate(tokens, max_tokens=100))) <= 32 - len(tokens) == 4
-        with pytest.raises(InputError, match="prompt: expected at most 32 tokens of context, found 40"):
+        with pytest.raises(
+            InputError, match="the prompt has 40 tokens, and the context 32; --context gives it up to 1024"
+        ):
             s.logits(list(range(40)))
 
 
 def test_bad_prompts(session: runtime.Session) -> None:
     with pytest.raises(InputError, match="prompt: expected at least one token, found none"):
         list(session.generate(""))
-    with pytest.raises(InputError, match="prompt: expected token ids below 2048, found 9999"):
+    with pytest.raises(InputError, match="prompt: expected token ids from 0 to 2047, found 9999"):
         session.logits([1, 9999])
 
 

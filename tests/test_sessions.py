@@ -18,6 +18,7 @@ from onnx_peer import to_onnx
 
 from sampan import runtime
 from sampan.errors import InputError
+from sampan.runtime.sampling import Sampling
 from sampan.runtime.session import Session
 
 ONE, OTHER = "The capital of France", "Please work out 2 + 38"
@@ -139,7 +140,11 @@ def test_any_order_of_calls_gives_what_each_gives_alone(path: Path) -> None:
 def test_logits_that_are_no_numbers(value: float, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate = session._engine.evaluate
     monkeypatch.setattr(session._engine, "evaluate", lambda t, w: np.full_like(evaluate(t, w), value))
-    with pytest.raises(InputError, match=r"the model computed -?(nan|inf) for token \d+, so no answer .*--kv f32"):
+    said = r"the model computed -?(nan|inf) in place of a number behind token \d+, so no answer can be chosen; "
+    with pytest.raises(InputError, match=said + "the cache is float32, so the weights are to blame"):
+        answer(session, ONE)
+    monkeypatch.setattr(session._engine, "kv", "f16")
+    with pytest.raises(InputError, match=said + "a likely cause is its f16 cache, .*: try --kv f32"):
         answer(session, ONE)
 
 
@@ -159,14 +164,44 @@ def test_after_close_everything_says_so(session: Session) -> None:
 
 
 def test_why_an_answer_ended(session: Session) -> None:
-    answer(session, ONE, 2)
-    assert session.finish_reason == "length"
-    list(session.generate([300] * 250, max_tokens=100))
-    assert session.finish_reason in ("context", "stop")
+    """Each stream says it of itself, and only once it has ended."""
+    full = session.generate([300] * 250, max_tokens=100, sampling=Sampling(temperature=5.0))
+    short = session.generate(ONE, max_tokens=2)
+    next(full)
+    assert (full.finish_reason, short.finish_reason) == (None, None)
+    list(short)
+    list(full)
+    assert (full.finish_reason, short.finish_reason) == ("context", "length")
+    assert list(full) == [] and full.finish_reason == "context"
+
+
+def test_an_answer_that_the_model_ended(artifacts: dict[str, Path]) -> None:
+    for name in ("gguf", "onnx"):
+        with opened(artifacts[name]) as session:
+            stream = session.generate(session.tokenize_chat([{"role": "user", "content": "2 + 2"}]), max_tokens=60)
+            list(stream)
+            assert stream.finish_reason == "stop"
+
+
+def test_what_is_refused_at_once(session: Session) -> None:
+    with pytest.raises(InputError, match="the seed -1 is negative; give 0 or more"):
+        session.generate(ONE, seed=-1)
+    with pytest.raises(InputError, match="token ids from 0 to"):
+        session.detokenize([session.vocab])
+    with pytest.raises(InputError, match=r"the text has half a character, \\udce9 at character 1; decode it with"):
+        session.tokenize("x\udce9")
+    assert session.logits(np.array([1, 2])).shape == (2, session.vocab), "arrays are fine"
+
+
+def test_without_weights_nothing_is_computed(path: Path) -> None:
+    with runtime.open(path, runtime.EngineOptions(vocabulary_only=True)) as session:
+        assert session.tokenize(ONE)
+        with pytest.raises(InputError, match="opened with vocabulary_only, so it has no weights to compute with"):
+            session.generate(ONE)
 
 
 def test_more_context_than_the_model_was_made_for(path: Path) -> None:
-    with pytest.raises(InputError, match=r"context.*(100000|at most)"):
+    with pytest.raises(InputError, match="a context of 100000 tokens cannot be had, since the model was made for 1 to"):
         runtime.open(path, runtime.EngineOptions(context=100_000))
 
 

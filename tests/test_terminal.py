@@ -73,7 +73,7 @@ def test_streams_that_are_closed_or_full(shell: str, model: Path) -> None:
     assert b"internal" not in done.stderr and b"Traceback" not in done.stderr
     if "full" in shell:
         assert (done.returncode, done.stderr) == (
-            2, b"error: standard output cannot be written: No space left on device\n"
+            2, b"error: standard output: No space left on device\n"
         )  # fmt: skip
     else:
         assert done.returncode == 0, done.stderr
