@@ -52,8 +52,8 @@ def prepare_streams() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         old = getattr(sys, name)
         lines = number == 2 or old.line_buffering
-        raw = io.BufferedWriter(_Output(number, "w", closefd=False))
-        new = io.TextIOWrapper(raw, encoding=old.encoding, errors="backslashreplace", line_buffering=lines)
+        out = io.BufferedWriter(_Output(number, "w", closefd=False))
+        new = io.TextIOWrapper(out, encoding=old.encoding, errors="backslashreplace", line_buffering=lines)
         setattr(sys, name, new)
 
 

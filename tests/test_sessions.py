@@ -220,3 +220,20 @@ def test_the_interpreter_ends_with_an_open_session(path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_interpreter_ends_while_a_thread_streams(path: Path) -> None:
+    code = """
+import sys, threading
+from pathlib import Path
+from sampan import runtime
+session, going = runtime.open(Path(sys.argv[1])), threading.Event()
+def stream():
+    while True:
+        for _ in session.generate("Hi", max_tokens=50):
+            going.set()
+threading.Thread(target=stream, daemon=True).start()
+going.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
