@@ -54,6 +54,7 @@ def test_gguf(command: str, kind: str, tmp_path: Path) -> None:
     assert line in held(watched.run(*argv), 2)
 
 
+@pytest.mark.slow
 def test_gguf_with_all_that_is_allowed(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(header(array(gguf.Kind.STRING, 1_900_000) + (text(b"\xf0\x9d\x84\x9e" * 6)) * 1_900_000))
