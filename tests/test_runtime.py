@@ -86,7 +86,7 @@ def test_slices_hold_the_logits_of_the_last_positions(gguf: Callable[[str, str],
         whole = exact.logits(tokens)
         assert whole.shape == (1000, exact.vocab)
         np.testing.assert_allclose(exact.logits(tokens[:1]), whole[:1], atol=1e-4)
-        for first in (0, 1, 127, 600, 999):
+        for first in (1, 127, 999):
             sliced = list(exact.logit_slices(tokens, first=first))
             assert max(map(len, sliced)) <= 16
             np.testing.assert_allclose(np.concatenate(sliced), whole[first:], atol=1e-4)

@@ -47,38 +47,43 @@ def changed(folder: Path, tmp_path: Path) -> Callable[[Callable[[onnx.ModelProto
     return get
 
 
-# Logits
+# Logits: in float32, where another order of sums, by processor and by number of tokens, changes the last digits only
 
 
-def test_prefill_equals_a_plain_loop(folder: Path) -> None:
-    wanted = Plain(folder)(IDS)
-    with runtime.open(folder) as s:
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return to_onnx(tiny.FIXTURE, tmp_path_factory.mktemp("onnx") / "fp32", "fp32").artifact
+
+
+def test_prefill_equals_a_plain_loop(exact: Path) -> None:
+    wanted = Plain(exact)(IDS)
+    with runtime.open(exact) as s:
         np.testing.assert_allclose(s.logits(IDS), wanted, atol=1e-4)
         for first in (0, 1, 39):  # our mask asks the graph for the last logits only
             sliced = list(s.logit_slices(IDS, first=first))
             np.testing.assert_allclose(np.concatenate(sliced), wanted[first:], atol=1e-4)
 
 
-def test_a_long_prefill_comes_in_parts(folder: Path) -> None:
+def test_a_long_prefill_comes_in_parts(exact: Path) -> None:
     ids = (IDS * 20)[:700]
-    wanted = Plain(folder)(ids)
-    with runtime.open(folder) as s:
-        np.testing.assert_allclose(s.logits(ids)[-5:], wanted[-5:], atol=2e-3)
+    wanted = Plain(exact)(ids)
+    with runtime.open(exact) as s:
+        np.testing.assert_allclose(s.logits(ids)[-5:], wanted[-5:], atol=1e-4)
 
 
-def test_token_by_token_equals_a_plain_loop(folder: Path) -> None:
-    wanted = Plain(folder).steps(IDS)
-    with runtime.open(folder) as s:
+def test_token_by_token_equals_a_plain_loop(exact: Path) -> None:
+    wanted = Plain(exact).steps(IDS)
+    with runtime.open(exact) as s:
         found = [s._engine.evaluate([i], 1)[0].copy() for i in IDS]
     np.testing.assert_allclose(np.stack(found), wanted, atol=1e-4)
 
 
-def test_the_cache_is_rewound(folder: Path) -> None:
+def test_the_cache_is_rewound(exact: Path) -> None:
     """After a prefill some tokens are forgotten: what follows is as if they had not been there."""
-    plain = Plain(folder)
+    plain = Plain(exact)
     plain(IDS[:10])
     wanted = plain(IDS[30:])
-    with runtime.open(folder) as s:
+    with runtime.open(exact) as s:
         s._engine.evaluate(IDS[:30], 0)
         s._engine.keep(10)
         np.testing.assert_allclose(s._engine.evaluate(IDS[30:], 10), wanted, atol=1e-4)
