@@ -205,6 +205,12 @@ class Architecture:
         """The different rotations, in the order of the layers."""
         return list(dict.fromkeys(a.rope for a in self.attentions))
 
+    @property
+    def longest(self) -> int:
+        """Positions that the model was made for: `context`, which may count YaRN's factor or not."""
+        yarn = [s for r in self.ropes if isinstance(s := r.scaling, YarnScaling)]
+        return max([self.context, *(int(s.original_context * s.factor) for s in yarn)])
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:

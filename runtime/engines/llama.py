@@ -163,7 +163,10 @@ class LlamaEngine:
         for end in ("fast", "slow"):  # llama.cpp's graphs do not read these keys from the file
             if (beta := self._meta(f"{self._meta('general.architecture')}.rope.scaling.yarn_beta_{end}")) is not None:
                 setattr(p, f"yarn_beta_{end}", float(beta))
-        p.flash_attn_type = -1 if options.flash_attention is None else int(options.flash_attention)
+        flash = options.flash_attention
+        if flash is None and self.kv == "f32":
+            flash = False  # its flash attention rounds a float32 cache to float16
+        p.flash_attn_type = -1 if flash is None else int(flash)
         return p
 
     def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:

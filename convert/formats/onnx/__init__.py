@@ -29,8 +29,8 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     if request.split is not None:
         raise wrong("--split-size", "none with --to onnx, whose data file may have any size", request.split)
     context = request.context or min(arch.context, CONTEXT)
-    if context > arch.context:
-        raise wrong("--context", f"at most the model's own {arch.context}", context)
+    if context > arch.longest:
+        raise wrong("--context", f"at most the model's own {arch.longest}", context)
     graph = Graph()
     weights = Weights(graph, arch, binding, request.scheme_name, request.scheme)
     _write(graph, weights, arch, context, 4 if request.accuracy is None else request.accuracy)
