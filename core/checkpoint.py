@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,19 @@ def open_folder(folder: Path, source: str = "", revision: str | None = None) -> 
 
 
 def assemble(
-    folder: Path, source: str, revision: str | None, locate: Callable[[str], ShardFile], alone: bool | None = None
+    folder: Path,
+    source: str,
+    revision: str | None,
+    locate: Callable[[str], ShardFile],
+    listed: Collection[str] | None = None,
 ) -> Checkpoint:
-    """Read config, index and shard headers; `locate` finds a shard by its name in the index.
+    """Read config, index and shard headers; `locate` finds a shard by its name in the index. `listed`: the files of a
+    repository, of which only some are here.
 
     Beside an index a model.safetensors is what transformers loads, so it is taken here.
     """
     config = read_json(folder / "config.json")
-    single = there(folder / SINGLE) if alone is None else alone
+    single, index = (there(folder / n) if listed is None else n in listed for n in (SINGLE, INDEX))
     weight_map = read_weight_map(folder / INDEX) if not single else None
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
     shards = tuple(_open_shard(name, locate(name), folder) for name in names)
@@ -115,7 +120,7 @@ def assemble(
     notes = []
     if weight_map is not None:
         notes += _compare_index(weight_map, found, folder / INDEX)
-    elif there(folder / INDEX):
+    elif index:
         notes.append(f"{SINGLE} is taken, as transformers does, not the shards that {INDEX} beside it names")
     return Checkpoint(source, revision, folder, config, shards, tuple(notes))
 

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,8 +28,11 @@ from .checkpoint import (
     read_weight_map,
 )
 from .errors import InputError, UnfinishedError, brief, wrong
+from .files import LIMIT
 from .safetensors import ReadAt
+from .units import human
 
+CARD = "README.md"
 SMALL_FILES = (
     "generation_config.json",
     "hf_quant_config.json",
@@ -42,7 +45,7 @@ SMALL_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
     "chat_template.json",
-    "README.md",
+    CARD,
 )
 RETRIES = 5  # in a row without a byte
 PAUSE = 1.0  # seconds before the first of them, doubled each time
@@ -94,8 +97,9 @@ def _open_hub(repo: str, revision: str | None, headers_only: bool, stream: bool)
     if INDEX not in sizes and SINGLE not in sizes:
         pickle = any(n.endswith((".bin", ".pt", ".pth")) for n in sizes)
         raise wrong(at, f"{SINGLE} or {INDEX}", "only pickles, which are never opened" if pickle else "neither")
+    large = (sizes.get(CARD) or 0) > LIMIT  # a decoration, of which the first bytes are read
     for name in SMALL_FILES:
-        if name in sizes:
+        if name in sizes and not (name == CARD and large):
             fetch(name)
     if INDEX in sizes and SINGLE not in sizes:
         shards = sorted(set(read_weight_map(fetch(INDEX)).values()))
@@ -120,7 +124,9 @@ def _open_hub(repo: str, revision: str | None, headers_only: bool, stream: bool)
         path = fetch(name)
         return ShardFile(path, path.stat().st_size, file_reader(path), digest)
 
-    return assemble(folder, repo, commit, locate, alone=SINGLE in sizes)
+    checkpoint = assemble(folder, repo, commit, locate, sizes)
+    note = f"the model card is left out: {CARD} has {human(sizes[CARD] or 0)}" if large else ""
+    return replace(checkpoint, notes=(*checkpoint.notes, note)) if note else checkpoint
 
 
 def _download(url: str, storage: Path, digest: str, size: int) -> None:

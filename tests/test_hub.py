@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -162,6 +164,21 @@ def test_the_library_speaks_when_it_is_told_to(single: Path, serve: Callable[...
     hub.faults.missing.add("config.json")
     result = sampan(hub.url, "inspect", REPO, HF_HUB_VERBOSITY="warning")
     assert result.stderr.startswith(f"Please set a HF_TOKEN.\nerror: {REPO}: config.json: ")
+
+
+def test_two_sets_of_weights_and_a_card_of_megabytes_are_named(
+    single: Path, serve: Callable[..., Hub], sampan: Shell, tmp_path: Path
+) -> None:
+    """The index is not fetched, and the card neither, of which a cache may not hold another copy."""
+    folder = Path(shutil.copytree(single, tmp_path / "both"))
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(["a"], SHARDS[0])}))
+    os.truncate(folder / "README.md", 11_000_000)
+    hub = serve(folder)
+    result = sampan(hub.url, *sampan.arguments("--plan"))
+    assert result.returncode == 0, result.stderr
+    assert f"{SINGLE} is taken, as transformers does, not the shards that {INDEX} beside it names" in result.stdout
+    assert "the model card is left out: README.md has 11 MB" in result.stdout
+    assert not {r.file for r in hub.requests} & {"README.md", INDEX}
 
 
 def test_without_links_the_weights_lie_there_once(single: Path, serve: Callable[..., Hub], sampan: Shell) -> None:
