@@ -17,11 +17,15 @@ WHEELS := $(SAMPAN_WHEELS)/$(CPU)
 demo: $(VENV)/sampan
 	$(BIN)/python examples/demo.py
 
+# Each worker takes about 1 GB and its share of the processors. WORKERS=0: one process
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
+
 test: $(VENV)/test
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Fixtures that several tests share; tiny models are built once for a run."""
+"""Fixtures that several tests share; tiny models are built once for a run, whichever worker asks first."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ from sampan.convert.conversion import Conversion, convert, prepare
 pytest_plugins = ["hub_shell"]
 
 
+def pytest_configure() -> None:
+    """A worker keeps to its share of the processors: engines start as many threads as they may use, and threads that
+    wait for each other on a busy processor cost several times the work itself.
+    """
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        mine = sorted(os.sched_getaffinity(0))
+        at = int(worker.removeprefix("gw")) % len(mine)
+        os.sched_setaffinity(0, mine[at :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])])
+
+
 TRIAL = trial.trial
 
 
@@ -32,14 +42,27 @@ def no_trial() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a run share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`model(name)` → the folder of a tiny model; "trained" and "trained-kimi" are the committed ones."""
-    built: dict[str, Path] = {"trained": tiny.FIXTURE, "trained-kimi": tiny.KIMI}
+    committed = {"trained": tiny.FIXTURE, "trained-kimi": tiny.KIMI}
 
     def get(name: str) -> Path:
-        if name not in built:
-            built[name] = tiny.build(name, tmp_path_factory.mktemp("models") / name)
-        return built[name]
+        if name in committed:
+            return committed[name]
+        if not (shared / name).exists():
+            built = tiny.build(name, tmp_path_factory.mktemp("models") / name)
+            with contextlib.suppress(OSError):  # another worker was first
+                built.rename(shared / name)
+        return shared / name
 
     return get
 
