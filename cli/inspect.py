@@ -100,7 +100,7 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             "pre-tokenizer": tokenizer.pre,
             "merges": len(tokenizer.merges),
             "special tokens": {k: tokenizer.tokens[v] for k, v in tokenizer.special.items()},
-            "chat template": tokenizer.chat_template is not None,
+            "chat template": _templates(checkpoint.folder),
         }
     except InputError as e:
         problem = problem or str(e)
@@ -182,8 +182,7 @@ def _onnx(path: Path) -> dict[str, Any]:
         "cache": f"{len(caches)} of {' or '.join(sorted(set(caches.values())))}" if caches else None,
         "context": genai.get("context_length"),
         "tokenizer": _tokenizer(path),
-        "chat template": (path / "chat_template.jinja").exists()
-        or "chat_template" in _json(path / "tokenizer_config.json"),
+        "chat template": _templates(path),
     }
     stored = stored_tensors(graph, manifest).values()
     rows = [(t.name, t.shape, t.type.name, math.prod(t.shape), t.nbytes) for t in stored]
@@ -222,6 +221,14 @@ def _json(path: Path) -> dict[str, Any]:
     from sampan.files import read_json_if_there
 
     return read_json_if_there(path)
+
+
+def _templates(folder: Path) -> bool | list[str]:
+    """Whether there is one, or the names of several."""
+    from sampan.chat_template import DEFAULT, read_templates
+
+    names = list(read_templates(folder))
+    return names if names not in ([], [DEFAULT]) else bool(names)
 
 
 def _tokenizer(folder: Path) -> str | None:

@@ -17,7 +17,8 @@ import onnx
 from sampan.artifact import OutputFile, replaced
 from sampan.checkpoint import Checkpoint
 from sampan.errors import wrong
-from sampan.files import read_bytes, read_json_if_there, there
+from sampan.files import read_json_if_there, there
+from sampan.generation import Generation, read_generation
 from sampan.job import open_job, settle
 from sampan.quantize import get_scheme
 
@@ -25,7 +26,7 @@ from . import trial
 from .config import Config
 from .exporters import optimum
 from .formats.onnx import FORMAT
-from .formats.onnx.folder import COPIED, search_options
+from .formats.onnx.folder import as_json, search, texts
 from .formats.onnx.graph import DATA_FILE
 from .formats.onnx.rewrite import rewrite, source_bytes, write
 
@@ -115,28 +116,30 @@ def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _companions(checkpoint: Checkpoint, model: bytes, context: int) -> dict[str, bytes]:
     """Name → bytes of tokenizer, template and configurations."""
-    files = {n: read_bytes(checkpoint.folder / n) for n in COPIED if there(checkpoint.folder / n)}
-    return files | {"genai_config.json": json.dumps(_genai(checkpoint, model, context), indent=1).encode() + b"\n"}
-
-
-def _genai(checkpoint: Checkpoint, model: bytes, context: int) -> dict[str, Any]:
-    """genai_config.json, its sizes read from the graph's own inputs."""
     graph = onnx.load_from_string(model).graph
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.input, *graph.output]}
-    layers = sum(1 for n in shapes if n.startswith("past_key_values.") and n.endswith(".key"))
-    generation = read_json_if_there(checkpoint.folder / "generation_config.json")
     config = Config(checkpoint.config, str(checkpoint.folder / "config.json"))
-    ends = generation.get("eos_token_id") or config.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [ends]
-    if not ends or not all(type(i) is int and i >= 0 for i in ends):
-        raise wrong(config.at("eos_token_id"), "the tokens that end an answer", ends)
+    vocab = shapes["logits"][-1] or config.natural("vocab_size")
+    generation = read_generation(checkpoint.folder, vocab)
+    if not generation.ends:
+        raise wrong(config.at("eos_token_id"), "the tokens that end an answer", None)
+    genai = _genai(checkpoint, config, shapes, vocab, generation, context)
+    return texts(checkpoint.folder, vocab, generation) | {"genai_config.json": as_json(genai)}
+
+
+def _genai(
+    checkpoint: Checkpoint, config: Config, shapes: dict[str, list[int]], vocab: int, g: Generation, context: int
+) -> dict[str, Any]:
+    """genai_config.json, its sizes read from the graph's own inputs."""
+    layers = sum(1 for n in shapes if n.startswith("past_key_values.") and n.endswith(".key"))
+    generation, ends = read_json_if_there(checkpoint.folder / "generation_config.json"), list(g.ends)
     pad, bos = (generation.get(f"{k}_token_id", config.get(f"{k}_token_id")) for k in ("pad", "bos"))
     kind = config.get("model_type")
     inputs = {n: n for n in ("input_ids", "attention_mask", "position_ids") if n in shapes}
     cache = {"key_names": "%d.key", "value_names": "%d.value"}
     data: dict[str, Any] = {
         "type": kind if kind in GENAI_TYPES else "llama",
-        "vocab_size": shapes["logits"][-1] or config.natural("vocab_size"),
+        "vocab_size": vocab,
         "context_length": context,
         "eos_token_id": ends,
         "pad_token_id": pad if type(pad) is int and pad >= 0 else ends[0],
@@ -154,10 +157,4 @@ def _genai(checkpoint: Checkpoint, model: bytes, context: int) -> dict[str, Any]
     }
     if type(bos) is int:
         data["bos_token_id"] = bos
-    search: dict[str, Any] = {
-        "max_length": context,
-        "do_sample": bool(generation.get("do_sample", False)),
-        "past_present_share_buffer": False,
-    }
-    search |= search_options(checkpoint.folder)
-    return {"model": data, "search": search}
+    return {"model": data, "search": search(g, context, shared=False)}

@@ -7,7 +7,6 @@ a fine-tune with added tokens is read like its base.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,6 @@ PRE_TOKENIZERS = {
 }
 COMPOSES = ("qwen2",)  # those whose text sampan.runtime brings into NFC unless the file says otherwise
 WHOLE = ("llama-bpe",)  # for these llama.cpp takes a word that is a token before any merge, and does not normalise
-END_ROLES = ("eot", "eom")  # that a GGUF file can name beside eos
-KNOWN_ENDS = (  # by their text (src/llama-vocab.cpp)
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
-    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
-    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
-)  # fmt: skip
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 
 
@@ -39,10 +32,9 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 class Tokenizer:
     """Byte-level BPE. `tokens` and `types` by id, `merges` in order of rank, each `left right`.
 
-    `special` maps roles such as eos to ids, `add` says whether bos or eos is put around a text.
-    `chat_template` is the template, or named templates, or None. `whole`: there are tokens that no merge makes and
-    that stand only for a piece that equals them. `nfc`: texts are composed first. `text_tokens`: ids that llama.cpp
-    calls control tokens by their look, though their text is part of an answer.
+    `special` maps roles such as eos to ids, `add` says whether bos or eos is put around a text. `whole`: there are
+    tokens that no merge makes and that stand only for a piece that equals them. `nfc`: texts are composed first.
+    `text_tokens`: ids that llama.cpp calls control tokens by their look, though their text is part of an answer.
     """
 
     pre: str
@@ -51,7 +43,6 @@ class Tokenizer:
     merges: list[str]
     special: dict[str, int]
     add: dict[str, bool]
-    chat_template: str | list[dict[str, str]] | None
     whole: bool = False
     nfc: bool = False
     text_tokens: tuple[int, ...] = ()
@@ -76,7 +67,7 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
     more = _added(parsed, path)
     tokens, types = _vocabulary(model, more, vocab, path)
     around = _around(parsed, path)
-    special, add, template = _special(folder, more, tokens)
+    special, add = _special(folder, more, tokens)
     for role, ids in around.items():
         if ids and ids != [special.get(role)]:
             raise wrong(f"{path}: post_processor.single", f"no tokens around a text but {role}", f"ids {brief(ids)}")
@@ -85,9 +76,7 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
     if pre in WHOLE:
         add.setdefault("bos", False)  # without the key llama.cpp adds one
     text_tokens = tuple(i for i, e in more.items() if types[i] == CONTROL and not e.get("special"))
-    return Tokenizer(
-        pre, tokens, types, _merges(model, path), special, add, template, whole, nfc, text_tokens
-    )  # fmt: skip
+    return Tokenizer(pre, tokens, types, _merges(model, path), special, add, whole, nfc, text_tokens)
 
 
 def read_tokenizer_json(folder: Path, vocab: int) -> tuple[Path, dict[str, Any]]:
@@ -230,13 +219,14 @@ def _merges(model: dict[str, Any], path: Path) -> list[str]:
 
 def _special(
     folder: Path, more: dict[int, dict[str, Any]], tokens: list[str]
-) -> tuple[dict[str, int], dict[str, bool], str | list[dict[str, str]] | None]:
-    """Special ids, add flags and template, by the gguf package's reader, then checked."""
+) -> tuple[dict[str, int], dict[str, bool]]:
+    """Special ids and add flags, by the gguf package's reader, then checked."""
     from gguf import SpecialVocab
 
     for name in ("tokenizer_config.json", "chat_template.json"):
         read_json_if_there(folder / name)
-    jinja = read_text(folder / "chat_template.jinja") if there(folder / "chat_template.jinja") else None
+    if there(folder / "chat_template.jinja"):
+        read_text(folder / "chat_template.jinja")
     try:
         read = SpecialVocab(folder, load_merges=False)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
@@ -247,19 +237,7 @@ def _special(
     for role, i in special.items():
         if i >= len(tokens):
             raise wrong(f"{folder}: {role} token", f"an id below vocab_size {len(tokens)}", i)
-    if "eos" not in special:
-        raise wrong(folder / "tokenizer_config.json", "an eos_token among the added tokens", "none")
-    special = _more_ends(folder, tokens, special) | special
-    template = read.chat_template if jinja is None else jinja  # transformers prefers the file to the key
-    if template is not None and not isinstance(template, str):
-        named = [t if isinstance(t, Mapping) else {} for t in template] if isinstance(template, list) else [{}]
-        if any(not isinstance(t.get(key), str) for t in named for key in ("name", "template")):
-            raise wrong(
-                f"{folder / 'tokenizer_config.json'}: chat_template", "a text, or a list of names and templates",
-                brief(template),
-            )  # fmt: skip
-        template = [dict(t) for t in named]
-    return special, dict(read.add_special_token), template
+    return special, dict(read.add_special_token)
 
 
 def _named(folder: Path, tokens: list[str]) -> dict[str, int]:
@@ -270,7 +248,7 @@ def _named(folder: Path, tokens: list[str]) -> dict[str, int]:
 
 
 def _named_special(folder: Path, more: dict[int, dict[str, Any]]) -> dict[str, int]:
-    """Roles by the names in tokenizer_config.json; eot is the first other end token of generation_config.json."""
+    """Roles by the names in tokenizer_config.json."""
     ids = {entry["content"]: i for i, entry in more.items()}
     config = read_json(folder / "tokenizer_config.json")
     named = {}
@@ -279,28 +257,4 @@ def _named_special(folder: Path, more: dict[int, dict[str, Any]]) -> dict[str, i
         content = token.get("content") if isinstance(token, dict) else token
         if isinstance(content, str) and content in ids:
             named[role] = ids[content]
-    path, ends = _ends(folder)
-    if any(type(i) is not int or i not in more for i in ends):
-        raise wrong(f"{path}: eos_token_id", "ids of special tokens", brief(ends))
-    turn = next((i for i in ends if i != named.get("eos")), None)
-    return named if turn is None else named | {"eot": turn}
-
-
-def _more_ends(folder: Path, tokens: list[str], special: dict[str, int]) -> dict[str, int]:
-    """Roles for end tokens of generation_config.json that llama.cpp would not know, such as GLM's `<|user|>`."""
-    path, ends = _ends(folder)
-    if any(type(i) is not int or not 0 <= i < len(tokens) for i in ends):
-        raise wrong(f"{path}: eos_token_id", f"ids below vocab_size {len(tokens)}", brief(ends))
-    known = {special.get(role) for role in ("eos", *END_ROLES)}
-    more = [i for i in dict.fromkeys(ends) if i not in known and tokens[i] not in KNOWN_ENDS]
-    free = [role for role in END_ROLES if role not in special]
-    if len(more) > len(free):
-        raise wrong(f"{path}: eos_token_id", f"at most {len(free)} ends that llama.cpp does not know", len(more))
-    return dict(zip(free, more, strict=False))
-
-
-def _ends(folder: Path) -> tuple[Path, list[Any]]:
-    """generation_config.json and the end tokens that it names."""
-    path = folder / "generation_config.json"
-    ends = read_json_if_there(path).get("eos_token_id")
-    return path, ends if isinstance(ends, list) else [] if ends is None else [ends]
+    return named

@@ -11,7 +11,7 @@ import json
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -108,17 +108,16 @@ def _environment() -> Any:
     return environment
 
 
-def answer(line: str) -> dict[str, str]:
-    """For a request with template, messages and variables `{"text": …}`, `{"refused": why}` or `{"limit": which}`.
+def answer(line: str, write: Callable[[dict[str, Any]], str], seconds: float) -> dict[str, str]:
+    """`{"text": …}` of a request, `{"refused": why}`, or `{"limit": which}`.
 
     Computing for too long ends the process: SIGPROF, which nothing in it can hold off.
     """
     from jinja2 import TemplateError
 
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
-        request = json.loads(line)
-        text = render(request["template"], request["messages"], request["variables"])
+        text = write(json.loads(line))
         if len(text) > LONGEST:
             return {"limit": f"its text has {len(text)} characters, more than the {LONGEST} that are allowed"}
         return {"text": text}
@@ -134,7 +133,7 @@ def answer(line: str) -> dict[str, str]:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def main() -> None:
+def serve(write: Callable[[dict[str, Any]], str], seconds: float = SECONDS) -> None:
     """Answer until standard input ends, within limits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, meant for the process that asks
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
@@ -142,6 +141,11 @@ def main() -> None:
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _environment()  # all imports
     for line in sys.stdin:
-        print(json.dumps(answer(line)), flush=True)
+        print(json.dumps(answer(line, write, seconds)), flush=True)
+
+
+def main() -> None:
+    """Render conversations."""
+    _environment()  # all imports
+    serve(lambda asked: render(asked["template"], asked["messages"], asked["variables"]))

@@ -17,9 +17,10 @@ from sampan.errors import InputError, brief
 from sampan.files import LIMITS
 from sampan.jinja import SECONDS
 
+from .tool_types import ordered, typescript
+
 LARGEST = LIMITS["chat_template.jinja"]  # characters
 PATIENCE = 20.0  # seconds for an answer, where the process gets no processor to compute on
-CODE = "from sampan.jinja import main; main()"
 PLAIN = "a plain prompt (--raw) needs no template"
 RESERVED = ("messages", "tools")
 
@@ -46,7 +47,9 @@ def render(
             raise InputError(f"chat template: a {what} must be an object with keys and values, not {brief(odd)}")
     if taken := [name for name in RESERVED if name in (variables or {})]:
         raise InputError(f"chat template: {taken[0]} cannot be a variable, since it is part of the conversation")
-    more = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt, **(variables or {})}
+    tools, own = with_types(template, tools)
+    more = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt} | own
+    more |= variables or {}
     try:
         request = json.dumps({"template": template, "messages": messages, "variables": more}, default=_plain)
     except (TypeError, ValueError, RecursionError) as e:
@@ -59,6 +62,19 @@ def render(
     return answer["text"]
 
 
+def with_types(
+    template: str, tools: Sequence[Mapping[str, Any]] | None
+) -> tuple[Sequence[Mapping[str, Any]] | None, dict[str, str]]:
+    """Tools and the variable with their types, as Kimi K2.5's own code hands them to a template that asks for it."""
+    if not tools or "tools_ts_str" not in template:
+        return tools, {}
+    tools = ordered(tools)
+    try:
+        return tools, {"tools_ts_str": typescript(tools)}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # its template has another form for these
+        return tools, {}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
@@ -67,10 +83,14 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
-class _Renderer:
-    """The process that renders, started when it is first needed and again after it ended; one request at a time."""
+class Renderer:
+    """The process that renders, started when it is first needed and again after it ended; one request at a time.
 
-    def __init__(self) -> None:
+    `code` calls jinja.serve, which bounds each answer to `seconds` of computing.
+    """
+
+    def __init__(self, code: str, seconds: float) -> None:
+        self._code, self._seconds = code, seconds
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
         self._owner = 0  # the process that started the child: a fork has to start its own
@@ -98,13 +118,13 @@ class _Renderer:
                 timer.cancel()
             code = child.wait()
             if code in (-signal.SIGPROF, -signal.SIGKILL):
-                return {"limit": f"it takes more than {SECONDS:g} s of computing"}
+                return {"limit": f"it takes more than {self._seconds:g} s of computing"}
             return {"limit": f"the process that renders it {ended(code, '')}"}
 
     def _alive(self) -> subprocess.Popen[str]:
         if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
             self.close()
-            self._child = start(CODE, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            self._child = start(self._code, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
             self._owner = os.getpid()
             atexit.register(self.close)
         return self._child
@@ -120,4 +140,4 @@ class _Renderer:
         child.wait()
 
 
-_renderer = _Renderer()
+_renderer = Renderer("from sampan.jinja import main; main()", SECONDS)

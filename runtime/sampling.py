@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sampan.errors import InputError, brief
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,14 @@ class Sampling:
         """The `general.sampling.*` keys of a GGUF; greedy where there are none."""
 
         def get(key: str, default: float) -> float:
-            return float(metadata.get(f"general.sampling.{key}", default))
+            value = metadata.get(f"general.sampling.{key}", default)
+            try:
+                number = float(value)
+            except ValueError:
+                number = math.nan
+            if not math.isfinite(number):
+                raise InputError(f"general.sampling.{key}: expected a number, found {brief(value)}")
+            return number
 
         return cls(
             temperature=get("temp", 0.0),
@@ -48,12 +58,13 @@ def sample(logits: NDArray[np.float32], context: Sequence[int], s: Sampling, rng
         )
     if s.temperature <= 0:
         return int(np.argmax(logits))
-    k = min(s.top_k or len(logits), len(logits))
+    k = min(s.top_k, len(logits)) if s.top_k > 0 else len(logits)
     ids = np.argpartition(logits, -k)[-k:]
     ids = ids[np.argsort(-logits[ids], kind="stable")]
     scaled = logits[ids].astype(np.float64) / s.temperature
     p = np.exp(scaled - scaled[0])
     p /= p.sum()
     keep = (np.cumsum(p) - p < s.top_p) & (p >= s.min_p * p[0])
+    keep[0] = True  # whatever is asked for, one token is left
     p = np.where(keep, p, 0)
     return int(rng.choice(ids, p=p / p.sum()))

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan import registry
+from sampan.chat_template import choose, named_templates, named_tokens
 from sampan.errors import InputError, brief, wrong
 
 from .chat import render
@@ -152,9 +153,15 @@ class Session:
         return self._engine.context
 
     @property
-    def chat_template(self) -> str | None:
-        """The jinja template that the artifact carries."""
-        return self.metadata.get("tokenizer.chat_template")
+    def chat_templates(self) -> dict[str, str]:
+        """The jinja templates that the artifact carries, by name; the usual one is called "default"."""
+        return named_templates(self.metadata)
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The texts of special tokens that a template can ask for: bos_token and its like."""
+        roles = {k: self.metadata.get(f"tokenizer.{k}", "") for k in ("bos_token", "eos_token")}
+        return named_tokens(self.metadata, roles)
 
     @property
     def sampling(self) -> Sampling:
@@ -176,13 +183,13 @@ class Session:
             return self._engine.tokenize(text, special=special, around=around)
 
     def tokenize_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
     ) -> list[int]:
-        """Token ids of a conversation up to the assistant's turn; its template alone says whether it begins with BOS.
-
-        Raises InputError where the artifact has no template, or one that cannot be rendered.
-        """
-        return self.tokenize(self.render_chat(messages, tools), around=False)
+        """Token ids of what `render_chat` gives; the template alone says whether a conversation begins with BOS."""
+        return self.tokenize(self.render_chat(messages, tools, **variables), around=False)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of some tokens; bytes that are no UTF-8 become replacement characters."""
@@ -302,15 +309,21 @@ class Session:
         return reason
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        **variables: Any,
     ) -> str:
-        """The prompt text for a conversation, by the artifact's own template, up to the assistant's turn."""
-        if self.chat_template is None:
-            raise wrong("tokenizer.chat_template", "a chat template in the artifact", "none", "use a plain prompt")
-        return render(self.chat_template, messages, tools, self._special_texts())
+        """The text of a conversation by the artifact's own template, up to the assistant's turn.
 
-    def _special_texts(self) -> dict[str, str]:
-        return {k: self.metadata.get(f"tokenizer.{k}", "") for k in ("bos_token", "eos_token")}
+        With `tools`, a template called "tool_use" goes before the others. `variables` are what the template can ask
+        for, such as enable_thinking. Raises InputError where there is no template, or where it refuses.
+        """
+        template = choose(self.chat_templates, tools=tools is not None)
+        named = {**self.special_tokens, **variables}
+        return render(template, messages, tools, named, add_generation_prompt=add_generation_prompt)
 
     def _rewind(self, tokens: Sequence[int]) -> int:
         """Keep the cached tokens that `tokens` starts with; returns how many."""

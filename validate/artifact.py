@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sampan import gguf, onnx, runtime
 from sampan.artifact import manifest_path
+from sampan.chat_template import named_templates, named_tokens
 from sampan.checkpoint import Checkpoint
 from sampan.convert.architecture import tensor_specs
 from sampan.convert.family import families, read_architecture
@@ -67,7 +68,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """`architecture` is llama.cpp's name for it, empty where unknown, `special` the texts of bos_token and eos_token.
+    """`architecture` is llama.cpp's name for it, empty where unknown, `special` the texts of its special tokens.
 
     `metadata`: the keys of a GGUF file; `manifest`: that of an ONNX folder, whose `tensors` it names.
     """
@@ -81,7 +82,7 @@ class Artifact:
     architecture: str
     vocab: int
     experts: bool  # whether it is a mixture of experts
-    template: str | None
+    templates: dict[str, str]
     special: dict[str, str]
     metadata: dict[str, gguf.Value] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
@@ -143,14 +144,12 @@ def open_gguf(path: Path) -> Artifact:
     tokens = values.get("tokenizer.ggml.tokens")
     tokens = tokens if isinstance(tokens, list) else []
     ids = {role: values.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos")}
-    template = values.get("tokenizer.chat_template")
+    roles = {f"{r}_token": tokens[i] if i is not None and i < len(tokens) else "" for r, i in ids.items()}
     return Artifact(
         path, "gguf", tensors, sum(p.stat().st_size for p in paths), _bits(tensors), _types(tensors),
         architecture=str(values.get("general.architecture", "")), vocab=len(tokens),
         experts=any(len(t.shape) == 3 for t in tensors.values()),
-        template=template if isinstance(template, str) else None,
-        special={f"{r}_token": tokens[i] if i is not None and i < len(tokens) else "" for r, i in ids.items()},
-        metadata=metadata,
+        templates=named_templates(values), special=named_tokens(values, roles), metadata=metadata,
     )  # fmt: skip
 
 
@@ -162,12 +161,11 @@ def open_onnx(path: Path) -> Artifact:
     weights, _, _ = onnx.roles(graph)
     types = _types(tensors) or frozenset(f"{bits} bits" for bits, _ in weights.values()) or {"float"}
     with runtime.open(path, runtime.EngineOptions(vocabulary_only=True)) as session:
-        template, vocab = session.chat_template, graph.logits or session.vocab
-        special = {k: session.metadata.get(f"tokenizer.{k}", "") for k in ("bos_token", "eos_token")}
+        templates, special, vocab = session.chat_templates, session.special_tokens, graph.logits or session.vocab
     return Artifact(
         path, "onnx", tensors, graph.nbytes, _bits(tensors) if tensors else onnx.bits_per_weight(graph),
         frozenset(types), architecture=_engine_name(manifest), vocab=vocab,
-        experts=graph.experts, template=template, special=special, manifest=manifest,
+        experts=graph.experts, templates=templates, special=special, manifest=manifest,
     )  # fmt: skip
 
 

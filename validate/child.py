@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.errors import InputError
-from sampan.runtime import EngineOptions, open
+from sampan.runtime import EngineOptions, Session, open
 
 from .metrics._scores import score
 
@@ -107,10 +107,21 @@ def _other_experts(reference: Model, candidate: Model, scored: int) -> list[floa
 
 
 def tokenize(task: dict[str, Any], say: Say) -> None:
-    """Ids of texts by an artifact's own engine: `texts` is a list of [text, special, around]."""
+    """Ids of texts by an artifact's own engine: `texts` is a list of [text, special, around]. Then the texts and ids of
+    conversations (see chat.items), or why one is refused.
+    """
     say({"stage": f"opening {task['path']}", "of": "candidate"})
     with open(task["path"], EngineOptions(vocabulary_only=True)) as session:
         say({"ids": [session.tokenize(t, special=special, around=around) for t, special, around in task["texts"]]})
+        say({"conversations": [_converse(session, item) for item in task.get("items", [])]})
+
+
+def _converse(session: Session, item: dict[str, Any]) -> dict[str, Any]:
+    try:
+        text = session.render_chat(**item)
+    except InputError as e:
+        return {"refused": str(e)}
+    return {"text": text, "ids": session.tokenize(text, around=False)}
 
 
 TASKS = {"score": score_windows, "tokenize": tokenize}

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
+from sampan.chat_template import read_templates
 from sampan.checkpoint import Checkpoint
 from sampan.convert.formats._limits import Limit, limits
 from sampan.convert.formats.gguf import expected_metadata
-from sampan.convert.tokenizer import Tokenizer, read_tokenizer
+from sampan.convert.tokenizer import read_tokenizer
 from sampan.errors import InputError, brief
-from sampan.runtime.chat import render
 
+from . import chat
 from .artifact import Artifact
 from .isolated import EngineDiedError, messages
-from .tokenizer import open_tokenizer
-from .windows import built_in, conversations
+from .tokenizer import Reader, open_tokenizer
+from .windows import built_in
 
 # What describes a file or its making, not the model; and what llama.cpp derives where it is missing.
 DESCRIPTIVE = ("general.", "split.", "quantize.", "tokenizer.chat_template")
+OPTIONAL = ("tokenizer.ggml.add_", "sampan.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +50,6 @@ class Check:
         return f"{len(self.known)} known limit{'s' if len(self.known) > 1 else ''}" if self.known else "equal"
 
 
-def special_texts(t: Tokenizer) -> dict[str, str]:
-    """The texts that a template may ask for."""
-    return {f"{role}_token": t.tokens[t.special[role]] if role in t.special else "" for role in ("bos", "eos")}
-
-
-def default_template(template: str | list[dict[str, str]] | None) -> str | None:
-    """The template that a conversation is rendered with where a checkpoint names several."""
-    if isinstance(template, list):
-        return next((t["template"] for t in template if t["name"] == "default"), None)
-    return template
-
-
-def conversation_text(template: str, conversation: Mapping[str, Any], special: Mapping[str, str]) -> str:
-    """A whole conversation, its last answer included."""
-    return render(template, conversation["messages"], conversation.get("tools"), special, add_generation_prompt=False)
-
-
 def check_metadata(checkpoint: Checkpoint, artifact: Artifact) -> Check:
     """Every key that decides what is computed, against what the converter would write."""
     expected = {k: v.value for k, v in expected_metadata(checkpoint).items()}
@@ -72,7 +57,7 @@ def check_metadata(checkpoint: Checkpoint, artifact: Artifact) -> Check:
     findings = []
     for key, value in wanted.items():
         found = artifact.value(key)
-        if found is None and key.startswith("tokenizer.ggml.add_"):
+        if found is None and key.startswith(OPTIONAL):
             continue
         if isinstance(value, list) and isinstance(found, list):
             if value != found:
@@ -102,19 +87,13 @@ def check_tokenizer(checkpoint: Checkpoint, artifact: Artifact, texts: Sequence[
     rest = [(_without(t, known), s, a) for t, s, a in plain if _without(t, known) != t]
     plain += rest  # what is left of a text without what the engine is known to read otherwise must be equal
     expected = [ours.encode(t, special=s) for t, s, _ in plain]
-    template = default_template(tokenizer.chat_template)
-    special = special_texts(tokenizer)
-    rendered: list[tuple[str, str | None]] = []
-    if template is not None:
-        for conversation in conversations():
-            text = conversation_text(template, conversation, special)
-            rendered.append((text, _try(artifact.template, conversation, special)))
-    chat = [(b, True, False) for _, b in rendered if b is not None]
+    asked = chat.items()
     try:
-        ids = next(m["ids"] for m in messages(_task(artifact, plain + chat)) if "ids" in m)
+        task = {"task": "tokenize", "path": str(artifact.path), "texts": plain, "items": asked}
+        said = list(messages(task))
     except (EngineDiedError, InputError) as e:
         return [Check("tokenizer", "nothing", (str(e),))]
-    found, chat_ids = ids[: len(plain)], iter(ids[len(plain) :])
+    found = next(m["ids"] for m in said if "ids" in m)
     differ = [(t, a, b) for (t, *_), a, b in zip(plain, expected, found, strict=True) if a != b]
     unequal = {t for t, _, _ in differ}
     findings = [
@@ -129,29 +108,37 @@ def check_tokenizer(checkpoint: Checkpoint, artifact: Artifact, texts: Sequence[
             share = f"{100 * touched / tokens:.2g} % of the positions"
             announced.append(f"known limit of llama.cpp: it {limit.what} ({share} here)")
     checks = [Check("tokenizer", f"{len(plain)} texts, {tokens} tokens", tuple(findings), known=tuple(announced))]
-    if template is None:
+    if not artifact.templates and not read_templates(checkpoint.folder):
         return checks
-    problems = []
-    for n, (text, other) in enumerate(rendered, 1):
-        wanted = ours.encode(text, around=False)
-        got = None if other is None else next(chat_ids)
-        if got != wanted:
-            reason = "the artifact has no template that renders it" if got is None else _differ(wanted, got)
-            problems.append(f"conversation {n}: {reason}")
-    tools = sum("tools" in c for c in conversations())
-    what = f"{len(rendered)} conversations, {tools} with tools"
-    return [*checks, Check("chat template", what, tuple(problems))]
+    answers = next(m["conversations"] for m in said if "conversations" in m)
+    return [*checks, _chat(checkpoint, ours, known, asked, answers)]
 
 
-def _task(artifact: Artifact, texts: Sequence[tuple[str, bool, bool]]) -> dict[str, Any]:
-    return {"task": "tokenize", "path": str(artifact.path), "texts": texts}
-
-
-def _try(template: str | None, conversation: Mapping[str, Any], special: Mapping[str, str]) -> str | None:
+def _chat(
+    checkpoint: Checkpoint, ours: Reader, known: Sequence[Limit], asked: Sequence[chat.Item],
+    answers: Sequence[dict[str, Any]],
+) -> Check:  # fmt: skip
+    """Conversations by the artifact's template and engine against those of the checkpoint. Both may refuse one."""
     try:
-        return None if template is None else conversation_text(template, conversation, special)
-    except InputError:
-        return None
+        texts, renderer = chat.reference_texts(checkpoint.folder, asked)
+    except InputError as e:
+        return Check("chat template", "nothing", (str(e),))
+    problems, refused = [], 0
+    for n, (text, got) in enumerate(zip(texts, answers, strict=True), 1):
+        if text is None:
+            refused += "refused" in got
+            if "refused" not in got:
+                problems.append(f"conversation {n}: expected a refusal, found {len(got['ids'])} tokens")
+            continue
+        wanted = ours.encode(text, around=False)
+        if "refused" in got:
+            problems.append(f"conversation {n}: expected {len(wanted)} tokens, found a refusal: {got['refused']}")
+        elif wanted != got["ids"] and (text != got["text"] or _without(text, known) == text):
+            problems.append(f"conversation {n}: {_differ(wanted, got['ids'])}")
+    what = f"{len(texts)} conversations, {sum('tools' in i for i in asked)} with tools, rendered {renderer}"
+    if refused:
+        what += f"; {refused} refused by both templates"
+    return Check("chat template", what, tuple(problems))
 
 
 def _without(text: str, known: Sequence[Limit]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sampan.artifact import manifest_bytes, write_atomically
+from sampan.chat_template import read_templates, special_tokens
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, brief, wrong
 from sampan.files import read_json
@@ -20,14 +21,8 @@ from sampan.units import human
 from . import audit as tensors
 from . import summary, verdict, windows
 from .artifact import Artifact, as_gguf, dequantise, open_artifact
-from .conformance import (
-    Check,
-    check_metadata,
-    check_tokenizer,
-    conversation_text,
-    default_template,
-    special_texts,
-)
+from .chat import own_text
+from .conformance import Check, check_metadata, check_tokenizer
 from .drift import Drift, Side, measure
 from .isolated import EngineDiedError, messages
 from .metrics._scores import Scores
@@ -187,15 +182,10 @@ def _texts(ref: Reference, exact: Artifact, options: Options) -> dict[str, str]:
     if options.texts:
         return windows.user_texts(options.texts)
     if ref.checkpoint is not None:
-        from sampan.convert.tokenizer import read_tokenizer
-
-        tokenizer = read_tokenizer(ref.checkpoint.folder, exact.vocab)
-        template, special = default_template(tokenizer.chat_template), special_texts(tokenizer)
+        templates, special = read_templates(ref.checkpoint.folder), special_tokens(ref.checkpoint.folder)
     else:
-        template, special = exact.template, exact.special
-    if template is None:
-        return windows.domain_texts(None, options.long)
-    return windows.domain_texts(lambda c: conversation_text(template, c, special), options.long)
+        templates, special = exact.templates, exact.special
+    return windows.domain_texts(lambda c: own_text(templates, special, c), options.long)
 
 
 def _ids(ref: Reference, texts: dict[str, str], vocab: int) -> dict[str, list[int]]:

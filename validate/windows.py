@@ -49,11 +49,11 @@ def conversations() -> list[dict[str, Any]]:
     return parsed
 
 
-def domain_texts(render: Callable[[Mapping[str, Any]], str] | None, long: bool) -> dict[str, str]:
-    """Name → text of the built-in domains; without a chat template (`render` None) there is no chat domain."""
+def domain_texts(render: Callable[[Mapping[str, Any]], str | None], long: bool) -> dict[str, str]:
+    """Name → text of the built-in domains; without a conversation that the template takes there is no chat domain."""
     texts = {name: built_in(f"{name}.txt") for name in DOMAINS if name != "chat"}
-    if render is not None:
-        texts["chat"] = "".join(render(c) for c in conversations())
+    if chat := "".join(filter(None, map(render, conversations()))):
+        texts["chat"] = chat
     if long:
         texts |= {name: built_in(f"{name}.txt") for name in LONG}
     return texts

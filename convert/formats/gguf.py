@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sampan import gguf as container
 from sampan.artifact import OutputFile
+from sampan.chat_template import DEFAULT, SPECIAL_KEY, read_templates, special_tokens
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, wrong
+from sampan.generation import ENDS_KEY, Generation
 from sampan.quantize import NumberType, Scheme, choose_type, get_scheme
 from sampan.quantize.types import is_number_type, number_type
 
@@ -29,19 +33,16 @@ from ..architecture import (
 from ..binding import Binding, Bound, arranged, bind
 from ..card import read_card
 from ..family import Family, Gguf, read_architecture
+from ..generation import notes as generation_notes
+from ..generation import resolve, roles
 from ..plan import Format, Plan, PlannedTensor, Request, facts
 from ..rope import llama3_factors
 from ..rows import Arrangement, neighbours, tiled, tiled_columns, turned
 from ..tokenizer import COMPOSES, Tokenizer, read_tokenizer
 from ._limits import text_tokens
 from ._llama import YARN_BETAS, check_engine, notes
-from ._sampling import read_sampling
 
 ROPE_FACTORS = "rope_freqs.weight"
-SAMPLING = {
-    "top_k": "sampling_top_k", "top_p": "sampling_top_p", "min_p": "sampling_min_p", "temperature": "sampling_temp",
-    "repetition_penalty": "sampling_penalty_repeat",
-}  # fmt: skip
 
 
 def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Binding, request: Request) -> Plan:
@@ -59,8 +60,8 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     typed = [(b, choose_type(scheme, facts(arch, b, wide=wide))) for b in tensors]
     groups = _split(typed, request.split)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
-    metadata = _metadata(checkpoint, llama, arch, tokenizer, scheme, binding)
-    said = read_card(checkpoint.folder)[1]
+    generation = resolve(checkpoint.folder, tokenizer)
+    metadata = _metadata(checkpoint, llama, arch, tokenizer, generation, scheme, binding)
     files, planned = [], list[PlannedTensor]()
     for n, group in enumerate(groups):
         keys = dict(metadata) if n == 0 else {}
@@ -77,7 +78,8 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
         header = container.encode(keys, infos) + factors
         files.append(OutputFile(path, header, len(header) + size))
         planned += [PlannedTensor(b, t, n, (len(header) + o,)) for (b, t), o in zip(group, offsets, strict=True)]
-    return Plan(request.scheme_name, arch, tuple(files), tuple(planned), (*notes(arch, tokenizer), *said))
+    said = [*notes(arch, tokenizer), *generation_notes(generation, tokenizer), *read_card(checkpoint.folder)[1]]
+    return Plan(request.scheme_name, arch, tuple(files), tuple(planned), tuple(said))
 
 
 def known(family: Family, arch: Architecture) -> Gguf:
@@ -165,17 +167,24 @@ def expected_metadata(checkpoint: Checkpoint) -> dict[str, container.Value]:
     family, arch = read_architecture(checkpoint)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
     binding = bind(checkpoint, family, arch)
-    return _metadata(checkpoint, known(family, arch), arch, tokenizer, get_scheme("f32"), binding)
+    generation = resolve(checkpoint.folder, tokenizer)
+    return _metadata(checkpoint, known(family, arch), arch, tokenizer, generation, get_scheme("f32"), binding)
 
 
 def _metadata(
-    checkpoint: Checkpoint, llama: Gguf, arch: Architecture, tokenizer: Tokenizer, scheme: Scheme, binding: Binding
+    checkpoint: Checkpoint,
+    llama: Gguf,
+    arch: Architecture,
+    tokenizer: Tokenizer,
+    generation: Generation,
+    scheme: Scheme,
+    binding: Binding,
 ) -> dict[str, container.Value]:
     import gguf
 
     w = gguf.GGUFWriter(None, llama.architecture)
     w.add_type(gguf.GGUFType.MODEL)
-    _describe(w, checkpoint, binding)
+    _describe(w, checkpoint, generation, binding)
     (attention,), ffn = arch.attentions, arch.blocks[-1].ffn  # see check_engine
     w.add_block_count(len(arch.blocks))
     w.add_context_length(arch.context)
@@ -209,7 +218,8 @@ def _metadata(
     if scheme.file_type is not None:
         w.add_file_type(scheme.file_type)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _tokenizer(w, tokenizer, llama.pre.get(tokenizer.pre, tokenizer.pre))
+    _tokenizer(w, tokenizer, llama.pre.get(tokenizer.pre, tokenizer.pre), generation)
+    _chat(w, checkpoint.folder)
     return {key: _value(value) for key, value in w.kv_data[0].items()}
 
 
@@ -246,7 +256,7 @@ def _latent(w: Any, arch: Architecture, a: MLA) -> None:
         w.add_expert_weights_norm(True)
 
 
-def _describe(w: Any, checkpoint: Checkpoint, binding: Binding) -> None:
+def _describe(w: Any, checkpoint: Checkpoint, generation: Generation, binding: Binding) -> None:
     """Name, authors, licence, languages, size class and sampling defaults, as the gguf package derives them."""
     import gguf
 
@@ -258,8 +268,8 @@ def _describe(w: Any, checkpoint: Checkpoint, binding: Binding) -> None:
     shared = total - sum(math.prod(s.shape) for s in stacked)
     name = Path(checkpoint.source)
     m = _heuristic(read_card(checkpoint.folder)[0], checkpoint, name, total)
-    for key, value in read_sampling(checkpoint.folder).items():
-        setattr(m, SAMPLING[key], value)
+    for key, value in generation.sampling.items():
+        setattr(m, f"sampling_{key}", value)
     if checkpoint.revision is not None:  # from a hub
         m.name = checkpoint.source
     m.name = m.name or name.name
@@ -300,13 +310,13 @@ def _rope(w: Any, arch: Architecture) -> None:
             w.add_rope_scaling_attn_factors(scaling.attention_factor / (1 + 0.1 * math.log(scaling.factor)))
 
 
-def _tokenizer(w: Any, t: Tokenizer, pre: str) -> None:
+def _tokenizer(w: Any, t: Tokenizer, pre: str, generation: Generation) -> None:
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre(pre)
     w.add_token_list(t.tokens)
     w.add_token_types(t.types)
     w.add_token_merges(t.merges)
-    for role, token in t.special.items():
+    for role, token in (t.special | roles(generation.ends, t)).items():
         getattr(w, f"add_{role}_token_id")(token)
     for role, flag in t.add.items():
         getattr(w, f"add_add_{role}_token")(flag)
@@ -314,8 +324,25 @@ def _tokenizer(w: Any, t: Tokenizer, pre: str) -> None:
         w.add_bool("sampan.tokenizer.nfc", t.nfc)
     if shown := text_tokens(t):
         w.add_string("sampan.tokenizer.text_tokens", ",".join(map(str, shown)))  # llama.cpp hands out no arrays
-    if t.chat_template is not None:
-        w.add_chat_template(t.chat_template)
+    w.add_string(ENDS_KEY, ",".join(map(str, generation.ends)))
+
+
+def _chat(w: Any, folder: Path) -> None:
+    """Templates as llama.cpp's converter names them, and the texts of special tokens that they can ask for."""
+    import gguf
+
+    keys, named = gguf.Keys.Tokenizer, {}
+    for name, template in read_templates(folder).items():
+        if name == DEFAULT:
+            w.add_chat_template(template)
+        else:  # names of other characters would be no keys
+            named[re.sub("[^A-Za-z0-9]", "_", name)] = template
+    if named:
+        w.add_array(keys.CHAT_TEMPLATES, sorted(named))
+    for name, template in sorted(named.items()):
+        w.add_string(keys.CHAT_TEMPLATE_N.format(name=name), template)
+    if texts := special_tokens(folder):
+        w.add_string(SPECIAL_KEY, json.dumps(texts, ensure_ascii=False))
 
 
 def _split_keys(number: int, count: int, tensors: int) -> dict[str, container.Value]:

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.errors import InputError, wrong
+from sampan.generation import ENDS_KEY, end_ids
 
+from ..chat import LARGEST
 from ._experts import ExpertRecorder
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ BATCH = 512  # tokens evaluated at once in a prefill
 DEFAULT_KV = "f16"
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's numbers
 VOCABULARY = {f"tokenizer.ggml.{k}" for k in ("tokens", "token_type", "merges", "scores")}  # megabytes as text
+LONGEST = 4 * LARGEST + 4  # bytes of a value; a chat template that is cut there is longer than may be rendered
 LOG_ERROR = 4  # enum ggml_log_level
 # Pre-tokenizers whose tokenizer.json normalises to NFC first, which llama.cpp leaves to its caller.
 NFC = {"qwen2"}
@@ -139,6 +142,7 @@ class LlamaEngine:
         self._nfc = self._meta("tokenizer.ggml.pre") in NFC if says is None else says == "true"
         # tokens that llama.cpp keeps to itself by their look, whose text belongs to an answer
         self._text_tokens = set(map(int, re.findall(r"\d+", self._meta("sampan.tokenizer.text_tokens") or "")))
+        self._ends = self._end_tokens()
         self._batch = lib.llama_batch_init(BATCH, 0, 1)
         self._position = 0
 
@@ -188,7 +192,13 @@ class LlamaEngine:
             room = -n
 
     def is_end(self, token: int) -> bool:
-        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+        return bool(self._lib.llama_vocab_is_eog(self._vocab, token)) if self._ends is None else token in self._ends
+
+    def _end_tokens(self) -> frozenset[int] | None:
+        """The ends that our converter writes; without them llama.cpp's own rule holds, which goes by their texts."""
+        text = self._meta(ENDS_KEY)
+        ids = None if text is None else [int(i) if i.isdecimal() else i for i in text.split(",")]
+        return None if ids is None else frozenset(end_ids(ids, self.vocab, ENDS_KEY))
 
     def keep(self, n: int) -> int:
         memory = self._lib.llama_get_memory(self._ctx)
@@ -235,9 +245,9 @@ class LlamaEngine:
         while True:
             buffer = ctypes.create_string_buffer(room)
             n = self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, room)
-            if n < room:
+            if n < room or room > LONGEST:
                 return buffer.value.decode(errors="replace") if n >= 0 else None
-            room = n + 1
+            room = min(n, LONGEST) + 1
 
     def close(self) -> None:
         if self._batch is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sampan.chat_template import DEFAULT, KEY, SPECIAL_KEY, read_templates, special_tokens
 from sampan.errors import InputError, brief, wrong
-from sampan.files import read_json_if_there, read_text, there
+from sampan.files import read_json_if_there
+from sampan.generation import end_ids, read_generation
 from sampan.onnx import GRAPH, read_graph, refuse_slow
 
 from ..session import DEFAULT_CONTEXT
@@ -27,9 +30,6 @@ NAME = "ONNX Runtime"
 BATCH = 512  # tokens evaluated at once in a prefill
 PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 STATE = re.compile(r"past_(conv|recurrent)\.\d+")  # of fixed size, and no positions that could be cut off
-SAMPLING = {
-    "temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat",
-}  # fmt: skip
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -75,17 +75,13 @@ class OnnxEngine:
         self._path = path
         self._tokenizer = JsonTokenizer(path / "tokenizer.json")
         self._config = read_json_if_there(path / "genai_config.json")
-        self._generation = read_json_if_there(path / "generation_config.json")
         model = self._config.get("model", {})
         if not isinstance(model, dict):
             raise wrong(f"{path / 'genai_config.json'}: model", "an object", brief(model))
         self._ours = read_json_if_there(path / "manifest.json").get("graph") == "sampan"
         self.vocab = self._size(model, "vocab_size", 0) or self._tokenizer.size
-        ends = model.get("eos_token_id", self._generation.get("eos_token_id", []))
-        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        if not all(type(i) is int for i in ends):
-            raise wrong(f"{path / 'genai_config.json'}: eos_token_id", "ids of tokens", brief(ends))
-        self._ends = set(ends)
+        self._generation = read_generation(path, self.vocab)
+        self._ends = frozenset(self._end_tokens(model.get("eos_token_id")))
         self.longest = self._size(model, "context_length", DEFAULT_CONTEXT)  # the graph may rotate no further
         self.context = 0 if options.vocabulary_only else options.positions(path, self.longest, self.longest)
         self._session: Any = None
@@ -240,26 +236,20 @@ class OnnxEngine:
     def take_experts(self) -> dict[int, NDArray[np.int32]]:
         return self._routers.take() if self._routers else {}
 
+    def _end_tokens(self, named: Any) -> tuple[int, ...]:
+        """The ends of genai_config.json; without them those of the other files, and the tokenizer's eos_token."""
+        if named is not None:
+            return end_ids(named, self.vocab, f"{self._path / 'genai_config.json'}: model.eos_token_id")
+        eos = special_tokens(self._path).get("eos_token")
+        ids = self._tokenizer.encode(eos, special=True, around=False) if eos else []
+        return (*self._generation.ends, *(ids if len(ids) == 1 else []))
+
     def metadata(self) -> Mapping[str, str]:
         """The keys of GGUF that a Session asks for."""
-        values = {f"general.sampling.{key}": str(v) for name, key in SAMPLING.items()
-                  if (v := self._generation.get(name)) is not None}  # fmt: skip
-        config = read_json_if_there(self._path / "tokenizer_config.json")
-        template = config.get("chat_template")
-        if there(file := self._path / "chat_template.jinja"):
-            template = read_text(file)
-        if isinstance(template, list):
-            template = next(
-                (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
-            )
-        if isinstance(template, str):
-            values["tokenizer.chat_template"] = template
-        for role in ("bos", "eos"):
-            token = config.get(f"{role}_token")
-            text = token.get("content") if isinstance(token, dict) else token
-            if isinstance(text, str):
-                values[f"tokenizer.{role}_token"] = text
-        return values
+        values = {f"general.sampling.{k}": str(v) for k, v in self._generation.sampling.items()}
+        for name, template in read_templates(self._path).items():
+            values[KEY if name == DEFAULT else f"{KEY}.{name}"] = template
+        return values | {SPECIAL_KEY: json.dumps(special_tokens(self._path))}
 
     def close(self) -> None:
         self._session = None

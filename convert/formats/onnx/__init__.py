@@ -14,7 +14,9 @@ from sampan.registry import load
 from ...architecture import EMBEDDING, HEAD, POST_ATTENTION_NORM, POST_FFN_NORM, Architecture
 from ...binding import Binding
 from ...family import Family
+from ...generation import notes, resolve
 from ...plan import Format, Plan, Request
+from ...tokenizer import read_tokenizer
 from .cpu import Cpu
 from .folder import companions
 from .graph import DATA_FILE, Edge, Graph
@@ -36,10 +38,12 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     _write(graph, weights, arch, context, 4 if request.accuracy is None else request.accuracy)
     model = graph.model("sampan", version("sampan")).SerializeToString(deterministic=True)
     header = b"".join(t.tobytes() for t in weights.tables)
-    small = {"model.onnx": model, **companions(checkpoint, family, arch, context)}
+    tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
+    generation = resolve(checkpoint.folder, tokenizer)
+    small = {"model.onnx": model, **companions(checkpoint, family, arch, context, tokenizer, generation)}
     files = [OutputFile(request.out / DATA_FILE, header, weights.end, folder=True)]
     files += [OutputFile(request.out / name, data, len(data), folder=True) for name, data in small.items()]
-    return Plan(request.scheme_name, arch, tuple(files), tuple(weights.tensors))
+    return Plan(request.scheme_name, arch, tuple(files), tuple(weights.tensors), tuple(notes(generation)))
 
 
 def _write(graph: Graph, weights: Weights, arch: Architecture, context: int, accuracy: int) -> None:

@@ -6,39 +6,80 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sampan.chat_template import CONFIG, DEFAULT, SPECIAL_TOKENS, read_templates
+from sampan.chat_template import FILE as TEMPLATE
 from sampan.checkpoint import Checkpoint
-from sampan.errors import brief, wrong
 from sampan.files import read_bytes, read_json_if_there, there
+from sampan.generation import ENDS, FILE, NAMES, Generation, end_ids
 
 from ...architecture import MLA, Architecture
 from ...family import Family
-from ...tokenizer import Tokenizer, read_tokenizer, read_tokenizer_json
-from .._sampling import read_sampling
+from ...tokenizer import Tokenizer, read_tokenizer_json
 
-COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-SEARCH = ("top_k", "top_p", "temperature", "repetition_penalty")
+COPIED = ("tokenizer.json", CONFIG, TEMPLATE, FILE, SPECIAL_TOKENS)
 
 
-def companions(checkpoint: Checkpoint, family: Family, arch: Architecture, context: int) -> dict[str, bytes]:
+def companions(
+    checkpoint: Checkpoint, family: Family, arch: Architecture, context: int, tokenizer: Tokenizer, g: Generation
+) -> dict[str, bytes]:
     """Name → bytes of every file besides the graph and its data."""
-    tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
-    files = {n: read_bytes(checkpoint.folder / n) for n in COPIED if there(checkpoint.folder / n)}
+    files = texts(checkpoint.folder, arch.vocab, g)
     _, completed = read_tokenizer_json(checkpoint.folder, arch.vocab)
     if completed != read_json_if_there(checkpoint.folder / "tokenizer.json"):
         files["tokenizer.json"] = json.dumps(completed, ensure_ascii=False).encode()
-    files["genai_config.json"] = (
-        json.dumps(_genai(checkpoint, family, arch, tokenizer, context), indent=1).encode() + b"\n"
-    )
+    return files | {"genai_config.json": as_json(_genai(family, arch, tokenizer, g, context))}
+
+
+def texts(folder: Path, vocab: int, g: Generation) -> dict[str, bytes]:
+    """Name → bytes of a checkpoint's own small files; several templates lie in tokenizer_config.json, for one reader
+    of one place, and generation_config.json has every end.
+    """
+    files = {n: read_bytes(folder / n) for n in COPIED if there(folder / n)}
+    templates, config = read_templates(folder), read_json_if_there(folder / CONFIG)
+    if templates and templates.keys() != {DEFAULT}:
+        files.pop(TEMPLATE, None)  # it would hide the others
+        named = [{"name": n, "template": t} for n, t in templates.items()]
+        files[CONFIG] = as_json(config | {"chat_template": named})
+    elif templates and TEMPLATE not in files and not config.get("chat_template"):
+        files[TEMPLATE] = templates[DEFAULT].encode()
+    generation = read_json_if_there(folder / FILE)
+    if set(end_ids(generation.get(ENDS), vocab, str(folder / FILE))) != set(g.ends):
+        files[FILE] = as_json((generation or _settings(g)) | {ENDS: list(g.ends)})
     return files
 
 
-def _genai(
-    checkpoint: Checkpoint, family: Family, arch: Architecture, tokenizer: Tokenizer, context: int
-) -> dict[str, Any]:
+def as_json(value: Any) -> bytes:
+    """The bytes of a small file."""
+    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def _settings(g: Generation) -> dict[str, Any]:
+    """Sampling as transformers names it."""
+    said: dict[str, Any] = {name: g.sampling[key] for name, key in NAMES.items() if key in g.sampling}
+    if not said:
+        return {}
+    return {"do_sample": said["temperature"] > 0} | {k: v for k, v in said.items() if v or k != "temperature"}
+
+
+def search(g: Generation, context: int, *, shared: bool) -> dict[str, Any]:
+    """The section of genai_config.json that says how tokens are chosen. `shared`: the cache is one buffer."""
+    found: dict[str, Any] = {
+        "max_length": context,
+        "do_sample": g.sampling.get("temp", 0) > 0,
+        "past_present_share_buffer": shared,
+    }
+    for name, key in NAMES.items():
+        if name != "min_p" and key in g.sampling and (found["do_sample"] or key == "penalty_repeat"):
+            found[name] = g.sampling[key]
+    if found.get("top_p") == 0:  # one token is left, which it says otherwise
+        del found["top_p"]
+        found["top_k"] = 1
+    return found
+
+
+def _genai(family: Family, arch: Architecture, tokenizer: Tokenizer, g: Generation, context: int) -> dict[str, Any]:
     """genai_config.json (https://onnxruntime.ai/docs/genai/reference/config.html)."""
-    path = checkpoint.folder / "generation_config.json"
-    generation = read_json_if_there(path)
-    ends = _ends(generation, tokenizer, str(path))
+    ends = list(g.ends)
     (attention,) = arch.attentions
     if isinstance(attention, MLA):  # expanded, see blocks/mla.py
         kv_heads, head_dim = attention.heads, attention.nope + attention.rope_dims
@@ -73,26 +114,4 @@ def _genai(
     }
     if "bos" in tokenizer.special:
         model["bos_token_id"] = tokenizer.special["bos"]
-    search: dict[str, Any] = {
-        "max_length": context,
-        "do_sample": bool(generation.get("do_sample", False)),
-        "past_present_share_buffer": True,
-    }
-    search |= search_options(checkpoint.folder)
-    return {"model": model, "search": search}
-
-
-def search_options(folder: Path) -> dict[str, int | float]:
-    """The sampling defaults that genai_config.json has a key for."""
-    found = read_sampling(folder)
-    return {key: found[key] if key == "top_k" else float(found[key]) for key in SEARCH if key in found}
-
-
-def _ends(generation: dict[str, Any], tokenizer: Tokenizer, where: str) -> list[int]:
-    """Every token that ends an answer: the tokenizer's and those of the generation config."""
-    found = generation.get("eos_token_id")
-    ids = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(type(i) is int and 0 <= i < len(tokenizer.tokens) for i in ids):
-        raise wrong(f"{where}: eos_token_id", f"token ids below {len(tokenizer.tokens)}", brief(found))
-    special = [tokenizer.special[r] for r in ("eos", "eot") if r in tokenizer.special]
-    return list(dict.fromkeys([*special, *ids]))
+    return {"model": model, "search": search(g, context, shared=True)}
