@@ -66,7 +66,11 @@ def words_of_the_library() -> set[str]:
 def loaded_types(source: Path, out: Path, t: Tokenizer) -> list[int]:
     """llama.cpp's attribute of every token, of a file that has no more than a vocabulary."""
     header = gguf.read_header(source)
-    keys = {k: v for k, v in header.metadata.items() if not k.startswith("tokenizer.") or k == "tokenizer.ggml.model"}
+    keys = {
+        k: v
+        for k, v in header.metadata.items()
+        if not k.startswith(("tokenizer.", "sampan.")) or k == "tokenizer.ggml.model"
+    }
     for name, item, values in (
         ("tokens", gguf.Kind.STRING, t.tokens),
         ("token_type", gguf.Kind.INT32, t.types),

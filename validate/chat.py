@@ -14,6 +14,7 @@ from typing import Any
 
 from sampan.chat_template import choose, read_templates, special_tokens
 from sampan.errors import InputError
+from sampan.files import read_json, read_json_if_there
 from sampan.runtime.chat import Renderer, render, with_types
 
 from .windows import conversations
@@ -80,7 +81,7 @@ def _tokenizer(folder: Path, kind: Any) -> Any:
         for file in FILES:
             if (folder / file).exists():
                 (place / file).symlink_to(folder / file)
-        config = json.loads((folder / FILES[0]).read_text()) if (folder / FILES[0]).exists() else {}
+        config = read_json_if_there(folder / FILES[0])
         config = {k: v for k, v in config.items() if k not in ("tokenizer_class", "auto_map")}
         (place / FILES[0]).unlink(missing_ok=True)
         (place / FILES[0]).write_text(json.dumps(config))
@@ -88,7 +89,7 @@ def _tokenizer(folder: Path, kind: Any) -> Any:
         tokenizer = kind.from_pretrained(place)
     processor = folder / "chat_template.json"
     if tokenizer.chat_template is None and processor.exists():  # AutoProcessor's, which stands for the tokenizer
-        tokenizer.chat_template = json.loads(processor.read_text())["chat_template"]
+        tokenizer.chat_template = read_json(processor)["chat_template"]
     return tokenizer
 
 
