@@ -122,6 +122,12 @@ def _modelopt(checkpoint: Checkpoint) -> Config:
 
 
 def _rule(config: Config, group: Config, where: str, name: object, known: Mapping[str, Encoding]) -> Rule:
+    loaded = name is None and any(config.get(k) for k in ("load_in_4bit", "load_in_8bit"))  # as transformers reads it
+    if name == "bitsandbytes" or loaded:
+        raise InputError(
+            f"{config.where}: weights of bitsandbytes are not read: load the model with transformers and save what "
+            f"model.dequantize() makes of it; if the weights are plain already, delete {KEY} from config.json"
+        )
     if name not in known:
         raise wrong(where, f"one of {', '.join(known)}", brief(name))
     read = known[str(name)].rule

@@ -119,8 +119,8 @@ def _array(folder: Path, tensor: Any, onnx: Any) -> Array:
     entries = {e.key: e.value for e in tensor.external_data}
     location = entries.get("location", "")
     path = folder / location
-    inside = location and "\0" not in location and not Path(location).is_absolute()
-    if not inside or not Path(os.path.realpath(path)).is_relative_to(_root(folder)):
+    inside = location and "\0" not in location and not Path(location).is_absolute() and ".." not in Path(location).parts
+    if not inside or not any(Path(os.path.realpath(path)).is_relative_to(home) for home in _homes(folder)):
         raise wrong(where, "external data inside the folder", brief(location) or "no location")
     if not there(path):
         raise wrong(where, f"the data file {brief(location)} in the folder", "no such file")
@@ -131,11 +131,11 @@ def _array(folder: Path, tensor: Any, onnx: Any) -> Array:
     return Array(tensor.name, dtype, shape, path, offset, nbytes)
 
 
-def _root(folder: Path) -> Path:
-    """Where the files of a folder may lie: in it, or in the hub cache whose snapshot it is (links into `blobs`)."""
+def _homes(folder: Path) -> list[Path]:
+    """Where links may lead: into the folder itself, or into `blobs` of the hub cache whose snapshot it lies in."""
     real = Path(os.path.realpath(folder))
-    snapshots = next((p for p in (real, *real.parents) if p.name == "snapshots"), None)
-    return snapshots.parent if snapshots and (snapshots.parent / "blobs").is_dir() else real
+    blobs = next((p.parent / "blobs" for p in real.parents if p.name == "snapshots"), None)
+    return [real] if blobs is None or blobs.is_symlink() else [real, blobs]
 
 
 def _number(text: object, where: str) -> int:

@@ -44,8 +44,17 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown-activation": (CONFIG | {"hidden_act": "relu2"}, "hidden_act: expected silu, found relu2"),
     "unknown-quantisation": (
-        CONFIG | {"quantization_config": {"quant_method": "bitsandbytes"}},
-        "compressed-tensors/pack-quantized, found bitsandbytes",
+        CONFIG | {"quantization_config": {"quant_method": "hqq"}},
+        "quantization_config: quant_method: expected one of awq, fp8, ",
+    ),
+    "bitsandbytes": (
+        CONFIG | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        "quantization_config: weights of bitsandbytes are not read: load the model with transformers and save what "
+        "model.dequantize() makes of it; if the weights are plain already, delete quantization_config",
+    ),
+    "bitsandbytes-without-a-method": (
+        CONFIG | {"quantization_config": {"load_in_8bit": True}},
+        "quantization_config: weights of bitsandbytes are not read: ",
     ),
     "unknown-rope": (
         CONFIG | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
