@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, brief, wrong
-from .files import parse_json, read_json_if_there, read_text, there
+from .files import LIMITS, parse_json, read_json_if_there, read_text, there
 
 CONFIG = "tokenizer_config.json"
 FILE = "chat_template.jinja"
 MORE = "additional_chat_templates"  # a folder of NAME.jinja
+MOST = 100
 PROCESSOR = "chat_template.json"  # of older checkpoints with images
 SPECIAL_TOKENS = "special_tokens_map.json"
 DEFAULT, TOOLS = "default", "tool_use"
@@ -23,11 +24,21 @@ def read_templates(folder: Path) -> dict[str, str]:
     """Name → template; without names there is one, "default". Files go before keys of a config."""
     found = {DEFAULT: read_text(folder / FILE)} if there(folder / FILE) else {}
     if (folder / MORE).is_dir():
-        found |= {p.name.removesuffix(".jinja"): read_text(p) for p in sorted((folder / MORE).glob("*.jinja"))}
+        names = checked_names(folder, sorted(p.name for p in (folder / MORE).glob("*.jinja")))
+        found |= {n.removesuffix(".jinja"): read_text(folder / MORE / n, LIMITS[FILE]) for n in names}
     for name in (CONFIG, PROCESSOR):
         if not found:
             found = _named(read_json_if_there(folder / name).get("chat_template"), folder / name)
     return found
+
+
+def checked_names(where: object, names: list[str]) -> list[str]:
+    """The same names, if there are not too many templates to be true."""
+    if len(names) > MOST:
+        raise InputError(
+            f"{where}: {MORE} holds {len(names)} templates, more than the {MOST} that are read; remove some"
+        )
+    return names
 
 
 def _named(value: Any, where: Path) -> dict[str, str]:

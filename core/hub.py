@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+from .chat_template import MORE, checked_names
 from .checkpoint import (
     INDEX,
     SINGLE,
@@ -101,6 +102,8 @@ def _open_hub(repo: str, revision: str | None, headers_only: bool, stream: bool)
     for name in SMALL_FILES:
         if name in sizes and not (name == CARD and large):
             fetch(name)
+    for name in checked_names(at, [n for n in sizes if re.fullmatch(rf"{MORE}/[^/]+\.jinja", n)]):
+        fetch(name)
     if INDEX in sizes and SINGLE not in sizes:
         shards = sorted(set(read_weight_map(fetch(INDEX)).values()))
         missing = next((s for s in shards if s not in sizes), None)

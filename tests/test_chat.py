@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from sampan.errors import InputError
 from sampan.runtime import chat
 from sampan.runtime.chat import render
+from sampan.runtime.tool_types import ordered, typescript
 
 TEMPLATES = {p.stem: p.read_text() for p in sorted((Path(__file__).parent / "templates").glob("*.jinja"))}
 ASK: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
@@ -74,11 +76,33 @@ VARIABLES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+TYPES = """# Tools
+
+## functions
+namespace functions {
+// Weather of
+// a <city>
+type 查天气 = (_: {
+  // its & name
+  city: string,
+  any?: any,
+  days?: 1 | 2,
+  where?: Array<{
+    [k: string]: number
+  }>
+}) => any;
+type now = (_: {}) => any;
+}
+"""
+
+
 def theirs(template: str, messages: list[dict[str, Any]], tools: Any, prompt: bool, variables: dict[str, Any]) -> Any:
     """transformers' own text, or None where it refuses."""
     from transformers.utils.chat_template_utils import _normalize_chat_messages, render_jinja_template
 
     conversation = _normalize_chat_messages(messages)
+    if tools and "tools_ts_str" in template:  # what Kimi's own code adds
+        tools, variables = json.loads(json.dumps(tools, sort_keys=True)), variables | {"tools_ts_str": TYPES}
     try:
         rendered, _ = render_jinja_template(
             [conversation], tools, chat_template=template, add_generation_prompt=prompt, **variables
@@ -115,6 +139,73 @@ def test_llama_refuses_parallel_calls_and_mistral_two_questions() -> None:
         render(TEMPLATES["llama3"], CONVERSATIONS["parallel calls"], TOOLS, variables)
     with pytest.raises(InputError, match=r"^chat template: Please take turns: user, assistant, user$"):
         render(TEMPLATES["mistral"], CONVERSATIONS["two questions"], None, variables)
+
+
+def test_types_of_tools() -> None:
+    """As Kimi's tool_declaration_ts.py writes them: written down once by hand from its output."""
+    tree = {
+        "type": "object", "required": ["leaf"],
+        "$defs": {"Leaf": {"type": "object", "description": "an end", "properties": {
+            "size": {"type": "integer", "minimum": 0, "maximum": 9}}}},
+        "properties": {
+            "left": {"$ref": "#"}, "leaf": {"$ref": "#/$defs/Leaf", "description": "one"},
+            "how": {"enum": ["a", None, 1.5, True]}, "anything": True, "nothing": False,
+            "what": {"anyOf": [{"type": "string", "maxLength": 3}, {
+                "type": "array", "minItems": 1, "items": {"type": "string", "pattern": "x+", "description": "p"}}]},
+            "deep": {"type": "object", "additionalProperties": False, "required": ["b"], "properties": {
+                "b": {"type": "boolean", "default": False}, "a": {"type": "string", "default": "é"}}},
+        },
+    }  # fmt: skip
+    walk = {"name": "walk", "description": "Of a tree.\n\nAll of it.", "parameters": tree}
+    tools = [{"type": "function", "function": walk}, {"type": "_plugin", "function": {"name": "no"}}]
+    assert (
+        typescript(ordered([*tools, {"type": "function", "function": {"name": "bare"}}]))
+        == """# Tools
+
+## functions
+namespace functions {
+interface parameters {
+  anything?: any,
+  deep?: {
+    // Default: False
+    b: boolean,
+    // Default: "é"
+    a?: string,
+    [k: string]: never
+  },
+  how?: "a" | None | 1.5 | True,
+  // one
+  leaf: Leaf,
+  left?: parameters,
+  nothing?: null,
+  what?: string | Array<
+    // p
+    // pattern: x+
+    string
+  >
+}
+// an end
+interface Leaf {
+  // maximum: 9, minimum: 0
+  size?: number
+}
+// Of a tree.
+
+// All of it.
+type walk = (_: parameters) => any;
+type bare = (_: {}) => any;
+}
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    "schema", [{"description": "x"}, {"$ref": "#/$defs/No"}, {"type": ["x"]}, {"enum": [1], "type": "string"}]
+)
+def test_a_schema_without_types_is_given_as_json(schema: dict[str, Any]) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": schema}}}}]
+    text = render("{{ tools_ts_str if tools_ts_str else tools | tojson }}", ASK, tools)
+    assert text == json.dumps(tools, sort_keys=True)
 
 
 def test_reasoning_goes_by_all_its_names() -> None:
@@ -197,7 +288,7 @@ HOSTILE = {
     ),
     "a missing message": ("{{ messages[9].content.x }}", "list object has no element 9"),
     "no template": ("{% for %}", "Expected an expression, got 'end of statement block'"),
-    "a refusal": ("{{ raise_exception('no system\nrole') }}", "no system�role"),
+    "a refusal": ("{{ raise_exception('no system\nrole') }}", r"no system\nrole"),
 }  # fmt: skip
 
 

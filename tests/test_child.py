@@ -15,7 +15,11 @@ from test_house import ALLOWED, ROOT
 from sampan import child
 from sampan.convert.exporters import optimum
 from sampan.errors import InputError
+from sampan.runtime.chat import _renderer as chat
+from sampan.runtime.chat import render
 from sampan.validate import isolated
+from sampan.validate.chat import _peer as peer
+from sampan.validate.chat import reference_texts
 
 MODULES = (
     "json", "numpy", "venv", "ensurepip", "pip", "sampan", "llama_cpp", "onnxruntime", "onnx", "tokenizers", "torch",
@@ -53,6 +57,16 @@ print(sys.argv[1], subprocess.check_output([sys.executable, "-c", "import json; 
 def test_validate(trap: Path, gguf: Callable[[str, str], Path]) -> None:
     task = {"task": "tokenize", "path": str(gguf("trained", "q8_0")), "texts": [["Hello", False, False]]}
     assert [list(m) for m in isolated.messages(task)] == [["stage", "of"], ["ids"]]
+
+
+def test_conversations(trap: Path) -> None:
+    """Both processes that render them."""
+    chat.close()
+    peer.close()
+    assert render("{{ messages[0].content }}", [{"role": "user", "content": "x"}]) == "x"
+    asked = [{"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": True}]
+    texts, by = reference_texts(tiny.FIXTURE, asked)
+    assert by == "by transformers" and "<|im_start|>user\nx<|im_end|>" in str(texts[0])
 
 
 def test_an_absolute_entry_of_the_path_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

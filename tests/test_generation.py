@@ -14,6 +14,7 @@ import tiny
 from conftest import to_gguf
 
 from sampan import runtime
+from sampan.chat_template import read_templates
 from sampan.checkpoint import open_folder
 from sampan.convert.conversion import convert, prepare
 from sampan.convert.generation import notes, resolve
@@ -279,11 +280,20 @@ def test_templates_for_other_conversations(folder: Path, gguf: Callable[[str, st
         )
 
 
+def test_too_many_templates(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    for n in range(101):
+        (folder / "additional_chat_templates" / f"{n}.jinja").write_text("x")
+    with pytest.raises(InputError) as e:
+        read_templates(folder)
+    assert str(e.value) == (
+        f"{folder}: additional_chat_templates holds 101 templates, more than the 100 that are read; remove some"
+    )
+
+
 @pytest.mark.parametrize("value", [7, [7], [{"name": "default"}], {"default": 1}])
 def test_what_is_no_template(value: Any, folder: Path) -> None:
     tiny.edit_json(folder / "tokenizer_config.json", chat_template=value)
-    from sampan.chat_template import read_templates
-
     with pytest.raises(InputError, match=r"tokenizer_config.json: chat_template: neither a text nor named texts: "):
         read_templates(folder)
 

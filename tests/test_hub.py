@@ -87,6 +87,20 @@ def test_a_hub_id_gives_what_its_folder_gives_and_asks_for_nothing_else(
         assert [r.path for r in hub.requests] == [f"/api/models/{REPO}?blobs=true"], "the rest is in the cache"
 
 
+def test_templates_in_a_folder_of_their_own_are_fetched(
+    single: Path, serve: Callable[..., Hub], sampan: Shell, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(single, tmp_path / "m"))
+    more = folder / "additional_chat_templates"
+    (more / "deeper").mkdir(parents=True)
+    for name in ("tool_use.jinja", "notes.txt", "deeper/x.jinja"):
+        (more / name).write_text("T")
+    sampan.convert(hub := serve(folder))
+    asked = {r.file for r in hub.requests if r.file.startswith("additional")}
+    assert asked == {"additional_chat_templates/tool_use.jinja"}
+    assert read_header(sampan.out).metadata["tokenizer.chat_template.tool_use"].value == "T"
+
+
 def test_the_revision_is_a_branch_a_tag_or_a_commit(
     single: Path, serve: Callable[..., Hub], sampan: Shell, tmp_path: Path
 ) -> None:

@@ -168,3 +168,35 @@ def test_no_colours_where_none_are_wanted(name: str, value: str, monkeypatch: py
     assert _terminal.colours()
     monkeypatch.setenv(name, value)
     assert not _terminal.colours()
+
+
+def test_variables_of_the_template(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from sampan.cli import cli
+    from sampan.runtime import Session
+
+    named: list[dict[str, Any]] = []
+    monkeypatch.setattr(Session, "render_chat", lambda s, messages, tools=None, **v: named.append(v) or "Hi")
+    given = ("a=false", "b=high", "c=1.5", 'd="two words"', 'e={"f": [null]}', "g=3-5")
+    options = [x for v in given for x in ("--var", v)]
+    assert CliRunner().invoke(cli, ["run", str(model), "Hi", "--max-tokens", "1", *options]).exit_code == 0
+    assert named == [{"a": False, "b": "high", "c": 1.5, "d": "two words", "e": {"f": [None]}, "g": "3-5"}]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("x", "--var: expected NAME=VALUE, such as enable_thinking=false, found x"),
+        ("1=2", "--var: expected NAME=VALUE, such as enable_thinking=false, found 1=2"),
+        (
+            "a=False",
+            '--var: a: False is neither JSON (true, false, 3, "two words") nor a plain word; mend it',
+        ),
+        ("a=b c", '--var: a: b c is neither JSON (true, false, 3, "two words") nor a plain word; mend it'),
+        ("messages=1", "--var: messages is no variable of a template: the conversation has it; give another name"),
+    ],
+)
+def test_variables_that_are_none(value: str, message: str, model: Path) -> None:
+    done = ask(model, "Hi", "--var", value)
+    assert (done.returncode, done.stderr.decode()) == (2, f"error: {message}\n")

@@ -113,7 +113,8 @@ def tokenize(task: dict[str, Any], say: Say) -> None:
     say({"stage": f"opening {task['path']}", "of": "candidate"})
     with open(task["path"], EngineOptions(vocabulary_only=True)) as session:
         say({"ids": [session.tokenize(t, special=special, around=around) for t, special, around in task["texts"]]})
-        say({"conversations": [_converse(session, item) for item in task.get("items", [])]})
+        if items := task.get("items"):
+            say({"conversations": [_converse(session, item) for item in items]})
 
 
 def _converse(session: Session, item: dict[str, Any]) -> dict[str, Any]:
