@@ -72,7 +72,7 @@ def disturbed(run: Run, at: int, fault: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["torn", "once", "full"])
 def test_a_fault_at_any_call(fault: str, run: Run, tmp_path: Path) -> None:
-    """All of the first and of the last calls, and every ninth between: those write weights."""
+    """Every call at first, every third of the last, which commit, and every 15th between, which write weights."""
     place = tmp_path / "place"
     wanted = whole(run, place)
     with faults(10**9, fault) as counted:
@@ -80,7 +80,7 @@ def test_a_fault_at_any_call(fault: str, run: Run, tmp_path: Path) -> None:
     calls, at = counted.count, 0
     assert calls > 40
     while at < calls + 20:
-        at += 1 if at < 12 or at > calls - 45 else 9
+        at += 1 if at < 9 else 3 if at > calls - 45 else 15
         shutil.rmtree(place, ignore_errors=True)
         if disturbed(run, at, fault):
             try:
