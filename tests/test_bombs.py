@@ -155,7 +155,7 @@ def test_safetensors_header_of_100_mb(copy: Path) -> None:
         ("generation_config.json", "top_k", 2**64, "top_k: expected a number, found 18446744073709551616"),
         ("generation_config.json", "top_k", 1.5, "generation_config.json: top_k: expected a whole number, found 1.5"),
         ("generation_config.json", "temperature", float("nan"), "temperature: expected a number, found nan"),
-        ("tokenizer_config.json", "chat_template", [0, 1], "expected a text, or a list of names and templates, found"),
+        ("tokenizer_config.json", "chat_template", [0, 1], "chat_template: neither a text nor named texts: [0, 1]"),
         ("tokenizer.json", "added_tokens", 7, "tokenizer.json: added_tokens: expected a list, found 7"),
     ],
 )

@@ -6,6 +6,7 @@ import html
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from conftest import run_cli
+from conftest import run_cli, to_gguf
 from validating import QUICK, Silent, aborting, cache, findings, run, with_metadata
 
 from sampan.checkpoint import open_folder
@@ -291,7 +292,12 @@ def test_the_reference_is_made_once(gguf: Callable[[str, str], Path]) -> None:
 
 
 def test_the_long_documents_are_one_window_each(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
-    report = run(gguf("trained", "q8_0"), options=replace(QUICK, long=True))
+    with pytest.raises(InputError, match="since the model was made for 1 to 1024"):
+        run(gguf("trained", "q8_0"), options=replace(QUICK, long=True))
+    folder = Path(shutil.copytree(tiny.FIXTURE, tmp_path / "model"))
+    tiny.edit_json(folder / "config.json", max_position_embeddings=32768)
+    to_gguf(folder, tmp_path / "x.gguf", "q8_0")
+    report = run(tmp_path / "x.gguf", folder, replace(QUICK, long=True))
     for name in ("long_zh", "long_en"):
         assert report["domains"][name]["windows"] == 1
         assert report["domains"][name]["scored"] > 8000

@@ -84,13 +84,15 @@ def _score_window(
     following = np.array(tokens[first + 1 :])
     inputs = tokens[:-1]
     parts, at, spent = [], 0, 0.0
+    left = right = np.empty((0, reference.vocab), np.float32)
     a, b = reference.logit_slices(inputs, first=first), candidate.logit_slices(inputs, first=first)
     while at < scored:
         start = time.perf_counter()
-        left, right = next(a), next(b)
+        left, right = left if len(left) else next(a), right if len(right) else next(b)
         spent += time.perf_counter() - start
-        parts.append(score(left, right, following[at : at + len(left)]))
-        at += len(left)
+        both = min(len(left), len(right))  # each cuts its positions in its own way
+        parts.append(score(left[:both], right[:both], following[at : at + both]))
+        left, right, at = left[both:], right[both:], at + both
     return np.concatenate(parts), spent
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from unittest import mock
 
 from fuzz import mutate
 
@@ -36,9 +37,10 @@ def command(*argv: str) -> None:
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
     sys.argv, code = ["sampan", *argv], 0
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            from sampan.cli import main
+        from sampan.cli import main
 
+        prepare = mock.patch("sampan.cli.prepare_streams")
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), prepare:
             main()
     except SystemExit as e:
         code = int(e.code or 0)
