@@ -6,6 +6,7 @@ a fine-tune with added tokens is read like its base.
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,6 +224,7 @@ def _special(
     """Special ids and add flags, by the gguf package's reader, then checked."""
     from gguf import SpecialVocab
 
+    logging.getLogger("gguf.vocab").disabled = True  # else it would write lines of its own on stderr
     for name in ("tokenizer_config.json", "chat_template.json"):
         read_json_if_there(folder / name)
     if there(folder / "chat_template.jinja"):

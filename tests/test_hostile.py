@@ -153,6 +153,12 @@ def test_an_all_zero_expert(model: Callable[[str], Path], tmp_path: Path) -> Non
     assert_refused(folder, f"{dead}: expected values, found nothing but zeros")
 
 
+def test_no_package_adds_lines_of_its_own(copy: Path) -> None:
+    """The gguf package warns of such a template."""
+    tiny.edit_json(copy / "tokenizer_config.json", chat_template=1)
+    assert_refused(copy, "tokenizer_config.json: chat_template: neither a text nor named texts: 1; mend or remove it")
+
+
 def test_zero_biases_are_fine(model: Callable[[str], Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(model("qwen2"), tmp_path / "model"))
     change(folder, lambda t: [t[k].fill(0) for k in t if k.endswith(".bias")])
