@@ -12,7 +12,7 @@ from . import tiktoken
 from .tokenizer import Tokenizer
 
 ROLES = ("eot", "eom")  # beside eos
-KNOWN = (  # ends by their text (src/llama-vocab.cpp)
+END_WORDS = (  # ends by their text (src/llama-vocab.cpp)
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
     "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
     "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
@@ -36,7 +36,7 @@ def roles(ends: tuple[int, ...], tokenizer: Tokenizer) -> dict[str, int]:
     """
     found = {"eos": ends[0]}
     named = ends[1:2] if tokenizer.pre == tiktoken.PRE else ()
-    more = [i for i in ends[1:] if i in named or tokenizer.tokens[i] not in KNOWN]
+    more = [i for i in ends[1:] if i in named or tokenizer.tokens[i] not in END_WORDS]
     return found | dict(zip(ROLES, more, strict=False))
 
 
@@ -45,7 +45,7 @@ def notes(generation: Generation, tokenizer: Tokenizer | None = None) -> list[st
     found = [f"generation_config.json: left out, since sampan does not do it: {what}" for what in generation.left_out]
     if tokenizer is not None:
         named = roles(generation.ends, tokenizer).values()
-        lost = [t for i in generation.ends if i not in named and (t := tokenizer.tokens[i]) not in KNOWN]
+        lost = [t for i in generation.ends if i not in named and (t := tokenizer.tokens[i]) not in END_WORDS]
         if lost:
             found.append(f"llama.cpp's own programs do not end an answer at {', '.join(lost)}; sampan does")
     return found

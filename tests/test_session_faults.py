@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from both_engines import artifacts, path
 from conftest import to_gguf
 from onnx_peer import to_onnx
 
@@ -19,22 +20,8 @@ from sampan.errors import InputError
 from sampan.runtime.sampling import Sampling
 from sampan.runtime.session import Session, Stream
 
-MODELS = ("gguf", "onnx", "hybrid gguf", "hybrid onnx")
+__all__ = ["artifacts", "path"]  # fixtures of the tests here
 PROMPTS = ([5, 6, 7, 8], [5, 6, 7, 9, 10], [5, 6], [300, 301, 302, 303, 304, 305, 306])
-
-
-@pytest.fixture(scope="module")
-def artifacts(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    out = tmp_path_factory.mktemp("faults")
-    for name, source in (("", tiny.FIXTURE), ("hybrid ", model("qwen3_5"))):
-        to_gguf(source, out / f"{name}gguf.gguf", "f32")
-        to_onnx(source, out / f"{name}onnx", "fp32")
-    return {m: out / (f"{m}.gguf" if m.endswith("gguf") else m) for m in MODELS}
-
-
-@pytest.fixture(params=MODELS)
-def path(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Path:
-    return artifacts[request.param]
 
 
 def opened(path: Path, **more: Any) -> Session:

@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
-from conftest import to_gguf
-from onnx_peer import to_onnx
+from both_engines import artifacts, path
 
 from sampan import runtime
 from sampan.errors import InputError
@@ -22,21 +20,7 @@ from sampan.runtime.sampling import Sampling
 from sampan.runtime.session import Session
 
 ONE, OTHER = "The capital of France", "Please work out 2 + 38"
-MODELS = ("gguf", "onnx", "hybrid gguf", "hybrid onnx")
-
-
-@pytest.fixture(scope="module")
-def artifacts(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    out = tmp_path_factory.mktemp("sessions")
-    for name, source in (("", tiny.FIXTURE), ("hybrid ", model("qwen3_5"))):
-        to_gguf(source, out / f"{name}gguf.gguf", "f32")
-        to_onnx(source, out / f"{name}onnx", "fp32")
-    return {m: out / (f"{m}.gguf" if m.endswith("gguf") else m) for m in MODELS}
-
-
-@pytest.fixture(params=MODELS)
-def path(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Path:
-    return artifacts[request.param]
+__all__ = ["artifacts", "path"]  # fixtures of the tests here
 
 
 @pytest.fixture
