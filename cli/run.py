@@ -15,7 +15,7 @@ from ._terminal import decoded, piped_text, plain_text
 if TYPE_CHECKING:
     from sampan.runtime import Session
     from sampan.runtime.sampling import Sampling
-    from sampan.runtime.session import KV
+    from sampan.runtime.engine import KV
 
 
 @click.command("run", short_help="Ask a model; the answer is streamed.")
@@ -128,12 +128,14 @@ def _converse(
 
 
 def _stream(session: Session, prompt: list[int], max_tokens: int, sampling: Sampling, seed: int) -> str:
+    from sampan.runtime import Options
+
     pieces = []
-    answer = session.generate(prompt, max_tokens=max_tokens, sampling=sampling, seed=seed)
-    for piece in answer:
-        click.echo(piece, nl=False)
+    answer = session.stream(prompt, Options(max_tokens=max_tokens, sampling=sampling, seed=seed))
+    for chunk in answer:
+        click.echo(chunk.text, nl=False)
         sys.stdout.flush()
-        pieces.append(piece)
+        pieces.append(chunk.text)
     click.echo()
     if answer.finish_reason == "length":
         click.echo(f"cut at --max-tokens {max_tokens}", err=True)

@@ -20,7 +20,7 @@ from ..chat import LARGEST
 from ._experts import ExpertRecorder
 
 if TYPE_CHECKING:
-    from ..session import EngineOptions
+    from ..engine import EngineOptions
 
 NAME = "llama.cpp"
 BATCH = 512  # tokens evaluated at once in a prefill
