@@ -3,6 +3,7 @@
 from sampan.errors import ContextLengthError
 
 from .engine import EngineOptions
+from .reply import ToolCall, ToolDelta
 from .sampling import Sampling
 from .session import Session, open
 from .stream import Answer, Candidate, Chunk, Options, Stream, Usage
@@ -17,6 +18,8 @@ __all__ = [
     "Sampling",
     "Session",
     "Stream",
+    "ToolCall",
+    "ToolDelta",
     "Usage",
     "open",
 ]

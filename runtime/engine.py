@@ -55,8 +55,8 @@ class Engine(Protocol):
     def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
         """Token ids, as `Session.tokenize`."""
 
-    def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for; control tokens stand for none."""
+    def piece(self, token: int, *, control: bool = False) -> bytes:
+        """The bytes that a token stands for; control tokens stand for none, or with `control` for their own text."""
 
     def is_end(self, token: int) -> bool:
         """Whether generation ends with this token."""

@@ -25,6 +25,7 @@ from sampan.errors import ContextLengthError, InputError, brief, wrong
 from .chat import render
 from .engine import Engine, EngineOptions
 from .markers import StopStrings
+from .reply import Parts, Reply, joined, parsers
 from .sampling import Sampler, Sampling
 from .stream import SEEDS, Candidate, Chunk, FinishReason, Options, Stream, Usage, most_probable
 
@@ -220,9 +221,12 @@ class Session:
         **variables: Any,
     ) -> Stream:
         """Stream the next turn of a conversation. `tools` and `variables` as for `render_chat`, errors as `stream`."""
-        return self._begin(self.tokenize_chat(messages, tools, **variables), options)
+        text = self.render_chat(messages, tools, **variables)
+        template = choose(self.chat_templates, tools=tools is not None)
+        reply = Reply(parsers(template, tools), tools, text)
+        return self._begin(self.tokenize(text, around=False), options, reply)
 
-    def _begin(self, prompt: Sequence[int], options: Options | None) -> Stream:
+    def _begin(self, prompt: Sequence[int], options: Options | None, reply: Reply | None = None) -> Stream:
         options = options or Options()
         options.check()
         sampling = options.sampling or self.sampling
@@ -231,10 +235,10 @@ class Session:
         seed = secrets.randbelow(SEEDS) if options.seed is None else options.seed
         cancelled = threading.Event()
         sampler = Sampler(sampling, tokens, self.vocab, seed)
-        return Stream(self._chunks(tokens, sampler, options, cancelled), cancelled, seed)
+        return Stream(self._chunks(tokens, sampler, options, cancelled, reply or Reply((), None, "")), cancelled, seed)
 
     def _chunks(
-        self, tokens: list[int], sampler: Sampler, options: Options, cancelled: threading.Event
+        self, tokens: list[int], sampler: Sampler, options: Options, cancelled: threading.Event, reply: Reply
     ) -> Generator[Chunk, None, None]:
         user, prompt, cached = object(), len(tokens), 0
         room = self.context - prompt
@@ -255,9 +259,10 @@ class Session:
                     began += prefill
                 last = token = sampler.choose(logits)
                 ended, raw = self._engine.is_end(token), self._engine.piece(token)
+                mark = b"" if ended or raw else self._marker(token, reply)
                 logprob, top = self._logprobs(logits, token, options.logprobs)
             tokens.append(token)
-            shown = "" if ended else stops.feed(text.decode(raw))
+            parts = reply.feed("" if ended else stops.feed(text.decode(raw or mark)))
             if ended:
                 reason = "stop"
             elif stops.hit:
@@ -268,15 +273,22 @@ class Session:
                 decode += time.perf_counter() - began
             if reason is not None:
                 break
-            yield Chunk(shown, token, raw, logprob, top)
+            yield Chunk(parts.text, parts.reasoning, parts.calls, token, raw, logprob, top)
             if cancelled.is_set():
                 break
         if reason is None:
-            reason, shown, last, raw, logprob, top = "cancelled", "", None, b"", None, ()
-        if reason != "stop_string":
-            shown += stops.feed(text.decode(b"", final=True)) + stops.close()
+            reason, parts, last, raw, logprob, top = "cancelled", Parts(), None, b"", None, ()
+        rest = "" if reason == "stop_string" else stops.feed(text.decode(b"", final=True)) + stops.close()
+        parts = joined([parts, reply.feed(rest), reply.close(whole=reason == "stop")])
+        if reason == "stop" and reply.calls:
+            reason = "tool_calls"
         usage = Usage(prompt, cached, len(tokens) - prompt, self.load_seconds, prefill, decode)
-        yield Chunk(shown, last, raw, logprob, top, reason, usage)
+        yield Chunk(parts.text, parts.reasoning, parts.calls, last, raw, logprob, top, reason, usage)
+
+    def _marker(self, token: int, reply: Reply) -> bytes:
+        """The text of a control token that a parser reads; nothing of others."""
+        text = self._engine.piece(token, control=True) if reply.markers else b""
+        return text if text.decode(errors="replace") in reply.markers else b""
 
     def _logprobs(
         self, logits: NDArray[np.float32], token: int, n: int | None

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sampan.errors import InputError, wrong
 
+from .reply import ToolCall, ToolDelta, whole_calls
 from .sampling import Sampling, log_probabilities
 
-FinishReason = Literal["stop", "stop_string", "length", "context", "cancelled"]
-"""The model ended; a stop string came; `max_tokens` were reached; the context is full; `cancel` was called."""
+FinishReason = Literal["stop", "tool_calls", "stop_string", "length", "context", "cancelled"]
+"""The model ended; it ended behind calls of tools; a stop string came; `max_tokens`; no room is left; `cancel`."""
 SEEDS = 2**32  # a random seed is one that can be typed
 
 
@@ -91,10 +93,13 @@ class Chunk:
 
     `text` may lag behind the token: parts of a character and what may become a stop string are held back. The last
     chunk has a `finish_reason` and the `usage`; where an answer was cancelled it has no token. `logprob` is that of the
-    model itself, before penalties and temperature.
+    model itself, before penalties and temperature. In a conversation reasoning and calls of tools are no part of
+    `text`.
     """
 
     text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolDelta, ...] = ()
     token: int | None = None
     raw: bytes = b""  # the bytes of the token; control tokens have none
     logprob: float | None = None
@@ -108,9 +113,32 @@ class Answer:
     """A whole answer; `tokens` has its end token where the model ended it."""
 
     text: str
+    reasoning: str
+    tool_calls: tuple[ToolCall, ...]
     tokens: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
+
+    def message(self) -> dict[str, Any]:
+        """The answer as a message of the conversation, as `chat` takes it."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": _object(c.arguments)}}
+                for c in self.tool_calls
+            ]
+        return message
+
+
+def _object(arguments: str) -> Any:
+    """As templates want it: an object, where the text is one."""
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+    return value if isinstance(value, dict) else arguments
 
 
 class Stream(Iterator[Chunk]):
@@ -142,6 +170,8 @@ class Stream(Iterator[Chunk]):
             raise InputError("this stream was closed before its end; ask again")
         return Answer(
             text="".join(c.text for c in chunks),
+            reasoning="".join(c.reasoning for c in chunks),
+            tool_calls=whole_calls([d for c in chunks for d in c.tool_calls]),
             tokens=tuple(c.token for c in chunks if c.token is not None),
             finish_reason=self.finish_reason,
             usage=self.usage,

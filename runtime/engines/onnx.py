@@ -175,8 +175,8 @@ class OnnxEngine:
     def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
         return self._tokenizer.encode(text, special=special, around=around)
 
-    def piece(self, token: int) -> bytes:
-        return self._tokenizer.piece(token)
+    def piece(self, token: int, *, control: bool = False) -> bytes:
+        return self._tokenizer.piece(token, control=control)
 
     def is_end(self, token: int) -> bool:
         return token in self._ends
