@@ -126,14 +126,17 @@ def candidates(logits: NDArray[np.float32], s: Sampling) -> tuple[NDArray[np.int
         ids = np.flatnonzero(logits >= least)
         logits = logits[ids]
     weights = _weights(logits, top, s.temperature)
-    keep = weights >= min(s.min_p, 1.0) if s.min_p > 0 else None  # the largest weight is 1
     if s.top_p < 1:
-        nucleus = _nucleus(weights, s.top_p)
-        keep = nucleus if keep is None else keep & nucleus
-    if keep is not None:
-        kept = np.flatnonzero(keep)
-        ids, weights = kept if ids is None else ids[kept], weights[kept]
+        ids, weights = _kept(_nucleus(weights, s.top_p), ids, weights)
+    if s.min_p > 0:  # the largest weight is 1
+        ids, weights = _kept(np.flatnonzero(weights >= min(s.min_p, 1.0)), ids, weights)
     return ids, weights
+
+
+def _kept(
+    at: NDArray[np.intp], ids: NDArray[np.intp] | None, weights: NDArray[np.float32]
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    return (at if ids is None else ids[at]), weights[at]
 
 
 def _weights(logits: NDArray[np.float32], top: np.float32, temperature: float) -> NDArray[np.float32]:
@@ -143,20 +146,19 @@ def _weights(logits: NDArray[np.float32], top: np.float32, temperature: float) -
     return weights
 
 
-def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.bool_]:
-    """Which tokens belong to the fewest, most probable ones that hold `top_p`; of equal ones the lower ids go first."""
+def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.intp]:
+    """Where the fewest, most probable tokens stand that hold `top_p`; of equal ones the lower ids go first."""
     wanted = top_p * weights.sum(dtype=np.float64)
     some = min(FIRST_GUESS, len(weights))
     best = np.partition(weights, -some)[-some:]
     if best.sum(dtype=np.float64) < wanted:
         best = weights
     best = np.sort(best)[::-1]
-    size = max(1, int(np.searchsorted(np.cumsum(best, dtype=np.float64), wanted)) + 1)
-    least = best[min(size, len(best)) - 1]
-    keep: NDArray[np.bool_] = weights > least
-    equal = np.flatnonzero(weights == least)
-    keep[equal[: size - np.count_nonzero(keep)]] = True
-    return keep
+    size = min(len(best), int(np.searchsorted(np.cumsum(best, dtype=np.float64), wanted)) + 1)
+    at = np.flatnonzero(weights >= best[size - 1])
+    if (more := len(at) - size) > 0:
+        at = np.delete(at, np.flatnonzero(weights[at] == best[size - 1])[-more:])
+    return at
 
 
 def _draw(weights: NDArray[np.float32], rng: np.random.Generator) -> int:

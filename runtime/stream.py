@@ -165,7 +165,10 @@ class Stream(Iterator[Chunk]):
 
     def read(self) -> Answer:
         """The rest of the answer, whole."""
-        chunks = list(self)
+        return self.whole(list(self))
+
+    def whole(self, chunks: Sequence[Chunk]) -> Answer:
+        """What some chunks of an answer make that has ended."""
         if self.finish_reason is None or self.usage is None:
             raise InputError("this stream was closed before its end; ask again")
         return Answer(

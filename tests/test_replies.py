@@ -197,7 +197,7 @@ CHOSEN = {
     "qwen3_coder": "",
     "kimi_k2": "kimi",
     "kimi_k2_5": "think",
-    "glm4": "",
+    "glm4": "think",
 }
 
 
