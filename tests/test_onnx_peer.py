@@ -15,6 +15,7 @@ from test_logits import tokens
 from tokenizers import Tokenizer
 
 from sampan import runtime
+from sampan.runtime import Options
 from sampan.validate.metrics._scores import score
 from sampan.validate.windows import built_in
 
@@ -118,7 +119,7 @@ def test_onnxruntime_genai_answers_as_our_runtime_does(tmp_path: Path) -> None:
     with runtime.open(out) as session:
         for question in ("Which city is the capital of Mongolia?", "哪座城市是中国的首都？", "Please work out 2 + 38."):
             prompt = session.render_chat([{"role": "user", "content": question}])
-            ours = session.tokenize("".join(session.generate(prompt, max_tokens=48)))
+            ours = session.tokenize(session.generate(prompt, Options(max_tokens=48)))
             ids = tokenizer.encode(prompt)
             assert list(ids) == session.tokenize(prompt)
             options = genai.GeneratorParams(model)

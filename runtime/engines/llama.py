@@ -20,7 +20,7 @@ from ..chat import LARGEST
 from ._experts import ExpertRecorder
 
 if TYPE_CHECKING:
-    from ..session import EngineOptions
+    from ..engine import EngineOptions
 
 NAME = "llama.cpp"
 BATCH = 512  # tokens evaluated at once in a prefill
@@ -182,11 +182,12 @@ class LlamaEngine:
             raise InputError(f"prompt: llama.cpp needs {-n} tokens for {len(raw)} bytes of text")
         return list(ids[:n])
 
-    def piece(self, token: int) -> bytes:
+    def piece(self, token: int, *, control: bool = False) -> bytes:
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
-            n = self._lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, token in self._text_tokens)
+            shown = control or token in self._text_tokens
+            n = self._lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, shown)
             if n >= 0:
                 return buffer.raw[:n]
             room = -n
