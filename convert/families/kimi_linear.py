@@ -67,7 +67,7 @@ def _read_kinds(config: Config) -> list[str]:
     unknown = next((k for k in named if k not in ("full_attention", "linear_attention")), None)
     if unknown is not None:
         raise wrong(config.at("layer_types"), "full_attention or linear_attention", brief(unknown))
-    if linear.get(KDA_LAYERS, FULL_LAYERS) is not None and named != _shared_out(linear, layers):
+    if {KDA_LAYERS, FULL_LAYERS} & linear.values.keys() and named != _shared_out(linear, layers):
         raise InputError(f"{config.at('layer_types')}: linear_attn_config says other kinds; delete the wrong ones")
     return named
 
