@@ -103,7 +103,7 @@ def arranged(bound: Bound, arrangement: Arrangement | None) -> Bound:
                     transposed=run.transposed, maps=piece.maps + maps,
                 )
             )  # fmt: skip
-    return Bound(replace(bound.spec, shape=arrangement.shape[-len(bound.spec.shape) :]), tuple(pieces))
+    return Bound(replace(bound.spec, shape=arrangement.shape), tuple(pieces))
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +218,16 @@ def _pieces(
 
 
 def _stored_shape(shape: tuple[int, ...], cut: Cut, found: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a stored tensor must have, of which `shape` is cut; that of a convolution over single channels
-    has a dimension of one more.
+    """The shape that a stored tensor must have, of which `shape` is cut. Dimensions of one may stand before it, and
+    that of a convolution over single channels has one between.
     """
     rows = math.prod(shape[:-1]) // cut.take * cut.period
     wanted = shape if cut.take == cut.period else (rows, shape[-1])
     if len(shape) == 3 and len(found) == 3:
         wanted = (shape[0], rows // shape[0], shape[-1])
+    more = len(found) - len(wanted)
+    if more > 0 and found == (1,) * more + wanted:
+        return found
     return found if len(found) == 3 and found[1] == 1 and (found[0], found[2]) == wanted else wanted
 
 

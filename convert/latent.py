@@ -16,8 +16,8 @@ def read(config: Config) -> Architecture:
     return uniform(config, read_latent_attention(config), read_sigmoid_experts(config))
 
 
-def read_latent_attention(config: Config) -> MLA:
-    """`q_lora_rank` null or absent: q comes straight from the hidden state."""
+def read_latent_attention(config: Config, *, rotated: bool = True) -> MLA:
+    """`q_lora_rank` null or absent: q comes straight from the hidden state. `rotated`: see MLA.rope."""
     heads = config.natural("num_attention_heads", limit=MOST_HEADS)
     config.is_default("num_key_value_heads", heads)
     config.is_default("attention_bias", False)
@@ -31,7 +31,7 @@ def read_latent_attention(config: Config) -> MLA:
         rope_dims=rope_dims,
         v=config.natural("v_head_dim"),
         latent_eps=LATENT_EPS,
-        rope=read_rope(config, rope_dims, read_context(config), latent=True),
+        rope=read_rope(config, rope_dims, read_context(config), latent=True) if rotated else None,
     )
 
 

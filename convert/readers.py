@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sampan.errors import brief, wrong
 
-from .architecture import GQA, Architecture, Attention, Block, Dense, MoE
+from .architecture import GQA, Architecture, Attention, Block, Dense, MoE, Recurrent
 from .config import Config, read_activation, read_rope, refuse_windows
 
 DUAL_CHUNK = (
@@ -44,6 +44,8 @@ def uniform(
 def assemble(config: Config, blocks: Sequence[Block]) -> Architecture:
     """An Architecture of these blocks, with what a config says once for all of them."""
     config.is_default("is_causal", True)
+    if all(isinstance(b.attention, Recurrent) for b in blocks):
+        raise wrong(config.where, "a layer of full attention, without which no engine here has a cache", "none")
     return Architecture(
         hidden=config.natural("hidden_size"),
         vocab=config.natural("vocab_size", limit=MOST_WORDS),

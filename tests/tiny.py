@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import zlib
 from dataclasses import asdict, dataclass
@@ -67,6 +68,22 @@ def _hybrid(config: str, dtype: str = "bfloat16", **changes: Any) -> Tiny:
         "rope_parameters": QUARTER | {"mrope_section": [3, 3, 2]},
     }  # fmt: skip
     return _qwen(config, dtype, **(base | changes))
+
+
+def _kimi_linear(dtype: str = "bfloat16", **changes: Any) -> Tiny:
+    """The layers of FULL attend without rotation, the others have a state; a first dense layer, then experts."""
+    base = {
+        "moe_intermediate_size": 256, "num_local_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 1,
+        "kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64,
+        "num_key_value_heads": 4, "linear_num_heads": 4, "linear_head_dim": 64, "linear_conv_kernel_dim": 4,
+        "num_hidden_layers": 5, "layer_types": _kinds(5, 4, 5), "pad_token_id": None,
+    }  # fmt: skip
+    return _qwen("KimiLinearConfig", dtype, **(base | changes))
+
+
+def _kinds(layers: int, *full: int) -> list[str]:
+    """layer_types where the layers of `full`, counted from one, attend."""
+    return ["full_attention" if i + 1 in full else "linear_attention" for i in range(layers)]
 
 
 _MIX = {
@@ -145,6 +162,16 @@ MODELS: dict[str, Tiny] = {
     "qwen3_5": _hybrid("Qwen3_5TextConfig"),
     "qwen3_5-equal-heads": _hybrid("Qwen3_5TextConfig", "float32", tie_word_embeddings=True, linear_num_value_heads=2),
     "qwen3_5_moe": _hybrid("Qwen3_5MoeTextConfig", linear_num_value_heads=6, **_MIX),
+    "kimi_linear": _kimi_linear(),
+    "kimi_linear-8-experts-first-attends": _kimi_linear(
+        "float32", layer_types=_kinds(5, 1, 4), num_local_experts=8, n_shared_experts=2, linear_conv_kernel_dim=3,
+        linear_head_dim=32, v_head_dim=32,
+    ),
+    "kimi_linear-groups": _kimi_linear(
+        num_hidden_layers=9, layer_types=_kinds(9, 2, 5, 9), num_local_experts=12, n_group=4, topk_group=2,
+        num_experts_per_tok=3, **_SMALL, moe_intermediate_size=32, kv_lora_rank=64, qk_nope_head_dim=32,
+        qk_rope_head_dim=16, v_head_dim=32, linear_head_dim=32,
+    ),
 }  # fmt: skip
 
 
@@ -162,11 +189,44 @@ def build(name: str, folder: Path) -> Path:
     transformers.AutoModelForCausalLM.from_config(config).to(getattr(torch, tiny.dtype)).save_pretrained(folder)
     edit_json(folder / "config.json", transformers_version=None)
     stored = load_file(folder / SINGLE)
+    if tiny.config == "KimiLinearConfig":
+        stored = _as_the_makers(folder, stored)
     stored = {k: torch.from_numpy(values(k, tuple(v.shape))).to(v.dtype) for k, v in sorted(stored.items())}
     save_file(stored, folder / SINGLE, metadata={"format": "pt"})
     for file in TOKENIZER_FILES:
         shutil.copy(FIXTURE / file, folder)
     return folder
+
+
+def _as_the_makers(folder: Path, stored: dict[str, Any]) -> dict[str, Any]:
+    """Kimi-Linear's config as it is published, where transformers saves keys of its own; the dense layer's names."""
+    import torch
+
+    config = json.loads((folder / "config.json").read_text())
+    kinds, ffns = config["layer_types"], config["mlp_layer_types"]
+    linear = {
+        "full_attn_layers": [i + 1 for i, k in enumerate(kinds) if k == "full_attention"],
+        "kda_layers": [i + 1 for i, k in enumerate(kinds) if k == "linear_attention"],
+        "head_dim": config["linear_head_dim"], "num_heads": config["linear_num_heads"],
+        "short_conv_kernel_size": config["linear_conv_kernel_dim"],
+    }  # fmt: skip
+    own = (
+        "layer_types",
+        "mlp_layer_types",
+        "linear_head_dim",
+        "linear_num_heads",
+        "linear_conv_kernel_dim",
+        "qk_head_dim",
+    )
+    changes: dict[str, Any] = dict.fromkeys(own)
+    edit_json(
+        folder / "config.json", **changes, linear_attn_config=linear, first_k_dense_replace=ffns.count("dense"),
+        head_dim=config["hidden_size"] // config["num_attention_heads"], mla_use_nope=True, moe_layer_freq=1,
+        moe_router_activation_func="sigmoid", rope_theta=10000.0, num_nextn_predict_layers=0, use_grouped_topk=True,
+    )  # fmt: skip
+    named = {re.sub(r"block_sparse_moe\.(gate|up|down)_proj", r"mlp.\1_proj", k): v for k, v in stored.items()}
+    exact = ("A_log", "dt_bias", "e_score_correction_bias")  # float32 in every checkpoint
+    return {k: v.to(torch.float32) if k.endswith(exact) else v for k, v in named.items()}
 
 
 def made_from(name: str) -> object:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sampan.errors import InputError, wrong
 
-from ..architecture import HEAD, MLA, Architecture, DeltaNet, LinearScaling, Llama3Scaling, MoE, YarnScaling
+from ..architecture import HEAD, KDA, MLA, Architecture, DeltaNet, LinearScaling, Llama3Scaling, MoE, YarnScaling
 from ..config import yarn_mscale
 from ..family import Gguf
 from ..tokenizer import Tokenizer
@@ -14,6 +14,7 @@ from ._limits import limits
 
 YARN_BETAS = (32.0, 1.0)  # of the graphs whose loader reads none
 WITHOUT_Q_LORA = (26, 27)  # numbers of layers at which the loader of deepseek2 knows a model without q_lora
+UNIT_EPS = 1e-6  # of the L2 norms of q and k in Kimi's code and transformers
 
 
 def check_engine(config: Path, llama: Gguf, arch: Architecture) -> None:
@@ -29,7 +30,11 @@ def check_engine(config: Path, llama: Gguf, arch: Architecture) -> None:
                 f"{delta.k_dim} of linear_key_head_dim"
             )
     if isinstance(attention, MLA):
-        _check_latent(config, arch, attention)
+        if any(isinstance(b.attention, KDA) for b in arch.blocks):
+            _check_kimi_linear(config, arch, attention)
+        else:
+            _check_latent(config, arch, attention)
+        _check_experts(config, engine, arch)
         return
     if llama.derives_heads and attention.head_dim * attention.heads != arch.hidden:
         raise wrong(
@@ -73,13 +78,10 @@ def _check_latent(config: Path, arch: Architecture, a: MLA) -> None:
         raise wrong(
             f"{config}: q_lora_rank", "a number, as llama.cpp's deepseek2 needs except at 26 or 27 layers", "none"
         )
+    if a.rope is None:
+        raise InputError(f"{config}: llama.cpp's deepseek2 rotates, this model does not")
     if not a.rope.interleaved:
         raise wrong(f"{config}: rope_interleave", "true, as llama.cpp's deepseek2 computes", "false")
-    ffn = arch.blocks[-1].ffn
-    if not isinstance(ffn, MoE):
-        raise wrong(f"{config}: first_k_dense_replace", f"fewer than {layers} layers", layers)
-    if not ffn.shared:
-        raise wrong(f"{config}: n_shared_experts", "at least 1, as llama.cpp's deepseek2 has", 0)
     scaling = a.rope.scaling
     if isinstance(scaling, (LinearScaling, Llama3Scaling)):
         kind = "linear" if isinstance(scaling, LinearScaling) else "llama3"
@@ -94,11 +96,38 @@ def _check_latent(config: Path, arch: Architecture, a: MLA) -> None:
             )  # fmt: skip
 
 
+def _check_kimi_linear(config: Path, arch: Architecture, a: MLA) -> None:
+    """kimi-linear: src/models/kimi-linear.cpp."""
+    if a.rope is not None:
+        raise InputError(f"{config}: llama.cpp's kimi-linear does not rotate, this model does")
+    if a.q_lora is not None:
+        raise wrong(f"{config}: q_lora_rank", "none, as llama.cpp's kimi-linear computes", a.q_lora)
+    for kda in dict.fromkeys(b.attention for b in arch.blocks if isinstance(b.attention, KDA)):
+        if kda.heads != a.heads:
+            raise wrong(
+                f"{config}: linear_attn_config: num_heads", f"the {a.heads} of num_attention_heads, as llama.cpp's "
+                "kimi-linear has", kda.heads,
+            )  # fmt: skip
+    if any(isinstance(b.ffn, MoE) and not b.ffn.normalise for b in arch.blocks):
+        raise wrong(f"{config}: moe_renormalize", "true, as llama.cpp's kimi-linear computes", "false")
+    if arch.tied:
+        raise wrong(f"{config}: tie_word_embeddings", f"false, since llama.cpp's kimi-linear needs {HEAD}", "true")
+
+
+def _check_experts(config: Path, engine: str, arch: Architecture) -> None:
+    """Experts in the last layers, and shared ones among them."""
+    layers, ffn = len(arch.blocks), arch.blocks[-1].ffn
+    if not isinstance(ffn, MoE):
+        raise wrong(f"{config}: first_k_dense_replace", f"fewer than {layers} layers", layers)
+    if not ffn.shared:
+        raise wrong(f"{config}: n_shared_experts", f"at least 1, as llama.cpp's {engine} has", 0)
+
+
 def notes(arch: Architecture, tokenizer: Tokenizer) -> list[str]:
     """Where llama.cpp differs from the checkpoint in a way that its user can know of or mend."""
     found = []
     attention = arch.attentions[0]
-    scaling = attention.rope.scaling
+    scaling = attention.rope.scaling if attention.rope else None
     if isinstance(scaling, YarnScaling) and (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
         found.append(
             "llama.cpp's own programs need --yarn-beta-fast "
@@ -108,5 +137,10 @@ def notes(arch: Architecture, tokenizer: Tokenizer) -> list[str]:
         found.append(
             f"llama.cpp norms the attention's latents with epsilon {arch.norm_eps:g} (rms_norm_eps), "
             f"transformers with {attention.latent_eps:g}"
+        )
+    if arch.norm_eps != UNIT_EPS and any(isinstance(b.attention, KDA) for b in arch.blocks):
+        found.append(
+            f"llama.cpp norms q and k of the recurrent layers with epsilon {arch.norm_eps:g} (rms_norm_eps), "
+            f"transformers with {UNIT_EPS:g}"
         )
     return found + [f"llama.cpp {limit.what}" for limit in limits(tokenizer)]

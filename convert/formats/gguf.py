@@ -21,14 +21,13 @@ from sampan.quantize.types import is_number_type, number_type
 from ..architecture import (
     MLA,
     Architecture,
-    DeltaNet,
     Dense,
     LinearScaling,
     Llama3Scaling,
     MoE,
+    Recurrent,
     TensorSpec,
     YarnScaling,
-    kv_heads,
 )
 from ..binding import Binding, Bound, arranged, bind
 from ..card import read_card
@@ -37,10 +36,11 @@ from ..generation import notes as generation_notes
 from ..generation import resolve, roles
 from ..plan import Format, Plan, PlannedTensor, Request, facts
 from ..rope import llama3_factors
-from ..rows import Arrangement, neighbours, tiled, tiled_columns, turned
+from ..rows import Arrangement, neighbours, turned
 from ..tokenizer import COMPOSES, Tokenizer, read_tokenizer
 from ._limits import text_tokens
 from ._llama import YARN_BETAS, check_engine, notes
+from ._recurrent import arrange_recurrent, key_heads, recurrent_keys
 
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -96,8 +96,10 @@ def arrange(family: Family, arch: Architecture, spec: TensorSpec) -> Arrangement
     if spec.layer < 0:
         return None
     attention, kind = arch.blocks[spec.layer].attention, spec.name.partition(f"blk.{spec.layer}.")[2]
-    if isinstance(attention, DeltaNet):
-        return _tiled(attention, spec, kind) if family.gguf and family.gguf.tiles_values else None
+    if isinstance(attention, Recurrent):
+        return arrange_recurrent(
+            attention, spec, kind, tiles_values=family.gguf is not None and family.gguf.tiles_values
+        )
     if isinstance(attention, MLA):
         return turned(spec.shape) if kind == "attn_k_b.weight" else None
     neighbouring = family.gguf is not None and family.gguf.interleaved
@@ -106,26 +108,10 @@ def arrange(family: Family, arch: Architecture, spec: TensorSpec) -> Arrangement
     return None
 
 
-def _tiled(d: DeltaNet, spec: TensorSpec, kind: str) -> Arrangement | None:
-    """ggml repeats q and k as a whole, so the first heads of v of all keys come first, then the second ones."""
-    each, name = d.v_heads // d.k_heads, kind.partition(".")[0]
-    if each == 1:
-        return None
-    if name in ("attn_qkv", "ssm_conv1d"):
-        return tiled(spec.shape, d.k_heads, each, d.v_dim, first=2 * d.k_heads * d.k_dim)
-    if name == "attn_gate":
-        return tiled(spec.shape, d.k_heads, each, d.v_dim)
-    if name in ("ssm_alpha", "ssm_beta"):
-        return tiled(spec.shape, d.k_heads, each, 1)
-    if name in ("ssm_dt", "ssm_a"):
-        return tiled_columns((1, d.v_heads), d.k_heads, each, 1)
-    return tiled_columns(spec.shape, d.k_heads, each, d.v_dim) if name == "ssm_out" else None
-
-
 def _rope_factors(arch: Architecture) -> tuple[list[container.Tensor], bytes]:
     """The one tensor that is computed, in front of the others, and its bytes."""
-    (rope,) = arch.ropes  # see check_engine
-    if not isinstance(rope.scaling, Llama3Scaling):
+    rope = next(iter(arch.ropes), None)  # see check_engine
+    if rope is None or not isinstance(rope.scaling, Llama3Scaling):
         return [], b""
     factors = llama3_factors(rope, rope.scaling)
     data = factors.tobytes()
@@ -192,7 +178,7 @@ def _metadata(
     if arch.dense_width:
         w.add_feed_forward_length(arch.dense_width)
     w.add_head_count(attention.heads)
-    w.add_head_count_kv(kv_heads(attention))
+    w.add_head_count_kv(key_heads(arch))
     _rope(w, arch)
     w.add_layer_norm_rms_eps(arch.norm_eps)
     if isinstance(ffn, MoE):
@@ -206,32 +192,20 @@ def _metadata(
     elif not llama.derives_heads:
         w.add_key_length(attention.head_dim)
         w.add_value_length(attention.head_dim)
-    for delta in dict.fromkeys(b.attention for b in arch.blocks if isinstance(b.attention, DeltaNet)):
-        _delta_net(w, arch, delta)
-    if llama.sections:
+    recurrent_keys(w, arch)
+    if llama.sections and attention.rope:
         sections = attention.rope.sections or llama.sections
         w.add_rope_dimension_sections([*sections, *[0] * (4 - len(sections))])
     if llama.vocab:
         w.add_vocab_size(arch.vocab)
     if llama.rope_dims:
-        w.add_rope_dimension_count(attention.rope.dims)
+        w.add_rope_dimension_count(attention.rope_dims if isinstance(attention, MLA) else attention.rope.dims)
     if scheme.file_type is not None:
         w.add_file_type(scheme.file_type)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _tokenizer(w, tokenizer, llama.pre.get(tokenizer.pre, tokenizer.pre), generation)
     _chat(w, checkpoint.folder)
     return {key: _value(value) for key, value in w.kv_data[0].items()}
-
-
-def _delta_net(w: Any, arch: Architecture, d: DeltaNet) -> None:
-    kinds = [isinstance(b.attention, DeltaNet) for b in arch.blocks]
-    w.add_ssm_conv_kernel(d.kernel)
-    w.add_ssm_state_size(d.k_dim)
-    w.add_ssm_group_count(d.k_heads)
-    w.add_ssm_time_step_rank(d.v_heads)
-    w.add_ssm_inner_size(d.v_dim * d.v_heads)
-    w.add_array(f"{w.arch}.attention.recurrent_layers", kinds)  # the package has no name for it
-    w.add_full_attention_interval(kinds.index(False) + 1)
 
 
 def _latent(w: Any, arch: Architecture, a: MLA) -> None:
@@ -293,7 +267,9 @@ def _heuristic(card: dict[str, Any], checkpoint: Checkpoint, name: Path, total: 
 def _rope(w: Any, arch: Architecture) -> None:
     import gguf
 
-    (rope,) = arch.ropes  # see check_engine
+    rope = next(iter(arch.ropes), None)  # see check_engine
+    if rope is None:
+        return
     scaling = rope.scaling
     w.add_rope_freq_base(rope.theta)
     if isinstance(scaling, LinearScaling):

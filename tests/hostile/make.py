@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import CONFIGS
+from hybrids import HYBRIDS
 
 HERE = Path(__file__).parent
 T = "model.norm.weight"
@@ -219,7 +220,7 @@ def made() -> dict[str, tuple[bytes, str]]:
     """File → its bytes and the text that refuses it."""
     files = {f"safetensors/{name}.safetensors": case for name, case in SAFETENSORS.items()}
     files |= {f"gguf/{name}.gguf": case for name, case in GGUF.items()}
-    for folder, cases in (("index", INDEX), ("config", CONFIGS), ("tokenizer", TOKENIZERS)):
+    for folder, cases in (("index", INDEX), ("config", CONFIGS | HYBRIDS), ("tokenizer", TOKENIZERS)):
         for name, (value, line) in cases.items():
             files[f"{folder}/{name}.json"] = json.dumps(value, ensure_ascii=False, indent=1).encode(), line
     return files

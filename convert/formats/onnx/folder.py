@@ -12,7 +12,7 @@ from sampan.checkpoint import Checkpoint
 from sampan.files import read_bytes, read_json_if_there, there
 from sampan.generation import ENDS, FILE, NAMES, Generation, end_ids
 
-from ...architecture import MLA, Architecture
+from ...architecture import MLA, Architecture, Recurrent
 from ...family import Family
 from ...tokenizer import Tokenizer, read_tokenizer_json
 
@@ -112,6 +112,9 @@ def _genai(family: Family, arch: Architecture, tokenizer: Tokenizer, g: Generati
             },
         },
     }
+    if any(isinstance(b.attention, Recurrent) for b in arch.blocks):
+        for side, time in (("inputs", "past"), ("outputs", "present")):
+            model["decoder"][side] |= {f"{time}_{kind}_names": f"{time}_{kind}.%d" for kind in ("conv", "recurrent")}
     if "bos" in tokenizer.special:
         model["bos_token_id"] = tokenizer.special["bos"]
     return {"model": model, "search": search(g, context, shared=True)}
