@@ -14,8 +14,11 @@ from describe import describe, input_hash
 RECORDED = json.loads((Path(__file__).parent / "peer" / "recorded.json").read_text())
 
 # Keys that may differ beside our own sampan.…, each with its reason in docs/decisions.md
-ONLY_OURS = {"llama.rope.scaling.attn_factor", "qwen3.rope.scaling.attn_factor", "deepseek2.expert_gating_func"}
-ONLY_THEIRS = {"llama.rope.scaling.yarn_attn_factor", "qwen3.rope.scaling.yarn_attn_factor"}
+SECTIONS = {"qwen3vl.rope.dimension_sections", "qwen3vlmoe.rope.dimension_sections"}
+ONLY_OURS = SECTIONS | {
+    "llama.rope.scaling.attn_factor", "qwen3.rope.scaling.attn_factor", "deepseek2.expert_gating_func"
+}  # fmt: skip
+ONLY_THEIRS = SECTIONS | {"llama.rope.scaling.yarn_attn_factor", "qwen3.rope.scaling.yarn_attn_factor"}
 
 
 @pytest.mark.parametrize("name", RECORDED["models"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sampan.errors import InputError, wrong
 
-from ..architecture import HEAD, MLA, Architecture, DeltaNet, LinearScaling, Llama3Scaling, MoE, YarnScaling
+from ..architecture import HEAD, MLA, Architecture, DeltaNet, LinearScaling, Llama3Scaling, MoE, Rope, YarnScaling
 from ..config import yarn_mscale
 from ..family import Gguf
 from ..tokenizer import Tokenizer
@@ -21,7 +21,11 @@ def check_engine(config: Path, llama: Gguf, arch: Architecture) -> None:
     engine = llama.architecture
     if len(arch.attentions) != 1:
         raise InputError(f"{config}: {len(arch.attentions)} kinds of attention: llama.cpp's {engine} has one")
-    attention = arch.attentions[0]
+    if len(arch.mixtures) > 1:
+        raise InputError(f"{config}: {len(arch.mixtures)} kinds of experts: llama.cpp's {engine} has one")
+    if llama.leading:
+        _check_leading(config, engine, arch)
+    (attention,) = arch.attentions
     for delta in (b.attention for b in arch.blocks if isinstance(b.attention, DeltaNet)):
         if delta.k_dim != delta.v_dim:
             raise InputError(
@@ -55,15 +59,24 @@ def check_engine(config: Path, llama: Gguf, arch: Architecture) -> None:
                 f"experts in every layer, as llama.cpp's {engine} has",
                 "dense layers",
             )  # fmt: skip
-        ffn = arch.blocks[0].ffn
-        assert isinstance(ffn, MoE)  # noqa: S101 - just checked
-        if ffn.normalise != llama.normalises:
+        if any(moe.normalise != llama.normalises for moe in arch.mixtures):
             raise wrong(
                 f"{config}: norm_topk_prob", f"{str(llama.normalises).lower()}, as llama.cpp's {engine} computes",
-                str(ffn.normalise).lower(),
+                str(not llama.normalises).lower(),
             )  # fmt: skip
     if llama.untied and arch.tied:
         raise wrong(f"{config}: tie_word_embeddings", f"false, since llama.cpp's {engine} needs {HEAD}", "true")
+
+
+def _check_leading(config: Path, engine: str, arch: Architecture) -> None:
+    """Dense layers first, then experts, some of which are always on."""
+    experts = [isinstance(b.ffn, MoE) for b in arch.blocks]
+    if experts != sorted(experts):
+        raise InputError(f"{config}: a dense layer after layers of experts: llama.cpp's {engine} has them first")
+    if not arch.mixtures:
+        raise wrong(f"{config}: first_k_dense_replace", f"fewer than {len(arch.blocks)} layers", len(arch.blocks))
+    if any(not moe.shared for moe in arch.mixtures):
+        raise wrong(f"{config}: n_shared_experts", f"at least 1, as llama.cpp's {engine} has", 0)
 
 
 def _check_latent(config: Path, arch: Architecture, a: MLA) -> None:
@@ -75,11 +88,6 @@ def _check_latent(config: Path, arch: Architecture, a: MLA) -> None:
         )
     if not a.rope.interleaved:
         raise wrong(f"{config}: rope_interleave", "true, as llama.cpp's deepseek2 computes", "false")
-    ffn = arch.blocks[-1].ffn
-    if not isinstance(ffn, MoE):
-        raise wrong(f"{config}: first_k_dense_replace", f"fewer than {layers} layers", layers)
-    if not ffn.shared:
-        raise wrong(f"{config}: n_shared_experts", "at least 1, as llama.cpp's deepseek2 has", 0)
     scaling = a.rope.scaling
     if isinstance(scaling, (LinearScaling, Llama3Scaling)):
         kind = "linear" if isinstance(scaling, LinearScaling) else "llama3"
@@ -94,10 +102,17 @@ def _check_latent(config: Path, arch: Architecture, a: MLA) -> None:
             )  # fmt: skip
 
 
+def sections(rope: Rope, usual: tuple[int, ...]) -> list[int]:
+    """Pairs by time, height and width, which take turns. A pair beyond the last turn of its own llama.cpp would not
+    rotate in text (`ggml_mrope_cache_init`), so each section is as long as there are turns.
+    """
+    return [max(n, -(-(rope.dims // 2 - k) // 3)) for k, n in enumerate(rope.sections or usual)]
+
+
 def notes(arch: Architecture, tokenizer: Tokenizer) -> list[str]:
     """Where llama.cpp differs from the checkpoint in a way that its user can know of or mend."""
     found = []
-    attention = arch.attentions[0]
+    (attention,) = arch.attentions  # see check_engine
     scaling = attention.rope.scaling
     if isinstance(scaling, YarnScaling) and (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
         found.append(
