@@ -69,6 +69,7 @@ class GQA:
     """Grouped-query attention. `qk_norm` is an RMS norm of every head's q and k before the rotation.
 
     `gated`: q's matrix has, for each head, its rows and as many of a gate; the output is multiplied by its sigmoid.
+    `whole_norm`: qk_norm is one norm over all heads of q and one over all of k.
     """
 
     heads: int
@@ -78,6 +79,7 @@ class GQA:
     qk_norm: bool
     rope: Rope
     gated: bool = False
+    whole_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +207,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """`dense_width` is the config's width of dense layers, which formats record for MoE models too; 0 if none."""
+    """`dense_width` is the config's width of dense layers, which formats record for MoE models too; 0 if none.
+
+    `deepstack`: how many first layers add features of pictures, whose encoder is not converted.
+    """
 
     hidden: int
     vocab: int
@@ -216,11 +221,17 @@ class Architecture:
     blocks: tuple[Block, ...]
     family: str = ""
     notes: tuple[str, ...] = ()  # what its user has to know, a sentence each
+    deepstack: int = 0
 
     @property
     def attentions(self) -> list[GQA | MLA]:
         """The different kinds of attention with a cache, in the order of the layers."""
         return list(dict.fromkeys(b.attention for b in self.blocks if not isinstance(b.attention, Recurrent)))
+
+    @property
+    def mixtures(self) -> list[MoE]:
+        """The different kinds of experts, in the order of the layers."""
+        return list(dict.fromkeys(b.ffn for b in self.blocks if isinstance(b.ffn, MoE)))
 
     @property
     def ropes(self) -> list[Rope]:
@@ -281,7 +292,7 @@ def _attention(hidden: int, a: Attention) -> _Shapes:
         if a.qkv_bias:
             shapes.append((f"attn_{part}.bias", (width,)))
         if a.qk_norm and part != "v":
-            shapes.append((f"attn_{part}_norm.weight", (a.head_dim,)))
+            shapes.append((f"attn_{part}_norm.weight", (width if a.whole_norm else a.head_dim,)))
     return [*shapes, ("attn_output.weight", (hidden, q))]
 
 

@@ -16,6 +16,7 @@ from .encoding import Part, StoredTensor
 from .family import Family
 from .quantization import KEY, ZERO_BIASES, read_storage
 from .rows import Arrangement, Cut, Layout, Map, Stack
+from .storage.plain import TURNED, turned
 
 WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")  # of torch.compile, DataParallel and peft
 
@@ -209,7 +210,10 @@ def _pieces(
     for e, name in enumerate(_names(layout, spec)):
         tensor = stored[name]
         where = f"{checkpoint.shards[tensor.main.shard].name}: {tensor.main.info.name}"
-        _check(tensor, _stored_shape(spec.shape[1:] if each else spec.shape, cut, tensor.shape), where)
+        wanted = _stored_shape(spec.shape[1:] if each else spec.shape, cut, tensor.shape)
+        if layout.turned and tensor.shape != wanted:  # of two that are square transformers takes the first
+            tensor = turned(tensor, where)
+        _check(tensor, wanted, where)
         for n in range(rows // cut.take):
             pieces.append(
                 Piece(tensor, n * cut.period + cut.offset, cut.take, e * rows + n * cut.take, maps=maps)
@@ -234,7 +238,10 @@ def _stored_shape(shape: tuple[int, ...], cut: Cut, found: tuple[int, ...]) -> t
 def _check(tensor: StoredTensor, shape: tuple[int, ...], where: str) -> None:
     """A plain weight must be one of numbers we know, and no promise of the config may be against it."""
     if tensor.shape != shape:
-        raise wrong(where, f"shape {list(shape)}", list(tensor.shape))
+        found = tensor.shape
+        if tensor.encoding is TURNED:  # said as they lie in the file
+            shape, found = (*shape[:-2], shape[-1], shape[-2]), tensor.main.info.shape
+        raise wrong(where, f"shape {list(shape)}", list(found))
     dtype = tensor.main.info.dtype
     if dtype not in tensor.encoding.dtypes:
         raise wrong(where, f"a dtype among {', '.join(tensor.encoding.dtypes)}", dtype)

@@ -52,12 +52,13 @@ class Source:
     """Rows of the checkpoint tensor called `name`, with `{i}` for the layer.
 
     `{e}` in the name: one tensor for each expert, stacked in order. `cut`: which rows, by the layer's Block; None for
-    all.
+    all. `turned`: its matrices may lie transposed, which their shape tells.
     """
 
     name: str
     cut: Callable[[Block], Cut] | None = None
     map: Map | None = None
+    turned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ FAMILY = replace(
         "hidden_act": "silu", "tie_word_embeddings": False, "num_expert_group": 1, "topk_group": 1,
         "moe_renormalize": True,
     },
-    gguf=Gguf(architecture="kimi-linear", rope_dims=True, vocab=True),
+    gguf=Gguf(architecture="kimi-linear", leading=True, rope_dims=True, vocab=True),
     sources={
         **deepseek_v3.FAMILY.sources,
         **{f"blk.{{i}}.ssm_conv1d_{'qkv'[n]}.weight": _convolution(n) for n in range(3)},

@@ -6,7 +6,18 @@ from pathlib import Path
 
 from sampan.errors import InputError, wrong
 
-from ..architecture import HEAD, KDA, MLA, Architecture, DeltaNet, LinearScaling, Llama3Scaling, MoE, YarnScaling
+from ..architecture import (
+    HEAD,
+    KDA,
+    MLA,
+    Architecture,
+    DeltaNet,
+    LinearScaling,
+    Llama3Scaling,
+    MoE,
+    Rope,
+    YarnScaling,
+)  # fmt: skip
 from ..config import yarn_mscale
 from ..family import Gguf
 from ..tokenizer import Tokenizer
@@ -22,7 +33,11 @@ def check_engine(config: Path, llama: Gguf, arch: Architecture) -> None:
     engine = llama.architecture
     if len(arch.attentions) != 1:
         raise InputError(f"{config}: {len(arch.attentions)} kinds of attention: llama.cpp's {engine} has one")
-    attention = arch.attentions[0]
+    if len(arch.mixtures) > 1:
+        raise InputError(f"{config}: {len(arch.mixtures)} kinds of experts: llama.cpp's {engine} has one")
+    if llama.leading:
+        _check_leading(config, engine, arch)
+    (attention,) = arch.attentions
     for delta in (b.attention for b in arch.blocks if isinstance(b.attention, DeltaNet)):
         if delta.k_dim != delta.v_dim:
             raise InputError(
@@ -34,7 +49,6 @@ def check_engine(config: Path, llama: Gguf, arch: Architecture) -> None:
             _check_kimi_linear(config, arch, attention)
         else:
             _check_latent(config, arch, attention)
-        _check_experts(config, engine, arch)
         return
     if llama.derives_heads and attention.head_dim * attention.heads != arch.hidden:
         raise wrong(
@@ -60,15 +74,24 @@ def check_engine(config: Path, llama: Gguf, arch: Architecture) -> None:
                 f"experts in every layer, as llama.cpp's {engine} has",
                 "dense layers",
             )  # fmt: skip
-        ffn = arch.blocks[0].ffn
-        assert isinstance(ffn, MoE)  # noqa: S101 - just checked
-        if ffn.normalise != llama.normalises:
+        if any(moe.normalise != llama.normalises for moe in arch.mixtures):
             raise wrong(
                 f"{config}: norm_topk_prob", f"{str(llama.normalises).lower()}, as llama.cpp's {engine} computes",
-                str(ffn.normalise).lower(),
+                str(not llama.normalises).lower(),
             )  # fmt: skip
     if llama.untied and arch.tied:
         raise wrong(f"{config}: tie_word_embeddings", f"false, since llama.cpp's {engine} needs {HEAD}", "true")
+
+
+def _check_leading(config: Path, engine: str, arch: Architecture) -> None:
+    """Dense layers first, then experts, some of which are always on."""
+    experts = [isinstance(b.ffn, MoE) for b in arch.blocks]
+    if experts != sorted(experts):
+        raise InputError(f"{config}: a dense layer after layers of experts: llama.cpp's {engine} has them first")
+    if not arch.mixtures:
+        raise wrong(f"{config}: first_k_dense_replace", f"fewer than {len(arch.blocks)} layers", len(arch.blocks))
+    if any(not moe.shared for moe in arch.mixtures):
+        raise wrong(f"{config}: n_shared_experts", f"at least 1, as llama.cpp's {engine} has", 0)
 
 
 def _check_latent(config: Path, arch: Architecture, a: MLA) -> None:
@@ -114,19 +137,17 @@ def _check_kimi_linear(config: Path, arch: Architecture, a: MLA) -> None:
         raise wrong(f"{config}: tie_word_embeddings", f"false, since llama.cpp's kimi-linear needs {HEAD}", "true")
 
 
-def _check_experts(config: Path, engine: str, arch: Architecture) -> None:
-    """Experts in the last layers, and shared ones among them."""
-    layers, ffn = len(arch.blocks), arch.blocks[-1].ffn
-    if not isinstance(ffn, MoE):
-        raise wrong(f"{config}: first_k_dense_replace", f"fewer than {layers} layers", layers)
-    if not ffn.shared:
-        raise wrong(f"{config}: n_shared_experts", f"at least 1, as llama.cpp's {engine} has", 0)
+def sections(rope: Rope, usual: tuple[int, ...]) -> list[int]:
+    """Pairs by time, height and width, which take turns. A pair beyond the last turn of its own llama.cpp would not
+    rotate in text (`ggml_mrope_cache_init`), so each section is as long as there are turns.
+    """
+    return [max(n, -(-(rope.dims // 2 - k) // 3)) for k, n in enumerate(rope.sections or usual)]
 
 
 def notes(arch: Architecture, tokenizer: Tokenizer) -> list[str]:
     """Where llama.cpp differs from the checkpoint in a way that its user can know of or mend."""
     found = []
-    attention = arch.attentions[0]
+    (attention,) = arch.attentions  # see check_engine
     scaling = attention.rope.scaling if attention.rope else None
     if isinstance(scaling, YarnScaling) and (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
         found.append(

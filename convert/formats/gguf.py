@@ -39,7 +39,7 @@ from ..rope import llama3_factors
 from ..rows import Arrangement, neighbours, turned
 from ..tokenizer import COMPOSES, Tokenizer, read_tokenizer
 from ._limits import text_tokens
-from ._llama import YARN_BETAS, check_engine, notes
+from ._llama import YARN_BETAS, check_engine, notes, sections
 from ._recurrent import arrange_recurrent, key_heads, recurrent_keys
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -171,7 +171,7 @@ def _metadata(
     w = gguf.GGUFWriter(None, llama.architecture)
     w.add_type(gguf.GGUFType.MODEL)
     _describe(w, checkpoint, generation, binding)
-    (attention,), ffn = arch.attentions, arch.blocks[-1].ffn  # see check_engine
+    (attention,) = arch.attentions  # see check_engine
     w.add_block_count(len(arch.blocks))
     w.add_context_length(arch.context)
     w.add_embedding_length(arch.hidden)
@@ -181,21 +181,26 @@ def _metadata(
     w.add_head_count_kv(key_heads(arch))
     _rope(w, arch)
     w.add_layer_norm_rms_eps(arch.norm_eps)
-    if isinstance(ffn, MoE):
-        w.add_expert_count(ffn.experts)
-        w.add_expert_used_count(ffn.used)
-        w.add_expert_feed_forward_length(ffn.width)
-        if ffn.shared_gate:
-            w.add_expert_shared_feed_forward_length(ffn.shared_width)
+    for moe in arch.mixtures:  # one at most, see check_engine
+        w.add_expert_count(moe.experts)
+        w.add_expert_used_count(moe.used)
+        w.add_expert_feed_forward_length(moe.width)
+        if moe.shared_gate:
+            w.add_expert_shared_feed_forward_length(moe.shared_width)
+        if moe.gating != "softmax":
+            w.add_expert_gating_func(gguf.ExpertGatingFuncType[moe.gating.upper()])
+        if llama.leading:
+            _routing(w, arch, moe, latent=isinstance(attention, MLA))
     if isinstance(attention, MLA):
-        _latent(w, arch, attention)
+        _latent(w, attention)
     elif not llama.derives_heads:
         w.add_key_length(attention.head_dim)
         w.add_value_length(attention.head_dim)
     recurrent_keys(w, arch)
     if llama.sections and attention.rope:
-        sections = attention.rope.sections or llama.sections
-        w.add_rope_dimension_sections([*sections, *[0] * (4 - len(sections))])
+        w.add_rope_dimension_sections([*sections(attention.rope, llama.sections), 0])
+    if llama.deepstack:
+        w.add_num_deepstack_layers(arch.deepstack)
     if llama.vocab:
         w.add_vocab_size(arch.vocab)
     if llama.rope_dims:
@@ -208,10 +213,8 @@ def _metadata(
     return {key: _value(value) for key, value in w.kv_data[0].items()}
 
 
-def _latent(w: Any, arch: Architecture, a: MLA) -> None:
+def _latent(w: Any, a: MLA) -> None:
     """Keys of deepseek2: attention over the latent is one key head of kv_lora + rope."""
-    import gguf
-
     if a.q_lora is not None:
         w.add_q_lora_rank(a.q_lora)
     w.add_kv_lora_rank(a.kv_lora)
@@ -219,15 +222,17 @@ def _latent(w: Any, arch: Architecture, a: MLA) -> None:
     w.add_value_length(a.kv_lora)
     w.add_key_length_mla(a.nope + a.rope_dims)
     w.add_value_length_mla(a.v)
-    moe = next(b.ffn for b in arch.blocks if isinstance(b.ffn, MoE))
+
+
+def _routing(w: Any, arch: Architecture, moe: MoE, *, latent: bool) -> None:
+    """Keys of DeepSeek's kind of experts; `latent`: for the graph with latent attention."""
     w.add_leading_dense_block_count(sum(isinstance(b.ffn, Dense) for b in arch.blocks))
     w.add_expert_shared_count(moe.shared)
-    w.add_expert_gating_func(gguf.ExpertGatingFuncType[moe.gating.upper()])
     w.add_expert_group_count(moe.groups)
     w.add_expert_group_used_count(moe.groups_used)
     w.add_expert_weights_scale(moe.scale)
-    if moe.normalise:
-        w.add_expert_weights_norm(True)
+    if moe.normalise or not latent:  # the converter writes a false one for the other graph
+        w.add_expert_weights_norm(moe.normalise)
 
 
 def _describe(w: Any, checkpoint: Checkpoint, generation: Generation, binding: Binding) -> None:
@@ -279,7 +284,7 @@ def _rope(w: Any, arch: Architecture) -> None:
         w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         w.add_rope_scaling_factor(scaling.factor)
         w.add_rope_scaling_orig_ctx_len(scaling.original_context)
-        if isinstance(arch.attentions[0], MLA):  # see check_engine
+        if any(isinstance(a, MLA) for a in arch.attentions):  # then all, see check_engine
             if (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
                 w.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
                 w.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
