@@ -31,7 +31,7 @@ public final class ChatActivity extends Activity {
     protected void onCreate(Bundle saved) {
         super.onCreate(saved);
         setContentView(R.layout.chat);
-        Words.inset(findViewById(R.id.root));
+        Words.inset(this);
         app = App.of(this);
         chat = app.chat();
         loader = new Loader(this);

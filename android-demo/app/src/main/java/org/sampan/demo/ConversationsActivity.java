@@ -19,7 +19,7 @@ public final class ConversationsActivity extends Activity {
     protected void onCreate(Bundle saved) {
         super.onCreate(saved);
         setContentView(R.layout.list);
-        Words.inset(findViewById(R.id.root));
+        Words.inset(this);
         app = App.of(this);
         items = new Items(this);
         ((TextView) findViewById(R.id.title)).setText(R.string.conversations);

@@ -91,6 +91,11 @@ final class Models {
         } catch (IOException e) {
             trouble = e.getMessage();
         }
+        // what a copy left behind when the process was ended in it
+        File[] broken = copying != null ? null : folder().listFiles((folder, name) -> name.endsWith(Copy.PART));
+        for (File one : broken == null ? new File[0] : broken) {
+            one.delete();
+        }
         File[] files = folder().listFiles((folder, name) -> name.endsWith(".gguf"));
         if (files != null) {
             Arrays.sort(files);

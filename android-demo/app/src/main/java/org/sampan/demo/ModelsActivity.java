@@ -28,7 +28,7 @@ public final class ModelsActivity extends Activity {
     protected void onCreate(Bundle saved) {
         super.onCreate(saved);
         setContentView(R.layout.list);
-        Words.inset(findViewById(R.id.root));
+        Words.inset(this);
         app = App.of(this);
         models = app.models();
         loader = new Loader(this);

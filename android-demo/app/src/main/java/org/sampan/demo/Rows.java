@@ -16,6 +16,7 @@ import org.sampan.core.Thinking;
 /** The messages on the screen. Rows are made once; only the answer that is being written changes. */
 final class Rows {
     private static final String OPEN = "thoughts";
+    private static final String FOLLOW = "follow";
     private static final int NEAR = 64;
 
     private final Activity activity;
@@ -34,8 +35,9 @@ final class Rows {
         this.chat = chat;
         scroll = activity.findViewById(R.id.scroll);
         list = activity.findViewById(R.id.rows);
-        if (saved != null && saved.getIntegerArrayList(OPEN) != null) {
+        if (saved != null) {
             unfolded.addAll(saved.getIntegerArrayList(OPEN));
+            follow = saved.getBoolean(FOLLOW);
             conversation = chat.conversation().id;
         }
         // a new answer is followed while its end is in sight
@@ -57,6 +59,7 @@ final class Rows {
 
     void save(Bundle out) {
         out.putIntegerArrayList(OPEN, new ArrayList<>(unfolded));
+        out.putBoolean(FOLLOW, follow);
     }
 
     void render() {
@@ -84,19 +87,22 @@ final class Rows {
                 list.addView(activity.getLayoutInflater().inflate(mine ? R.layout.row_mine : R.layout.row_answer, list, false));
                 shown.add(null);
             }
+            boolean written = shown.get(i) == null && growing && wanted.get(i) != null;
             shown.set(i, wanted.get(i));
             if (mine) {
                 text(i, R.id.text, wanted.get(i).text);
             } else {
                 answer(i, wanted.get(i));
             }
+            if (written) {
+                list.announceForAccessibility(wanted.get(i).said());
+            }
         }
         for (int i = 0; i < shown.size(); i++) {
+            boolean last = i + 1 == shown.size() && chat.state() == Chat.State.READY;
             View again = row(i).findViewById(R.id.again);
-            if (again != null) {
-                boolean last = i + 1 == shown.size() && chat.state() == Chat.State.READY;
-                again.setVisibility(last ? View.VISIBLE : View.GONE);
-            }
+            again.setVisibility(last ? View.VISIBLE : View.GONE);
+            again.setOnClickListener(view -> chat.again());
         }
     }
 
@@ -140,7 +146,6 @@ final class Rows {
         if (message != null) {
             row.findViewById(R.id.copy).setOnClickListener(view -> Words.copy(activity, message.said()));
             row.findViewById(R.id.share).setOnClickListener(view -> Words.share(activity, message.said()));
-            row.findViewById(R.id.again).setOnClickListener(view -> chat.again());
         }
     }
 

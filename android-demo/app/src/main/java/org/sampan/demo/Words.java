@@ -1,12 +1,12 @@
 package org.sampan.demo;
 
+import android.app.Activity;
 import android.content.ClipData;
 import android.content.ClipboardManager;
 import android.content.Context;
 import android.content.Intent;
 import android.os.Build;
 import android.text.format.Formatter;
-import android.view.View;
 import android.view.WindowInsets;
 import android.widget.Toast;
 import org.sampan.core.Chat;
@@ -109,10 +109,13 @@ final class Words {
         context.startActivity(Intent.createChooser(send, context.getString(R.string.share)));
     }
 
-    /** Keeps the content clear of the bars, the cutout and the keyboard: from API 35 on the window lies under them. */
+    /** Keeps the content clear of the bars, the cutout and the keyboard: the window lies under them, as it must from API 35 on. */
     @SuppressWarnings("deprecation")
-    static void inset(View root) {
-        root.setOnApplyWindowInsetsListener((view, insets) -> {
+    static void inset(Activity activity) {
+        if (Build.VERSION.SDK_INT >= 30) {
+            activity.getWindow().setDecorFitsSystemWindows(false);
+        }
+        activity.findViewById(R.id.root).setOnApplyWindowInsetsListener((view, insets) -> {
             if (Build.VERSION.SDK_INT >= 30) {
                 android.graphics.Insets bars = insets.getInsets(
                     WindowInsets.Type.systemBars() | WindowInsets.Type.displayCutout() | WindowInsets.Type.ime());

@@ -16,6 +16,9 @@ public final class Copy {
 
     public static final class Stopped extends IOException { }
 
+    /** The ending of a file that is being copied: one of its own, since `adb push` may be at work in the folder too. */
+    public static final String PART = ".copying";
+
     private Copy() {}
 
     /** A file name from what another app calls the file, which may be anything: no folder, no hidden file, one ending. */
@@ -29,7 +32,7 @@ public final class Copy {
     /** Copies, then reads the header: what is no whole model is deleted again. */
     public static void to(File target, InputStream in, Progress progress) throws IOException, Gguf.Bad {
         Files.createDirectories(target.getParentFile().toPath());
-        File part = new File(target.getParentFile(), target.getName() + ".part");
+        File part = new File(target.getParentFile(), target.getName() + PART);
         try {
             try (FileOutputStream out = new FileOutputStream(part)) {
                 byte[] chunk = new byte[1 << 18];

@@ -58,7 +58,10 @@ public final class Engine {
         return thread;
     }
 
-    /** Starts `command`. An engine that is not ready after `patience` milliseconds is ended. */
+    /**
+     * Starts `command`, which ends with the thread that calls this: it asks the kernel for that. An engine that is not ready after
+     * `patience` milliseconds is ended.
+     */
     public static Engine start(List<String> command, long patience, Listener listener) {
         Engine engine = new Engine(listener);
         try {

@@ -55,12 +55,14 @@ public final class Fit {
         long interval = Math.max(1, model.number("full_attention_interval", 1));
         long state = 4 * times(model.number("ssm.inner_size", 0), model.number("ssm.state_size", 0));
         long bytes = 0;
+        // with latent attention the values are a part of the keys
+        boolean latent = model.number("attention.key_length_mla", 0) > 0;
         int layers = (int) Math.min(4096, Math.max(0, model.number("block_count", 0)));
         for (int layer = 0; layer < layers; layer++) {
             long heads = Math.max(1, model.layer("attention.head_count", layer, 1));
             long pairs = model.layer("attention.head_count_kv", layer, heads);
             long key = model.number("attention.key_length", embedding / heads);
-            long value = model.number("attention.value_length", embedding / heads);
+            long value = latent ? 0 : model.number("attention.value_length", embedding / heads);
             boolean recurrent = pairs == 0 || (layer + 1) % interval != 0;
             bytes = plus(bytes, recurrent ? state : times(2L * context, times(pairs, plus(key, value))));
         }
