@@ -35,7 +35,7 @@ static int64_t now_ms() {
     return duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count();
 }
 
-static void load(const json & request, int64_t id) {
+static json load(const json & request, int64_t id) {
     const int64_t start = now_ms();
     const std::string path = text_of(request, "path");
     const int64_t context = whole(request, "context", 0, 1 << 24, 0);
@@ -60,10 +60,10 @@ static void load(const json & request, int64_t id) {
     state.model_bytes = need.model;
     state.cache_bytes = need.context;
     const std::string name = model->name();
-    emit({{"event", "loaded"}, {"id", id}, {"name", name.empty() ? path.substr(path.rfind('/') + 1) : name},
-          {"context", need.tokens}, {"trained_context", need.trained}, {"bytes", need.model},
-          {"context_bytes", need.context}, {"compute_bytes", need.compute}, {"nfc", model->wants_nfc()},
-          {"threads", threads}, {"cores", cores}, {"load_ms", now_ms() - start}});
+    return {{"event", "loaded"}, {"id", id}, {"name", name.empty() ? path.substr(path.rfind('/') + 1) : name},
+            {"context", need.tokens}, {"trained_context", need.trained}, {"bytes", need.model},
+            {"context_bytes", need.context}, {"compute_bytes", need.compute}, {"nfc", model->wants_nfc()},
+            {"threads", threads}, {"cores", cores}, {"load_ms", now_ms() - start}};
 }
 
 static Prompt prompt_of(const json & request) {
@@ -74,12 +74,12 @@ static Prompt prompt_of(const json & request) {
     return make_prompt(model->get(), request);
 }
 
-static void render(const json & request, int64_t id) {
+static json render(const json & request, int64_t id) {
     const Prompt prompt = prompt_of(request);
-    emit({{"event", "ids"}, {"id", id}, {"ids", prompt.ids}, {"text", prompt.text}});
+    return {{"event", "ids"}, {"id", id}, {"ids", prompt.ids}, {"text", prompt.text}};
 }
 
-static void chat(const json & request, int64_t id) {
+static json chat(const json & request, int64_t id) {
     const int64_t most = whole(request, "max_tokens", 0, 1 << 24, 512);
     std::vector<llama_token> ids = prompt_of(request).ids;
     const Sampling sampling = model->sampling(request);
@@ -117,21 +117,22 @@ static void chat(const json & request, int64_t id) {
         going = !state.stopped && (written == std::min(most, room) || model->evaluate(ids, ids.size() - 1));
     }
     say(text.finish());
-    emit({{"event", "done"}, {"id", id}, {"reason", going ? reason : "stopped"}, {"tokens", written},
-          {"prompt_tokens", prompt_tokens}, {"cached", cached}, {"prefill_ms", prefilled - start},
-          {"decode_ms", now_ms() - prefilled}});
+    return {{"event", "done"}, {"id", id}, {"reason", going ? reason : "stopped"}, {"tokens", written},
+            {"prompt_tokens", prompt_tokens}, {"cached", cached}, {"prefill_ms", prefilled - start},
+            {"decode_ms", now_ms() - prefilled}};
 }
 
-static void work(const json & job, int64_t id) {
+// The last event of a job.
+static json work(const json & job, int64_t id) {
     const std::string op = job["op"];
     try {
-        op == "load" ? load(job, id) : op == "chat" ? chat(job, id) : render(job, id);
+        return op == "load" ? load(job, id) : op == "chat" ? chat(job, id) : render(job, id);
     } catch (const Refusal & e) {
-        emit_error(id, e);
+        return error_event(id, e);
     } catch (const std::bad_alloc &) {
-        emit_error(id, Refusal("memory", "there is not enough memory"));
+        return error_event(id, Refusal("memory", "there is not enough memory"));
     } catch (const std::exception & e) {
-        emit_error(id, Refusal("internal", e.what()));
+        return error_event(id, Refusal("internal", e.what()));
     }
 }
 
@@ -176,9 +177,9 @@ static void read_requests() {
             }
             take(request, id);
         } catch (const Refusal & e) {
-            emit_error(id, e);
+            emit(error_event(id, e));
         } catch (const std::exception & e) {
-            emit_error(id, Refusal("internal", e.what()));
+            emit(error_event(id, Refusal("internal", e.what())));
         }
     }
     _exit(0);
@@ -196,7 +197,7 @@ int main(int count, char ** arguments) {
     end_with_parent();
     const std::string missing = missing_feature();
     if (!missing.empty()) {
-        emit_error(0, Refusal("cpu", "this program needs " + missing + ", which the processor lacks"));
+        emit(error_event(0, Refusal("cpu", "this program needs " + missing + ", which the processor lacks")));
         return 3;
     }
     watch_log();
@@ -210,8 +211,10 @@ int main(int count, char ** arguments) {
         const int64_t id = state.running;
         state.job = nullptr;
         lock.unlock();
-        work(job, id);
+        const json last = work(job, id);
         lock.lock();
-        state.running = -1;
+        state.running = -1;  // first: who reads the event may ask for more at once
+        lock.unlock();
+        emit(last);
     }
 }

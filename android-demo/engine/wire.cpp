@@ -72,10 +72,10 @@ void emit(const json & event) {
     }
 }
 
-void emit_error(int64_t id, const Refusal & refusal) {
+json error_event(int64_t id, const Refusal & refusal) {
     json event = {{"event", "error"}, {"id", id}, {"code", refusal.code}, {"message", refusal.what()}};
     event.update(refusal.more);
-    emit(event);
+    return event;
 }
 
 static Refusal bad(const char * key, const std::string & expected) {

@@ -23,7 +23,7 @@ Line read_line(std::string & line);
 json parse_request(const std::string & line);
 
 void emit(const json & event);
-void emit_error(int64_t id, const Refusal & refusal);
+json error_event(int64_t id, const Refusal & refusal);
 
 // A number of a request within [low, high], or `otherwise` where there is none. Throws Refusal.
 int64_t whole(const json & request, const char * key, int64_t low, int64_t high, int64_t otherwise);
