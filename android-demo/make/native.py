@@ -12,6 +12,7 @@ from tools import CACHE, HERE, BuildError, alone, pins, run, unpacked
 ENGINE = HERE.parent / "engine"
 TOOLCHAIN = ("zig-cc", "zig-ar", "zig-ranlib", "zig.cmake")
 PLAIN, FAST = "armv8.2-a+dotprod", "armv8.2-a+dotprod+i8mm"
+FLAGS = "-g0 -ffile-prefix-map={llama}=llama.cpp -ffile-prefix-map={tree}=."  # nothing of this machine in a program
 PROGRAMS = {"libsampan_engine.so": "engine", "libsampan_engine_i8mm.so": "engine-i8mm"}  # in the app → in the build
 
 
@@ -29,7 +30,7 @@ def build() -> dict[str, Path]:
     sources = [p for p in ENGINE.iterdir() if p.suffix in (".cpp", ".h", ".txt")]
     tools = [HERE / name for name in TOOLCHAIN]
     # llama.cpp's own objects are kept as long as these stay; ninja sees which of the engine's changed
-    tree = CACHE / "engine" / digest([*tools, Path(__file__)], repr(wanted))
+    tree = CACHE / "engine" / digest(tools, repr(wanted), PLAIN, FAST, FLAGS)
     made = tree / digest(sources)
     if not all((made / name).exists() for name in PROGRAMS):
         with alone():
@@ -48,8 +49,7 @@ def _build(tree: Path, made: Path, sources: list[Path], tools: list[Path]) -> No
     caches = {f"ZIG_{kind}_CACHE_DIR": str(CACHE / "zig") for kind in ("GLOBAL", "LOCAL")}
     environment = os.environ | caches | {"ZIG": str(zig)}
     version = f"llama.cpp of llama-cpp-python {pins()['llama-cpp-python'][0]}"
-    # neither file names in assertions nor anything else of this machine goes into a program
-    flags = f"-g0 -ffile-prefix-map={llama}=llama.cpp -ffile-prefix-map={tree}=."
+    flags = FLAGS.format(llama=llama, tree=tree)
 
     def configure(folder: Path, cpu: str, *more: str) -> None:
         run(
