@@ -12,7 +12,7 @@ from tools import CACHE, HERE, BuildError, alone, pins, run, unpacked
 ENGINE = HERE.parent / "engine"
 TOOLCHAIN = ("zig-cc", "zig-ar", "zig-ranlib", "zig.cmake")
 PLAIN, FAST = "armv8.2-a+dotprod", "armv8.2-a+dotprod+i8mm"
-FLAGS = "-g0 -ffile-prefix-map={llama}=llama.cpp -ffile-prefix-map={tree}=."  # nothing of this machine in a program
+FLAGS = "-O3 -g0 -ffile-prefix-map={llama}=llama.cpp -ffile-prefix-map={tree}=."  # nothing of this machine in a program
 PROGRAMS = {"libsampan_engine.so": "engine", "libsampan_engine_i8mm.so": "engine-i8mm"}  # in the app → in the build
 
 
