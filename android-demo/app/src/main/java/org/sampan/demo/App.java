@@ -32,6 +32,7 @@ public final class App extends Application {
     private Chat chat;
     private Models models;
     private Set<String> features;
+    private boolean shown;
 
     @Override
     public void onCreate() {
@@ -50,6 +51,13 @@ public final class App extends Application {
 
     static App of(android.content.Context context) {
         return (App) context.getApplicationContext();
+    }
+
+    /** Whether the chat is shown for the first time since the process started. */
+    boolean first() {
+        boolean first = !shown;
+        shown = true;
+        return first;
     }
 
     Chat chat() {

@@ -44,7 +44,7 @@ public final class ChatActivity extends Activity {
         click(R.id.notice_close, chat::dismiss);
         click(R.id.notice_retry, chat::retry);
         click(R.id.notice_copy, () -> Words.copy(this, chat.notice() == null ? "" : chat.notice().detail));
-        if (saved == null && chat.state() == Chat.State.NONE) {
+        if (app.first()) {
             loader.last();
         }
     }
@@ -69,7 +69,7 @@ public final class ChatActivity extends Activity {
     @Override
     protected void onStop() {
         super.onStop();
-        chat.watch(null);
+        chat.watch(() -> { });
         chat.setVisible(false);
         handler.removeCallbacks(render);
         waiting = false;

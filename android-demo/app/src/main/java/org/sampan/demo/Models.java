@@ -35,7 +35,7 @@ final class Models {
     }
 
     void watch(Runnable changed) {
-        view = changed == null ? () -> { } : changed;
+        view = changed;
     }
 
     /** Name of the file that is being copied, or null. */
@@ -149,9 +149,9 @@ final class Models {
         File target = new File(folder(), name);
         long free = folder().getUsableSpace();
         if (target.exists()) {
-            fail(context.getString(R.string.copy_exists, name));
+            trouble = context.getString(R.string.copy_exists, name);
         } else if (size + SPARE > free) {
-            fail(context.getString(R.string.copy_space, name, Words.bytes(context, size), Words.bytes(context, free)));
+            trouble = context.getString(R.string.copy_space, name, Words.bytes(context, size), Words.bytes(context, free));
         } else {
             copying = name;
             copied = 0;
@@ -193,17 +193,11 @@ final class Models {
         } catch (IOException | RuntimeException e) {
             wrong = context.getString(R.string.copy_failed, target.getName(), String.valueOf(e.getMessage()));
         }
-        String told2 = wrong;
+        String why = wrong;
         main.post(() -> {
             copying = null;
-            if (told2 != null) {
-                fail(told2);
-            }
+            trouble = why == null ? trouble : why;
             view.run();
         });
-    }
-
-    private void fail(String why) {
-        trouble = why;
     }
 }

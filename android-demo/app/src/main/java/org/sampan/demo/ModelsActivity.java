@@ -53,7 +53,7 @@ public final class ModelsActivity extends Activity {
     @Override
     protected void onStop() {
         super.onStop();
-        models.watch(null);
+        models.watch(() -> { });
     }
 
     @Override

@@ -3,8 +3,6 @@ package org.sampan.core;
 import java.io.File;
 import java.io.IOException;
 import java.util.Collections;
-import java.util.LinkedHashMap;
-import java.util.Map;
 import java.util.concurrent.Executor;
 
 /**
@@ -19,9 +17,8 @@ public final class Chat {
         Engine launch(Engine.Listener listener);
     }
 
-    /** A second death in so many milliseconds is not answered by another start. */
-    private static final long PAUSE = 60_000;
-    private static final int ANSWER = 2048;
+    /** A second death in so many nanoseconds is not answered by another start. */
+    private static final long PAUSE = 60_000_000_000L;
 
     private final Store store;
     private final Executor home;
@@ -39,7 +36,9 @@ public final class Chat {
     private boolean stopping;
     private boolean thinks = true;
     private long loadId;
+    /** The chat whose answer is shown, and the one that the engine is at; 0 for none. */
     private long chatId;
+    private long busy;
     private long died;
     private Conversation conversation;
     private final StringBuilder partial = new StringBuilder();
@@ -50,12 +49,12 @@ public final class Chat {
         this.store = store;
         this.home = home;
         this.launcher = launcher;
-        this.conversation = store.fresh("", System.currentTimeMillis());
+        conversation = store.fresh("", System.currentTimeMillis());
     }
 
-    /** Called after each change; null when there is no screen. */
+    /** Called after each change. */
     public void watch(Runnable changed) {
-        view = changed == null ? () -> { } : changed;
+        view = changed;
     }
 
     public State state() {
@@ -104,15 +103,16 @@ public final class Chat {
         return memory;
     }
 
+    /** Whether a stop was asked for that the engine did not follow yet. */
     public boolean stopping() {
         return stopping;
     }
 
+    /** Whether the model may think first, where its template has a switch for that. */
     public boolean thinks() {
         return thinks;
     }
 
-    /** Whether the model may think first, where its template has a switch for that. */
     public void setThinks(boolean on) {
         thinks = on;
         view.run();
@@ -120,7 +120,7 @@ public final class Chat {
 
     /** Loads a model that was checked, in an engine of its own. */
     public void load(File file, int tokens) {
-        interrupt("stopped");
+        interrupt();
         drop();
         model = file;
         modelName = file.getName();
@@ -167,35 +167,37 @@ public final class Chat {
         }
     }
 
+    /** An old answer may still be on its way to its end in the engine, which has one chat at a time: then this one waits. */
     private void answer() {
-        Map<String, Object> request = new LinkedHashMap<>();
-        request.put("messages", conversation.request());
-        request.put("max_tokens", ANSWER);
-        request.put("temperature", 0.7);
-        request.put("top_p", 0.9);
-        request.put("top_k", 40);
-        request.put("seed", System.nanoTime() & 0x7fffffff);
-        request.put("variables", Collections.singletonMap("enable_thinking", thinks));
-        try {
-            chatId = engine.send("chat", request);
-        } catch (IllegalArgumentException e) {
-            tell(Notice.Kind.TOO_LONG, e.getMessage());
-            view.run();
-            return;
-        }
         partial.setLength(0);
         stopping = false;
         notice = null;
+        chatId = 0;
         state = State.ANSWERING;
+        if (busy == 0) {
+            submit();
+        }
         view.run();
     }
 
-    public void stop() {
-        if (state == State.ANSWERING && !stopping) {
-            stopping = true;
-            engine.send("stop", Collections.singletonMap("target", chatId));
-            view.run();
+    private void submit() {
+        try {
+            chatId = engine.send("chat", Request.chat(conversation.messages, thinks, System.nanoTime() & 0x7fffffff));
+            busy = chatId;
+        } catch (IllegalArgumentException e) {
+            finish("error", 0);
+            notice = new Notice(Notice.Kind.TOO_LONG, e.getMessage());
         }
+    }
+
+    public void stop() {
+        if (state == State.ANSWERING && chatId == 0) {
+            finish("stopped", 0);
+        } else if (state == State.ANSWERING) {
+            release();
+            stopping = true;
+        }
+        view.run();
     }
 
     /** A new, empty conversation. An answer that is being written is stopped and kept in the old one. */
@@ -208,7 +210,7 @@ public final class Chat {
     }
 
     private void leave(Conversation next) {
-        interrupt("stopped");
+        interrupt();
         conversation = next;
         speed = 0;
         notice = null;
@@ -216,20 +218,19 @@ public final class Chat {
     }
 
     public void delete(String id) {
+        if (id.equals(conversation.id)) {
+            if (state == State.ANSWERING) {
+                release();
+                chatId = 0;
+                partial.setLength(0);
+                state = State.READY;
+            }
+            conversation = store.fresh(conversation.model, System.currentTimeMillis());
+        }
         try {
             store.delete(id);
         } catch (IOException e) {
-            tell(Notice.Kind.NOT_SAVED, e.getMessage());
-        }
-        if (id.equals(conversation.id)) {
-            interrupt("stopped");
-            partial.setLength(0);
-            conversation = store.fresh(conversation.model, System.currentTimeMillis());
-            try {
-                store.delete(id);
-            } catch (IOException e) {
-                tell(Notice.Kind.NOT_SAVED, e.getMessage());
-            }
+            notice = new Notice(Notice.Kind.NOT_SAVED, e.getMessage());
         }
         view.run();
     }
@@ -240,26 +241,24 @@ public final class Chat {
             : conversation.with(new Message("assistant", partial.toString(), 0, "died"), conversation.model, System.currentTimeMillis()));
     }
 
-    /** Ends the engine. */
-    public void close() {
-        interrupt("stopped");
-        drop();
-        state = State.NONE;
+    /** Leaves an answer: the engine stops it, and what there is of it is kept. */
+    private void interrupt() {
+        if (state == State.ANSWERING) {
+            release();
+            finish("stopped", 0);
+        }
     }
 
-    private void interrupt(String reason) {
-        if (state == State.ANSWERING) {
-            engine.send("stop", Collections.singletonMap("target", chatId));
-            finish(reason, 0);
-            state = State.READY;
+    private void release() {
+        if (chatId != 0 && !stopping) {
+            engine.send("stop", Request.stop(chatId));
         }
     }
 
     private void drop() {
-        Engine old = engine;
-        engine = null;
-        if (old != null) {
-            old.close();
+        if (engine != null) {
+            engine.close();
+            engine = null;
         }
     }
 
@@ -267,41 +266,38 @@ public final class Chat {
         state = State.LOADING;
         progress = 0;
         memory = 0;
+        busy = 0;
+        chatId = 0;
         Engine[] mine = new Engine[1];
         mine[0] = launcher.launch(new Engine.Listener() {
             @Override
             public void event(Event event) {
-                home.execute(() -> {
-                    if (engine != null && engine == mine[0]) {
-                        take(event);
-                        view.run();
-                    }
-                });
+                post(mine, () -> take(event));
             }
 
             @Override
             public void ended(Engine.End end, int status, String log) {
-                home.execute(() -> {
-                    if (engine != null && engine == mine[0]) {
-                        engine = null;
-                        lost(end, status, log);
-                        view.run();
-                    }
-                });
+                post(mine, () -> lost(end, status, log));
             }
         });
         engine = mine[0];
         view.run();
     }
 
+    /** What an engine that was let go still says is not heard. */
+    private void post(Engine[] mine, Runnable heard) {
+        home.execute(() -> {
+            if (engine != null && engine == mine[0]) {
+                heard.run();
+                view.run();
+            }
+        });
+    }
+
     private void take(Event event) {
         switch (event.name) {
             case "ready":
-                Map<String, Object> request = new LinkedHashMap<>();
-                request.put("path", model.getPath());
-                request.put("context", context);
-                request.put("threads", 0);
-                loadId = engine.send("load", request);
+                loadId = engine.send("load", Request.load(model.getPath(), context));
                 break;
             case "progress":
                 progress = event.number("value");
@@ -312,23 +308,12 @@ public final class Chat {
                 engine.send("stats", Collections.<String, Object>emptyMap());
                 break;
             case "text":
-                if (state == State.ANSWERING && event.id == chatId) {
+                if (event.id == chatId) {
                     partial.append(event.text("text"));
                 }
                 break;
             case "done":
-                if (state == State.ANSWERING && event.id == chatId) {
-                    double ms = event.number("decode_ms");
-                    speed = ms > 0 ? event.number("tokens") * 1000 / ms : 0;
-                    finish(event.text("reason"), speed);
-                    state = State.READY;
-                    engine.send("stats", Collections.<String, Object>emptyMap());
-                    if (event.text("reason").equals("context")) {
-                        tell(Notice.Kind.CONTEXT_FULL, "");
-                    } else if (event.text("reason").equals("length")) {
-                        tell(Notice.Kind.CUT, "");
-                    }
-                }
+                done(event);
                 break;
             case "stats":
                 memory = (long) event.number("rss_bytes");
@@ -336,47 +321,57 @@ public final class Chat {
             case "error":
                 failed(event);
                 break;
-            default: // what a later engine may add, such as "prompt" now, is not needed here
+            default: // nothing here needs the others, such as "prompt"
         }
     }
 
+    private void done(Event event) {
+        String reason = event.text("reason");
+        if (event.id == chatId) {
+            double ms = event.number("decode_ms");
+            speed = ms > 0 ? event.number("tokens") * 1000 / ms : 0;
+            finish(reason, speed);
+            engine.send("stats", Collections.<String, Object>emptyMap());
+            if (reason.equals("context") || reason.equals("length")) {
+                notice = new Notice(reason.equals("context") ? Notice.Kind.CONTEXT_FULL : Notice.Kind.CUT, "");
+            }
+        }
+        next(event);
+    }
+
     private void failed(Event event) {
-        String message = event.text("message");
-        String code = event.text("code");
         if (state == State.LOADING && event.id == loadId) {
-            tell(code.equals("memory") ? Notice.Kind.NO_MEMORY : Notice.Kind.LOAD_FAILED, message);
+            notice = Notice.of(event, Notice.Kind.LOAD_FAILED);
             state = State.BROKEN;
             drop();
-        } else if (state == State.ANSWERING && event.id == chatId) {
+        } else if (event.id == chatId) {
             finish("error", 0);
-            state = State.READY;
-            tell(code.equals("too_long") ? Notice.Kind.TOO_LONG : code.equals("template") ? Notice.Kind.TEMPLATE
-                : code.equals("memory") ? Notice.Kind.NO_MEMORY : Notice.Kind.FAILED, message);
+            notice = Notice.of(event, Notice.Kind.FAILED);
+        }
+        next(event);
+    }
+
+    /** The engine is free again: the question that waited is asked. */
+    private void next(Event event) {
+        busy = event.id == busy ? 0 : busy;
+        if (busy == 0 && state == State.ANSWERING && chatId == 0) {
+            submit();
         }
     }
 
     private void lost(Engine.End end, int status, String log) {
         State before = state;
-        String detail = (status > 128 ? "signal " + (status - 128) : "status " + status) + (log.isEmpty() ? "" : "\n" + log);
+        engine = null;
+        long now = System.nanoTime();
+        boolean twice = died != 0 && now - died < PAUSE;
         if (state == State.ANSWERING) {
             finish("died", 0);
         }
         state = State.BROKEN;
-        long now = System.nanoTime() / 1_000_000;
-        boolean twice = died != 0 && now - died < PAUSE;
-        if (end == Engine.End.NOT_STARTED) {
-            tell(Notice.Kind.ENGINE_NOT_STARTED, log);
-        } else if (end == Engine.End.TOO_SLOW) {
-            tell(Notice.Kind.ENGINE_TOO_SLOW, detail);
-        } else if (end != Engine.End.DIED) {
-            tell(Notice.Kind.ENGINE_PROTOCOL, detail);
-        } else if (twice) {
-            tell(Notice.Kind.ENGINE_KEEPS_DYING, detail);
-        } else if (before == State.LOADING) {
-            tell(Notice.Kind.ENGINE_DIED_LOADING, detail);
-        } else {
+        notice = Notice.of(end, status, log, twice ? Notice.Kind.ENGINE_KEEPS_DYING
+            : before == State.LOADING ? Notice.Kind.ENGINE_DIED_LOADING : Notice.Kind.ENGINE_DIED);
+        if (notice.kind == Notice.Kind.ENGINE_DIED) {
             died = now;
-            tell(Notice.Kind.ENGINE_DIED, detail);
             state = State.ASLEEP;
             setVisible(visible);
         }
@@ -386,6 +381,8 @@ public final class Chat {
         Message answer = new Message("assistant", partial.toString(), measured, reason);
         partial.setLength(0);
         stopping = false;
+        chatId = 0;
+        state = State.READY;
         keep(conversation.with(answer, model.getName(), System.currentTimeMillis()));
     }
 
@@ -398,11 +395,7 @@ public final class Chat {
         try {
             store.save(next);
         } catch (IOException e) {
-            tell(Notice.Kind.NOT_SAVED, e.getMessage());
+            notice = new Notice(Notice.Kind.NOT_SAVED, e.getMessage());
         }
-    }
-
-    private void tell(Notice.Kind kind, String detail) {
-        notice = new Notice(kind, detail == null ? "" : detail);
     }
 }

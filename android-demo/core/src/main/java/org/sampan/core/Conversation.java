@@ -48,25 +48,6 @@ public final class Conversation {
         return "";
     }
 
-    /** For the engine: an answer that stayed empty is left out together with its question. */
-    public List<Object> request() {
-        List<Object> turns = new ArrayList<>();
-        for (int i = 0; i < messages.size(); i++) {
-            Message message = messages.get(i);
-            boolean last = i + 1 == messages.size();
-            if (message.isUser() && !last && (messages.get(i + 1).isUser() || messages.get(i + 1).said().isEmpty())) {
-                continue;
-            }
-            if (message.isUser() || !message.said().isEmpty()) {
-                Map<String, Object> turn = new LinkedHashMap<>();
-                turn.put("role", message.role);
-                turn.put("content", message.said());
-                turns.add(turn);
-            }
-        }
-        return turns;
-    }
-
     /** To share: who said what, without thoughts. */
     public String plain(String you, String assistant) {
         StringBuilder out = new StringBuilder();

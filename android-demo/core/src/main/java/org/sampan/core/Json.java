@@ -88,7 +88,7 @@ public final class Json {
             boolean pair = Character.isHighSurrogate(c) && i + 1 < text.length() && Character.isLowSurrogate(text.charAt(i + 1));
             if (c == '"' || c == '\\') {
                 out.append('\\').append(c);
-            } else if (c < 0x20 || c == 0x2028 || c == 0x2029) {
+            } else if (c < 0x20) {
                 out.append(String.format("\\u%04x", (int) c));
             } else if (pair) {
                 out.append(c).append(text.charAt(++i));

@@ -13,6 +13,36 @@ public final class Notice {
 
     Notice(Kind kind, String detail) {
         this.kind = kind;
-        this.detail = detail;
+        this.detail = detail == null ? "" : detail;
+    }
+
+    /** Of an engine that ended; `died` where the caller knows more than that it died. */
+    static Notice of(Engine.End end, int status, String log, Kind died) {
+        String detail = (status > 128 ? "signal " + (status - 128) : "status " + status) + (log.isEmpty() ? "" : "\n" + log);
+        switch (end) {
+            case NOT_STARTED:
+                return new Notice(Kind.ENGINE_NOT_STARTED, log);
+            case TOO_SLOW:
+                return new Notice(Kind.ENGINE_TOO_SLOW, detail);
+            case DIED:
+                return new Notice(died, detail);
+            default:
+                return new Notice(Kind.ENGINE_PROTOCOL, detail);
+        }
+    }
+
+    /** Of an error event; `other` for the codes that say nothing more. */
+    static Notice of(Event error, Kind other) {
+        String message = error.text("message");
+        switch (error.text("code")) {
+            case "memory":
+                return new Notice(Kind.NO_MEMORY, message);
+            case "template":
+                return new Notice(Kind.TEMPLATE, message);
+            case "too_long":
+                return new Notice(Kind.TOO_LONG, message);
+            default:
+                return new Notice(other, message);
+        }
     }
 }
