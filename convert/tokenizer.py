@@ -213,10 +213,14 @@ def read_merges(model: dict[str, Any], path: Path) -> list[str]:
     return joined
 
 
-def special_tokens(w: Whole, tokens: list[str]) -> tuple[dict[str, int], dict[str, bool]]:
-    """Special ids, and whether bos and eos are put around a text; other tokens around one are refused."""
+def special_tokens(w: Whole, tokens: list[str], **unnamed: str) -> tuple[dict[str, int], dict[str, bool]]:
+    """Special ids, and whether bos and eos are put around a text; other tokens around one are refused.
+
+    `unnamed`: texts of roles that no file names.
+    """
     around = _around(w.parsed, w.path)
     special, add = _by_gguf(w.folder, tokens)
+    special = {role: tokens.index(text) for role, text in unnamed.items() if text in tokens} | special
     for role, ids in around.items():
         if ids and ids != [special.get(role)]:
             expected = f"no tokens around a text but {role}"

@@ -39,7 +39,6 @@ UNMERGED, PADDING = -1000.0, -10000.0  # scores of added and of missing tokens, 
 _ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 _PREPEND = {"type": "Prepend", "prepend": SPACE}
 _DOUBLED = {"type": "Replace", "pattern": {"Regex": r"\A▁"}, "content": "▁▁"}
-DEFAULTS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
 
 
 def read(w: Whole) -> Tokenizer:
@@ -71,8 +70,7 @@ def read(w: Whole) -> Tokenizer:
         if types[i] == USER_DEFINED:
             tokens[i] = text.replace(SPACE, " ")  # llama.cpp looks for it before it turns spaces
     _distinct(tokens, path)
-    special, add = special_tokens(w, tokens)
-    special = {role: tokens.index(t) for role, t in DEFAULTS.items() if t in tokens} | special
+    special, add = special_tokens(w, tokens, bos="<s>", eos="</s>", unk="<unk>")
     add = {"bos": False, "eos": False} | add
     text_tokens = tuple(i for i, e in more.items() if types[i] == CONTROL and not e.get("special"))
     return Tokenizer(
