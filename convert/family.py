@@ -25,7 +25,8 @@ class Gguf:
     the file says. `untied`: it needs a head of its own. `llama3`: it reads rope factors. `rope_dims`, `vocab`: it reads
     a key for the number of rotated dimensions of a head, of the words. `sections`: it wants those of a rotation; these
     where a config has none. `tiles_values`: heads of v that share a key stand as far apart as there are keys. `wide`:
-    for which models it is what llama-quant.cpp calls 70B. `pre`: pre-tokenizer → another name of the same split.
+    for which models it is what llama-quant.cpp calls 70B. `layers`: numbers of layers at which its graph
+    computes this. `pre`: pre-tokenizer → another name of the same split.
     """
 
     architecture: str
@@ -38,6 +39,7 @@ class Gguf:
     vocab: bool = False
     sections: tuple[int, ...] = ()
     tiles_values: bool = False
+    layers: tuple[int, ...] | None = None
     wide: Callable[[Architecture], bool] = lambda arch: False
     pre: Mapping[str, str] = field(default_factory=dict)
 

@@ -30,6 +30,9 @@ def check_engine(config: Path, llama: Gguf, arch: Architecture) -> None:
                 f"{config}: linear_value_head_dim: {delta.v_dim}, where llama.cpp's {engine} has the "
                 f"{delta.k_dim} of linear_key_head_dim"
             )
+    if llama.layers is not None and len(arch.blocks) not in llama.layers:
+        expected = f"{' or '.join(map(str, llama.layers))}, at which llama.cpp's {engine} computes such a model"
+        raise wrong(f"{config}: num_hidden_layers", expected, len(arch.blocks))
     if isinstance(attention, MLA):
         _check_latent(config, arch, attention)
         return
