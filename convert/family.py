@@ -27,10 +27,10 @@ class Gguf:
     `normalises`: whether the chosen experts' weights are divided by their sum; then every layer has experts; None where
     the file says. `leading`: dense layers come first, all others have experts, with shared ones. `untied`: it needs a
     head of its own. `llama3`: it reads rope factors. `rope_dims`, `vocab`: it reads a key for the number of rotated
-    dimensions of a head, of the words. `sections`: it wants those of a rotation; these
-    where a config has none. `deepstack`: it reads in how many layers pictures come in. `tiles_values`: heads of v that
-    share a key stand as far apart as there are keys. `wide`: for which models it is what llama-quant.cpp calls 70B.
-    `pre`: pre-tokenizer → another name of the same split.
+    dimensions of a head, of the words. `sections`: it wants those of a rotation; these where a config has none.
+    `deepstack`: it reads in how many layers pictures come in. `tiles_values`: heads of v that share a key stand as far
+    apart as there are keys. `wide`: for which models it is what llama-quant.cpp calls 70B. `layers`: numbers of layers
+    at which its graph computes this. `pre`: pre-tokenizer → another name of the same split.
     """
 
     architecture: str
@@ -45,6 +45,7 @@ class Gguf:
     sections: tuple[int, ...] = ()
     deepstack: bool = False
     tiles_values: bool = False
+    layers: tuple[int, ...] | None = None
     wide: Callable[[Architecture], bool] = lambda arch: False
     pre: Mapping[str, str] = field(default_factory=dict)
 

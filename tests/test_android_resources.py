@@ -150,7 +150,7 @@ def test_the_code_says_nothing_of_its_own() -> None:
         for literal in re.findall(r'"((?:[^"\\]|\\.)*)"', plain):
             allowed = literal in ("adb push model.gguf ", " · ", " ")
             technical = re.fullmatch(r"[a-z0-9_./*+\-\[\]{},]*|[A-Z]\w*|%\.1f|…|, |: ", literal)
-            assert allowed or technical and not re.match("[A-Z][a-z]", literal), f"{path.name}: {literal!r}"
+            assert allowed or (technical and not re.match("[A-Z][a-z]", literal)), f"{path.name}: {literal!r}"
 
 
 KINDS = {

@@ -6,6 +6,7 @@ import json
 import os
 import runpy
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,15 @@ def test_tokenizer(case: str, tmp_path: Path) -> None:
     ends = "<|end|>" in (HERE / case).read_text()  # else it would be a token that tokenizer.json lacks
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}' if ends else "{}")
     refused(case, lambda: read_tokenizer(tmp_path, 8))
+
+
+@pytest.mark.parametrize("case", cases("sentencepiece"))
+def test_sentencepiece(case: str, tmp_path: Path) -> None:
+    shutil.copy(HERE / case, tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    started = time.monotonic()
+    refused(case, lambda: read_tokenizer(tmp_path, 300))
+    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize("case", cases("gguf"))

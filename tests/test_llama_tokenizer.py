@@ -17,7 +17,8 @@ from sampan import runtime
 from sampan.checkpoint import open_folder
 from sampan.convert.conversion import convert, prepare
 from sampan.convert.generation import END_WORDS
-from sampan.convert.tokenizer import PRE_TOKENIZERS, read_tokenizer
+from sampan.convert.tokenizer import read_tokenizer
+from sampan.convert.tokenizers.byte_level import PRE_TOKENIZERS
 from sampan.errors import InputError
 from sampan.validate.artifact import open_artifact
 from sampan.validate.conformance import check_tokenizer
@@ -29,7 +30,7 @@ NASTY = Path(__file__).parents[1] / "validate" / "texts" / "nasty.json"
 def folder(request: pytest.FixtureRequest, model: Callable[[str], Path], tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(model(request.param), tmp_path / request.param))
     parsed = json.loads((folder / "tokenizer.json").read_text())
-    split = next(regex for regex, name in PRE_TOKENIZERS.items() if name == "llama-bpe")
+    split = next(regexes[0] for regexes, name in PRE_TOKENIZERS.items() if name == "llama-bpe")
     parsed["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = split
     configure(folder, {"tokenizer_class": "PreTrainedTokenizerFast"})  # the fixture's would bring its own split
     edit(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-from sampan.errors import InputError, wrong
+from sampan.errors import InputError, brief, wrong
+from sampan.prefix import WAYS
 
 from ..architecture import (
     HEAD,
@@ -20,7 +22,7 @@ from ..architecture import (
 )  # fmt: skip
 from ..config import yarn_mscale
 from ..family import Gguf
-from ..tokenizer import Tokenizer
+from ..tokenizer import NORMAL, Tokenizer
 from ._limits import limits
 
 YARN_BETAS = (32.0, 1.0)  # of the graphs whose loader reads none
@@ -44,6 +46,9 @@ def check_engine(config: Path, llama: Gguf, arch: Architecture) -> None:
                 f"{config}: linear_value_head_dim: {delta.v_dim}, where llama.cpp's {engine} has the "
                 f"{delta.k_dim} of linear_key_head_dim"
             )
+    if llama.layers is not None and len(arch.blocks) not in llama.layers:
+        expected = f"{' or '.join(map(str, llama.layers))}, at which llama.cpp's {engine} computes such a model"
+        raise wrong(f"{config}: num_hidden_layers", expected, len(arch.blocks))
     if isinstance(attention, MLA):
         if any(isinstance(b.attention, KDA) for b in arch.blocks):
             _check_kimi_linear(config, arch, attention)
@@ -144,6 +149,29 @@ def sections(rope: Rope, usual: tuple[int, ...]) -> list[int]:
     return [max(n, -(-(rope.dims // 2 - k) // 3)) for k, n in enumerate(rope.sections or usual)]
 
 
+def check_merges(folder: Path, t: Tokenizer) -> None:
+    """SPM (src/llama-vocab.cpp) joins any two neighbours that make a token, by its score, and knows no merges."""
+    if t.scores is None:
+        return
+    ids = {text: i for i, text in enumerate(t.tokens) if t.types[i] == NORMAL}
+    score, made = math.inf, set[tuple[str, str]]()
+    for left, right in (m.split(" ") for m in t.merges):
+        i = ids.get(left + right)
+        if i is None or t.scores[i] > score:
+            expected = "merges in the order of the tokens that they make, as llama.cpp's SPM goes"
+            raise wrong(f"{folder}: merge {brief(left)} {brief(right)}", expected, "another order")
+        score = t.scores[i]
+        made.add((left, right))
+    for text in ids:
+        for n in range(1, len(text)):
+            pair = text[:n], text[n:]
+            if pair[0] in ids and pair[1] in ids and pair not in made:
+                raise InputError(
+                    f"{folder}: no merge makes {brief(text)} of {brief(pair[0])} and {brief(pair[1])}, and llama.cpp's "
+                    "SPM would join them; --to onnx converts it"
+                )
+
+
 def notes(arch: Architecture, tokenizer: Tokenizer) -> list[str]:
     """Where llama.cpp differs from the checkpoint in a way that its user can know of or mend."""
     found = []
@@ -163,5 +191,11 @@ def notes(arch: Architecture, tokenizer: Tokenizer) -> list[str]:
         found.append(
             f"llama.cpp norms q and k of the recurrent layers with epsilon {arch.norm_eps:g} (rms_norm_eps), "
             f"transformers with {UNIT_EPS:g}"
+        )
+    if tokenizer.prefix in WAYS:
+        where = "a text" if tokenizer.prefix == "missing" else "a text and behind every special token"
+        found.append(
+            f"llama.cpp's own programs put a space in front of {where}, where the checkpoint's tokenizer does not if "
+            "there is one; sampan does as the checkpoint"
         )
     return found + [f"llama.cpp {limit.what}" for limit in limits(tokenizer)]

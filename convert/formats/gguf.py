@@ -15,6 +15,7 @@ from sampan.chat_template import DEFAULT, SPECIAL_KEY, read_templates, special_t
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, wrong
 from sampan.generation import ENDS_KEY, Generation
+from sampan.prefix import PREFIX_KEY, WAYS
 from sampan.quantize import NumberType, Scheme, choose_type, get_scheme
 from sampan.quantize.types import is_number_type, number_type
 
@@ -37,9 +38,10 @@ from ..generation import resolve, roles
 from ..plan import Format, Plan, PlannedTensor, Request, facts
 from ..rope import llama3_factors
 from ..rows import Arrangement, neighbours, turned
-from ..tokenizer import COMPOSES, Tokenizer, read_tokenizer
+from ..tokenizer import Tokenizer, read_tokenizer
+from ..tokenizers.byte_level import COMPOSES
 from ._limits import text_tokens
-from ._llama import YARN_BETAS, check_engine, notes, sections
+from ._llama import YARN_BETAS, check_engine, check_merges, notes, sections
 from ._recurrent import arrange_recurrent, key_heads, recurrent_keys
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -60,6 +62,7 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     typed = [(b, choose_type(scheme, facts(arch, b, wide=wide))) for b in tensors]
     groups = _split(typed, request.split)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
+    check_merges(checkpoint.folder, tokenizer)
     generation = resolve(checkpoint.folder, tokenizer)
     metadata = _metadata(checkpoint, llama, arch, tokenizer, generation, scheme, binding)
     files, planned = [], list[PlannedTensor]()
@@ -170,6 +173,8 @@ def _metadata(
 
     w = gguf.GGUFWriter(None, llama.architecture)
     w.add_type(gguf.GGUFType.MODEL)
+    if tokenizer.prefix in WAYS:
+        w.add_string(PREFIX_KEY, tokenizer.prefix)  # among the first keys: an engine looks for it before it loads
     _describe(w, checkpoint, generation, binding)
     (attention,) = arch.attentions  # see check_engine
     w.add_block_count(len(arch.blocks))
@@ -295,11 +300,16 @@ def _rope(w: Any, arch: Architecture) -> None:
 
 
 def _tokenizer(w: Any, t: Tokenizer, pre: str, generation: Generation) -> None:
-    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_model(t.model)
     w.add_tokenizer_pre(pre)
     w.add_token_list(t.tokens)
+    if t.scores is None:
+        w.add_token_merges(t.merges)
+    else:
+        w.add_token_scores(t.scores)
     w.add_token_types(t.types)
-    w.add_token_merges(t.merges)
+    if t.prefix == "never":
+        w.add_add_space_prefix(False)
     for role, token in (t.special | roles(generation.ends, t)).items():
         getattr(w, f"add_{role}_token_id")(token)
     for role, flag in t.add.items():
