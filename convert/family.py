@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -95,7 +96,8 @@ def find_family(checkpoint: Checkpoint) -> tuple[str, Family]:
             return key, family
     names = sorted(a for f in known.values() for a in f.architectures)
     hint = "`--to onnx --exporter optimum` may know it" if name else ""
-    raise wrong(f"{where}: architectures", f"one of {', '.join(names)}", brief(name), hint)
+    nearest = difflib.get_close_matches(str(name), names, 3, 0)
+    raise wrong(f"{where}: architectures", f"one of {len(names)}, such as {', '.join(nearest)}", brief(name), hint)
 
 
 def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:

@@ -101,7 +101,7 @@ def _find(folder: Path, vocab: int) -> tuple[Kind, Whole]:
     if not there(path):
         files = ", ".join(k.file for k in known.values())
         raise InputError(
-            f"{folder}: no tokenizer.json, and no {files}; load the tokenizer with transformers and save it with "
+            f"{folder}: no tokenizer.json, {files}; load the tokenizer with transformers and save it with "
             "save_pretrained() first"
         )
     parsed = added.complete(read_json(path), path, folder)
