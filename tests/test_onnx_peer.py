@@ -136,7 +136,8 @@ def test_onnxruntime_genai_answers_as_our_runtime_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "qwen2", "qwen2_moe", "qwen3_moe", "llama", "trained-kimi", "qwen3_next", "qwen3_5", "qwen3_5_moe", "kimi_linear",
+        "qwen2", "qwen2_moe", "qwen3_moe", "llama", "trained-kimi", "qwen3_next", "qwen3_5", "qwen3_5_moe",
+        "kimi_linear",
     ],
 )  # fmt: skip
 def test_onnxruntime_genai_runs_every_kind_of_block(name: str, model: Model, tmp_path: Path) -> None:
