@@ -80,11 +80,47 @@ MODELS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32768, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "hidden_act": "silu",
         "tie_word_embeddings": False, "use_sliding_window": False,
     },
+    "kimi-linear-48b-a3b": {
+        "architectures": ["KimiLinearForCausalLM"], "model_type": "kimi_linear", "vocab_size": 163840,
+        "hidden_size": 2304, "head_dim": 72, "intermediate_size": 9216, "moe_intermediate_size": 1024,
+        "num_hidden_layers": 27, "num_attention_heads": 32, "num_key_value_heads": 32, "num_experts": 256,
+        "num_experts_per_token": 8, "num_shared_experts": 1, "routed_scaling_factor": 2.446, "kv_lora_rank": 512,
+        "q_lora_rank": None, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "mla_use_nope": True,
+        "num_expert_group": 1, "topk_group": 1, "moe_layer_freq": 1, "first_k_dense_replace": 1,
+        "moe_renormalize": True, "moe_router_activation_func": "sigmoid", "use_grouped_topk": True,
+        "model_max_length": 1048576, "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+        "tie_word_embeddings": False, "num_nextn_predict_layers": 0, "linear_attn_config": {
+            "full_attn_layers": [4, 8, 12, 16, 20, 24, 27], "head_dim": 128, "num_heads": 32,
+            "kda_layers": [n for n in range(1, 27) if n % 4], "short_conv_kernel_size": 4,
+        },
+    },
+    "qwen3.5-27b": {
+        "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "text_config": {
+            "model_type": "qwen3_5_text", "vocab_size": 248320, "hidden_size": 5120, "intermediate_size": 17408,
+            "num_hidden_layers": 64, "num_attention_heads": 24, "num_key_value_heads": 4, "head_dim": 256,
+            "full_attention_interval": 4, "linear_num_key_heads": 16, "linear_num_value_heads": 48,
+            "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4,
+            "attn_output_gate": True, "max_position_embeddings": 262144, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+            "tie_word_embeddings": False, "attention_bias": False, "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25,
+                "mrope_section": [11, 11, 10], "mrope_interleaved": True,
+            },
+        },
+    },
 }  # fmt: skip
-LAYERS = {"kimi-k2": 2, "kimi-k2-thinking": 2, "qwen3-235b-a22b-2507": 4, "qwen2-72b": 6}  # some minutes each
+LAYERS = {  # some minutes each
+    "kimi-k2": 2, "kimi-k2-thinking": 2, "qwen3-235b-a22b-2507": 4, "qwen2-72b": 6, "kimi-linear-48b-a3b": 4,
+    "qwen3.5-27b": 8,
+}  # fmt: skip
 
 Tensor = tuple[str, str, tuple[int, ...]]
 """Name, dtype, shape."""
+
+
+def text(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a config."""
+    found: dict[str, Any] = config.get("text_config", config)
+    return found
 
 
 def shards(folder: Path) -> Iterator[tuple[str, int, list[Tensor]]]:
@@ -176,12 +212,12 @@ def write_kind(path: Path, found: list[Tensor]) -> None:
 
 def values() -> dict[tuple[str, str], memoryview]:
     """Bytes by dtype and what they are for."""
-    from sampan.convert.storage.fp8 import TABLE
+    from sampan.convert.storage._numbers import E4M3
 
     bell = np.random.default_rng(1).standard_normal(BLOCK).astype(np.float32)
-    finite = np.flatnonzero(np.isfinite(TABLE))
-    order = finite[np.argsort(TABLE[finite], kind="stable")]
-    codes = order[np.searchsorted(TABLE[order], bell * 100).clip(0, len(order) - 1)].astype(np.uint8)
+    finite = np.flatnonzero(np.isfinite(E4M3))
+    order = finite[np.argsort(E4M3[finite], kind="stable")]
+    codes = order[np.searchsorted(E4M3[order], bell * 100).clip(0, len(order) - 1)].astype(np.uint8)
     nibbles = np.rint(bell * 2.6 + 8).clip(0, 15).astype(np.uint8)
 
     def bf16(x: np.ndarray) -> np.ndarray:
@@ -203,7 +239,7 @@ def write_small_files(folder: Path, config: dict[str, Any]) -> None:
     """config.json, the index, and a vocabulary of the right size in tiktoken's form."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    vocab = config["vocab_size"] - 256
+    vocab = text(config)["vocab_size"] - 256
     pairs = [bytes([a, b]) for a in range(97, 123) for b in range(65, 91)]  # merges reach all of these and their pairs
     tokens = [*(bytes([b]) for b in range(256)), *pairs, *(a + b for a in pairs for b in pairs)][:vocab]
     lines = (f"{base64.b64encode(t).decode()} {rank}\n" for rank, t in enumerate(tokens))
@@ -294,7 +330,7 @@ def measure(model: str, work: Path, options: argparse.Namespace) -> None:
     """Two rows of the table."""
     write_small_files(work / "model", MODELS[model])
     plan = run(work, options, 0)
-    row(model, "plan", MODELS[model]["num_hidden_layers"], plan, "")
+    row(model, "plan", text(MODELS[model])["num_hidden_layers"], plan, "")
     if options.plan_only:
         return
     layers, kinds = options.layers or LAYERS[model], work / "kinds"

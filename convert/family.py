@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from sampan.checkpoint import Checkpoint
-from sampan.errors import brief, wrong
+from sampan.errors import InputError, brief, wrong
 from sampan.registry import load_all
 
 from .architecture import EMBEDDING, HEAD, Architecture
@@ -76,6 +76,14 @@ class Family:
     genai: str
 
 
+NOT_CONVERTED = {  # architectures that would be guesses, and what is missing
+    "KimiK3ForConditionalGeneration": (
+        "its attention over residuals (attn_res_block_size), experts over a latent (latent_moe_use_norm), bounded "
+        "decay (gate_lower_bound) and activation situ have no class in transformers to prove a conversion against"
+    ),
+}
+
+
 def families() -> dict[str, Family]:
     """Every family by name."""
     found: dict[str, Family] = load_all("sampan.convert.families", "FAMILY")
@@ -94,6 +102,8 @@ def find_family(checkpoint: Checkpoint) -> tuple[str, Family]:
             if kind not in family.model_types:
                 raise wrong(f"{where}: model_type", f"{' or '.join(family.model_types)} with {name}", brief(kind))
             return key, family
+    if name in NOT_CONVERTED:
+        raise InputError(f"{where}: architectures: {name} is not converted: {NOT_CONVERTED[name]}")
     names = sorted(a for f in known.values() for a in f.architectures)
     hint = "`--to onnx --exporter optimum` may know it" if name else ""
     nearest = difflib.get_close_matches(str(name), names, 3, 0)

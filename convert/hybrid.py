@@ -26,6 +26,7 @@ def read_hybrid(config: Config, ffn: Dense | MoE | Sequence[Dense | MoE], *, fus
     attention = read_gqa(config, qk_norm=True, partial=True, gated=True)
     attention = replace(attention, rope=read_sections(config, attention.rope))
     config.is_default("attn_output_gate", True)
+    config.is_default("output_gate_type", "swish")  # of the delta net's norm; transformers knows no other
     delta = read_delta_net(config, fused_gates=fused_gates)
     kinds: dict[str, Attention] = {"full_attention": attention, "linear_attention": delta}
     named = read_layer_kinds(config)

@@ -271,7 +271,7 @@ ENCODERS: dict[str, tuple[Callable[[Array], Encoded], dict[str, Any]]] = {
 }
 
 TINY = "qwen3-odd-blocks"  # of tiny.py
-LINEAR = re.compile(r"model\.layers\.\d+\..*_proj(_with_mqa)?\.weight")
+LINEAR = re.compile(r"model\.layers\.\d+\..*(_proj(_with_mqa|_qkvz?|_z)?|\.w[123])\.weight")
 
 
 def encode(

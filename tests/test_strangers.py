@@ -175,7 +175,7 @@ CLASSES = {
     "qwen2": "Qwen2Config", "qwen2_moe": "Qwen2MoeConfig", "qwen3": "Qwen3Config", "qwen3_moe": "Qwen3MoeConfig",
     "llama": "LlamaConfig", "mistral": "MistralConfig",
     "glm4": "Glm4Config", "deepseek_v3": "DeepseekV3Config", "qwen3_next": "Qwen3NextConfig",
-    "qwen3_5": "Qwen3_5TextConfig", "qwen3_5_moe": "Qwen3_5MoeTextConfig",
+    "qwen3_5": "Qwen3_5TextConfig", "qwen3_5_moe": "Qwen3_5MoeTextConfig", "kimi_linear": "KimiLinearConfig",
 }  # fmt: skip
 
 

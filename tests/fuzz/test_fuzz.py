@@ -19,7 +19,7 @@ from test_resume import kill_on_the_way
 pytestmark = pytest.mark.slow
 SEED = 1
 SECONDS, MEMORY = 20.0, 10**9  # of a case; of the process
-CONFIGS = ("trained", "trained-kimi", "qwen2_moe", "llama", "glm4", "deepseek_v3-yarn", "qwen3_next")
+CONFIGS = ("trained", "trained-kimi", "qwen2_moe", "llama", "glm4", "deepseek_v3-yarn", "qwen3_next", "kimi_linear")
 
 
 def fuzz(name: str, sources: list[Path], work: Path, seed: int = SEED) -> None:

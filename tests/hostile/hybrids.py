@@ -122,7 +122,7 @@ HYBRIDS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "kimi-k3": (
         {"architectures": ["KimiK3ForConditionalGeneration"], "model_type": "kimi_k3", "text_config": KIMI},
-        "found KimiK3ForConditionalGeneration",
+        "KimiK3ForConditionalGeneration is not converted: its attention over residuals (attn_res_block_size), ",
     ),
     "kimi-k3-text": (KIMI | {"hidden_act": "situ"}, "hidden_act: expected silu, found situ"),
 }  # fmt: skip

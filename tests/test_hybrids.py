@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import encoders
 import numpy as np
 import pytest
 import tiny
@@ -18,6 +19,8 @@ from safetensors.numpy import load_file, save_file
 from test_hostile import assert_refused, change
 from test_logits import tokens
 from validating import ONE, cache, findings, kld, run
+
+from sampan.checkpoint import open_folder
 
 __all__ = ["cache"]  # a fixture
 Model = Callable[[str], Path]
@@ -87,6 +90,30 @@ def test_epsilons_that_llama_cpp_shares_are_named(model: Model, tmp_path: Path) 
     assert (
         "llama.cpp norms q and k of the recurrent layers with epsilon 1e-05 (rms_norm_eps), transformers with" in shown
     )
+
+
+FP8 = {
+    "qwen3_next": "linear_attn.in_proj_qkvz", "qwen3_5": "linear_attn.in_proj_qkv",
+    "qwen3_5_moe": "linear_attn.in_proj_z", "kimi_linear": "self_attn.f_b_proj",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FP8)
+def test_fp8_sources_become_what_their_values_do(name: str, model: Model, tmp_path: Path) -> None:
+    """Blocks of 128×128, also where in_proj_qkvz is cut into the shares of key heads, which no block is as high as."""
+    plain = ["lm_head", "in_proj_a", "in_proj_b", "in_proj_ba", "gate", "shared_expert_gate"]
+    encoded, meant = encoders.encode(
+        model(name), tmp_path, "fp8-block-bf16", config=encoders.FP8 | {"modules_to_not_convert": plain}
+    )
+    stored = open_folder(encoded).tensors()
+    assert stored[f"model.layers.0.{FP8[name]}.weight"][1].dtype == "F8_E4M3"
+    for folder, out in ((encoded, "encoded.gguf"), (meant, "meant.gguf")):
+        to_gguf(folder, tmp_path / out, "q8_0")
+    assert (tmp_path / "encoded.gguf").read_bytes() == (tmp_path / "meant.gguf").read_bytes()
+    for folder, out in ((encoded, "encoded-onnx"), (meant, "meant-onnx")):
+        to_onnx(folder, tmp_path / out, "int4")
+    for file in ("model.onnx", "model.onnx.data"):
+        assert (tmp_path / "encoded-onnx" / file).read_bytes() == (tmp_path / "meant-onnx" / file).read_bytes()
 
 
 DECAY = {"kimi_linear": f"{LAYER}self_attn.A_log", "qwen3_5": f"{LAYER}linear_attn.A_log"}
