@@ -6,9 +6,13 @@
 #include "jinja/runtime.h"
 #include "json.h"
 
+#include <algorithm>
+#include <sstream>
+
 static const size_t LARGEST = 4 << 20;  // bytes of a template
 static const size_t LONGEST = 8 << 20;  // bytes of a rendered text
 static const size_t MOST = 4096;        // messages
+static const std::vector<std::string> KEYS = {"role", "content", "reasoning_content"};
 static const int SECONDS = 10;          // of computing for one prompt; published templates take milliseconds
 
 std::string metadata(const llama_model * model, const std::string & key, bool * there) {
@@ -51,8 +55,13 @@ void check_conversation(const json & request) {
         throw Refusal("bad_request", "messages must be a list of 1 to 4096 messages");
     }
     for (const json & message : *messages) {
-        if (!message.is_object() || !message.contains("role") || !message["role"].is_string()) {
+        if (!message.is_object() || !message.contains("role")) {
             throw Refusal("bad_request", "a message must be an object with a role");
+        }
+        for (const auto & item : message.items()) {
+            if (std::find(KEYS.begin(), KEYS.end(), item.key()) == KEYS.end() || !item.value().is_string()) {
+                throw Refusal("bad_request", "a message has the texts role, content and reasoning_content alone");
+            }
         }
     }
     const auto variables = request.find("variables");
@@ -64,29 +73,30 @@ void check_conversation(const json & request) {
     }
 }
 
-// As transformers hands them to a template: keys without a value are left out, reasoning goes by all its names.
+// As transformers hands them to a template: reasoning goes by both its names.
 static json plain(const json & messages) {
-    json result = json::array();
-    for (const json & message : messages) {
-        json kept = json::object();
-        for (const auto & item : message.items()) {
-            if (!item.value().is_null()) {
-                kept[item.key()] = item.value();
-            }
+    json result = messages;
+    for (json & message : result) {
+        if (message.contains("reasoning_content")) {
+            message["thinking"] = message["reasoning_content"];
         }
-        for (const char * name : {"reasoning_content", "thinking", "reasoning"}) {
-            if (kept.contains(name)) {
-                const json reasoning = kept[name];
-                kept["reasoning_content"] = reasoning;
-                if (!kept.contains("thinking")) {
-                    kept["thinking"] = reasoning;
-                }
-                break;
-            }
-        }
-        result.push_back(kept);
     }
     return result;
+}
+
+// transformers gives a generation block a scope of its own, and llama.cpp's renderer does not: a variable that is set
+// in one would keep its value behind it.
+static bool sets_in_generation(const std::string & source) {
+    bool inside = false;
+    for (size_t at = 0; (at = source.find("{%", at)) != std::string::npos; at += 2) {
+        const size_t word = source.find_first_not_of("-+ \t\r\n", at + 2);
+        const std::string tag = word == std::string::npos ? "" : source.substr(word, 13);
+        inside = tag.compare(0, 10, "generation") == 0 || (inside && tag != "endgeneration");
+        if (inside && tag.compare(0, 4, "set ") == 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static std::string render(const std::string & source, const json & values) {
@@ -98,11 +108,20 @@ static std::string render(const std::string & source, const json & values) {
     return jinja::runtime::gather_string_parts(runtime.execute(program))->as_string().str();
 }
 
-// A template's error tells where in the template, over several lines; the first one says what.
+// What a template's error says, without the lines that show where.
 static std::string first_line(const std::string & text) {
-    const size_t start = text.find_first_not_of("\r\n ");
-    const std::string line = start == std::string::npos ? "no reason given" : text.substr(start);
-    return line.substr(0, std::min<size_t>(line.find_first_of("\r\n"), 300));
+    std::istringstream lines(text);
+    std::string reason = "no reason given";
+    for (std::string line; std::getline(lines, line);) {
+        const size_t at = line.find("Error: ");
+        if (at != std::string::npos) {
+            return line.substr(at, 300);
+        }
+        if (reason == "no reason given" && line.find_first_not_of("- ") != std::string::npos) {
+            reason = line.substr(0, 300);
+        }
+    }
+    return reason;
 }
 
 static json prompt_in_child(const llama_model * model, const std::string & source, const json & values) {
@@ -130,6 +149,9 @@ Prompt make_prompt(const llama_model * model, const json & request) {
     if (source.empty() || source.size() > LARGEST) {
         throw Refusal("template", source.empty() ? "the model's file has no chat template, so it is not made for chats"
                                                  : "the model's chat template has more than 4 MB");
+    }
+    if (sets_in_generation(source)) {
+        throw Refusal("template", "the model's chat template sets a variable in a generation block, which is not rendered here");
     }
     json values = {{"tools", nullptr}, {"documents", nullptr}, {"add_generation_prompt", true}};
     values.update(special_tokens(model));
