@@ -6,14 +6,14 @@ import io
 import os
 import stat
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 
-def colours() -> bool:
-    """Whether colours and bars are wanted on stderr (https://no-color.org)."""
-    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def colours(stream: TextIO | None = None) -> bool:
+    """Whether colours and bars are wanted on stderr, or another stream (https://no-color.org)."""
+    return (stream or sys.stderr).isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class ReaderLeftError(Exception):

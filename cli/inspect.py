@@ -91,7 +91,7 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             "context": arch.context,
             "attention": ", ".join(map(_fields, dict.fromkeys(b.attention for b in arch.blocks))),
             "ffn": [_fields(f) for f in dict.fromkeys(b.ffn for b in arch.blocks)],
-            "rope": ", ".join(map(_fields, arch.ropes)),
+            "rope": ", ".join(map(_fields, arch.ropes)) or "none",
             "tied": arch.tied,
         }
         bind(checkpoint, family, arch)

@@ -12,29 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from sampan.errors import InputError, brief
-from sampan.files import read_bytes, read_json, read_json_if_there, there
+from sampan.files import read_json_if_there
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-QWEN2 = ("Qwen2Tokenizer", "Qwen2TokenizerFast")  # the one class here that does not take tokenizer.json as it is
+QWEN2 = ("Qwen2Tokenizer", "Qwen2TokenizerFast")  # a class that does not take tokenizer.json as it is
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")  # nor this one
+OWN_CLASS = ("mistral",)  # model types whose tokenizer.json is taken as it is, whatever class it names
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
-def tokenizer_json(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The whole tokenizer in the form of tokenizer.json, and the file that names it in errors."""
+def complete(parsed: dict[str, Any], path: Path, folder: Path) -> dict[str, Any]:
+    """A tokenizer with its class's own steps, and with the tokens that other files add."""
     config = read_config(folder)
-    path = folder / "tokenizer.json"
-    if there(path):
-        parsed = read_json(path)
-    else:
-        path, parsed = folder / "vocab.json", _from_vocabulary(folder, config)
     if config.get("tokenizer_class") in QWEN2:
         parsed = _as_qwen2(parsed)
+    elif config.get("tokenizer_class") in LLAMA and path.name == "tokenizer.json":
+        parsed = _as_llama(parsed, config, folder)
     parsed = parsed | {"truncation": None, "padding": None}  # transformers sets both anew with every call
-    return path, _with_added(parsed, path, config, folder)
+    return _with_added(parsed, path, config, folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -51,28 +50,6 @@ def content(token: object) -> str | None:
     """The text of a token that a config gives as text or as an object."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and text else None
-
-
-def _from_vocabulary(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """vocab.json and merges.txt, as Qwen2Tokenizer reads them."""
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    if not there(vocab) or not there(merges) or config.get("tokenizer_class") not in QWEN2:
-        raise InputError(
-            f"{folder}: no tokenizer.json or tiktoken.model; load the tokenizer with transformers and save it with "
-            "save_pretrained() first"
-        )
-    if config.get("add_bos_token") or config.get("add_eos_token"):
-        raise InputError(
-            f"{folder}: add_bos_token or add_eos_token beside vocab.json: save the tokenizer as tokenizer.json first, "
-            "with transformers' save_pretrained()"
-        )
-    text = read_bytes(merges).decode("utf-8", errors="replace")
-    lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
-    model = {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
-        "fuse_unk": False, "byte_fallback": False, "vocab": read_json(vocab), "merges": lines,
-    }  # fmt: skip
-    return {"version": "1.0", "added_tokens": [], "post_processor": None, "model": model}
 
 
 def _as_qwen2(parsed: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +69,31 @@ def _as_qwen2(parsed: dict[str, Any]) -> dict[str, Any]:
     if isinstance(model, dict) and model.get("ignore_merges"):
         steps["model"] = model | {"ignore_merges": False}
     return parsed | steps
+
+
+def _as_llama(parsed: dict[str, Any], config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """LlamaTokenizer's own steps, for words of SentencePiece's kind and models that have no other class."""
+    steps = str([parsed.get("pre_tokenizer"), parsed.get("decoder")])
+    kind = read_json_if_there(folder / "config.json").get("model_type")
+    if "ByteLevel" in steps or kind in OWN_CLASS or not isinstance(parsed.get("model"), dict):
+        return parsed
+    prefix = config.get("add_prefix_space") in (True, None)
+    return (
+        parsed
+        | metaspace("never" if not prefix else "always" if config.get("legacy") else "first")
+        | {"model": parsed["model"] | {"dropout": None, "fuse_unk": True, "unk_token": None, "ignore_merges": False}}
+    )
+
+
+def metaspace(scheme: str) -> dict[str, Any]:
+    """Steps that turn spaces into U+2581, and put one in front of a text that begins with none."""
+    replace = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if scheme != "never" else []
+    return {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False},
+        "decoder": {"type": "Sequence", "decoders": [replace, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
+    }
 
 
 def _with_added(parsed: dict[str, Any], path: Path, config: dict[str, Any], folder: Path) -> dict[str, Any]:

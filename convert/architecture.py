@@ -69,6 +69,7 @@ class GQA:
     """Grouped-query attention. `qk_norm` is an RMS norm of every head's q and k before the rotation.
 
     `gated`: q's matrix has, for each head, its rows and as many of a gate; the output is multiplied by its sigmoid.
+    `whole_norm`: qk_norm is one norm over all heads of q and one over all of k.
     """
 
     heads: int
@@ -78,6 +79,7 @@ class GQA:
     qk_norm: bool
     rope: Rope
     gated: bool = False
+    whole_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,8 @@ class MLA:
 
     q [heads, nope + rope_dims] comes from the hidden state, through a normed latent of `q_lora` where that is not
     None. k and v come from one normed latent of `kv_lora`: per head `nope` dimensions of k and `v` of v. One
-    rotated k of `rope_dims` dimensions is shared by all heads. Scores are scaled by 1/√(nope + rope_dims), see
-    YarnScaling.
+    rotated k of `rope_dims` dimensions is shared by all heads; with a `rope` of None it is not rotated either. Scores
+    are scaled by 1/√(nope + rope_dims), see YarnScaling.
     `latent_eps` is the epsilon of the two latents' norms.
     """
 
@@ -98,7 +100,7 @@ class MLA:
     rope_dims: int
     v: int
     latent_eps: float
-    rope: Rope
+    rope: Rope | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,29 @@ class DeltaNet:
         return 2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
 
 
-Attention = GQA | MLA | DeltaNet
+@dataclass(frozen=True, slots=True)
+class KDA:
+    """Kimi delta attention (arXiv 2510.26692): a gated delta net whose state decays by dimension of k.
+
+    A state [head_dim, head_dim] for each of `heads` heads. q, k and v each go through a causal convolution of `kernel`
+    positions and silu; q and k are L2-normalised. With β = sigmoid(b) and g = ssm_a · softplus(f + ssm_dt), head_dim
+    values a head, a position makes S = exp(g) · S, row by row, then S += β · k ⊗ (v − Sᵀk); the output is
+    Sᵀq / √head_dim, normed and multiplied by sigmoid(z). f and z come from the hidden state through `head_dim`
+    dimensions.
+    """
+
+    heads: int
+    head_dim: int
+    kernel: int
+
+    @property
+    def width(self) -> int:
+        """Of q, k and v each."""
+        return self.heads * self.head_dim
+
+
+Recurrent = DeltaNet | KDA  # with a state instead of a cache
+Attention = GQA | MLA | Recurrent
 
 
 def kv_heads(attention: GQA | MLA) -> int:
@@ -183,7 +207,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """`dense_width` is the config's width of dense layers, which formats record for MoE models too; 0 if none."""
+    """`dense_width` is the config's width of dense layers, which formats record for MoE models too; 0 if none.
+
+    `deepstack`: how many first layers add features of pictures, whose encoder is not converted.
+    """
 
     hidden: int
     vocab: int
@@ -194,16 +221,22 @@ class Architecture:
     blocks: tuple[Block, ...]
     family: str = ""
     notes: tuple[str, ...] = ()  # what its user has to know, a sentence each
+    deepstack: int = 0
 
     @property
     def attentions(self) -> list[GQA | MLA]:
         """The different kinds of attention with a cache, in the order of the layers."""
-        return list(dict.fromkeys(b.attention for b in self.blocks if not isinstance(b.attention, DeltaNet)))
+        return list(dict.fromkeys(b.attention for b in self.blocks if not isinstance(b.attention, Recurrent)))
+
+    @property
+    def mixtures(self) -> list[MoE]:
+        """The different kinds of experts, in the order of the layers."""
+        return list(dict.fromkeys(b.ffn for b in self.blocks if isinstance(b.ffn, MoE)))
 
     @property
     def ropes(self) -> list[Rope]:
         """The different rotations, in the order of the layers."""
-        return list(dict.fromkeys(a.rope for a in self.attentions))
+        return list(dict.fromkeys(a.rope for a in self.attentions if a.rope is not None))
 
     @property
     def longest(self) -> int:
@@ -250,6 +283,8 @@ def _attention(hidden: int, a: Attention) -> _Shapes:
         return _latent_attention(hidden, a)
     if isinstance(a, DeltaNet):
         return _delta_net(hidden, a)
+    if isinstance(a, KDA):
+        return _kimi_delta(hidden, a)
     q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
     shapes: _Shapes = []
     for part, width in (("q", 2 * q if a.gated else q), ("k", kv), ("v", kv)):
@@ -257,7 +292,7 @@ def _attention(hidden: int, a: Attention) -> _Shapes:
         if a.qkv_bias:
             shapes.append((f"attn_{part}.bias", (width,)))
         if a.qk_norm and part != "v":
-            shapes.append((f"attn_{part}_norm.weight", (a.head_dim,)))
+            shapes.append((f"attn_{part}_norm.weight", (width if a.whole_norm else a.head_dim,)))
     return [*shapes, ("attn_output.weight", (hidden, q))]
 
 
@@ -292,6 +327,22 @@ def _delta_net(hidden: int, d: DeltaNet) -> _Shapes:
         ("ssm_a", (d.v_heads,)),
         ("ssm_norm.weight", (d.v_dim,)),
         ("ssm_out.weight", (hidden, values)),
+    ]
+
+
+def _kimi_delta(hidden: int, d: KDA) -> _Shapes:
+    return [
+        *((f"attn_{part}.weight", (d.width, hidden)) for part in "qkv"),
+        *((f"ssm_conv1d_{part}.weight", (d.width, d.kernel)) for part in "qkv"),
+        ("ssm_f_a.weight", (d.head_dim, hidden)),
+        ("ssm_f_b.weight", (d.width, d.head_dim)),
+        ("ssm_beta.weight", (d.heads, hidden)),
+        ("ssm_a", (d.heads, 1)),
+        ("ssm_dt.bias", (d.width,)),
+        ("ssm_g_a.weight", (d.head_dim, hidden)),
+        ("ssm_g_b.weight", (d.width, d.head_dim)),
+        ("ssm_norm.weight", (d.head_dim,)),
+        ("attn_output.weight", (hidden, d.width)),
     ]
 
 

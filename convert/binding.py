@@ -16,6 +16,7 @@ from .encoding import Part, StoredTensor
 from .family import Family
 from .quantization import KEY, ZERO_BIASES, read_storage
 from .rows import Arrangement, Cut, Layout, Map, Stack
+from .storage.plain import TURNED, turned
 
 WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")  # of torch.compile, DataParallel and peft
 
@@ -103,7 +104,7 @@ def arranged(bound: Bound, arrangement: Arrangement | None) -> Bound:
                     transposed=run.transposed, maps=piece.maps + maps,
                 )
             )  # fmt: skip
-    return Bound(replace(bound.spec, shape=arrangement.shape[-len(bound.spec.shape) :]), tuple(pieces))
+    return Bound(replace(bound.spec, shape=arrangement.shape), tuple(pieces))
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,10 @@ def _pieces(
     for e, name in enumerate(_names(layout, spec)):
         tensor = stored[name]
         where = f"{checkpoint.shards[tensor.main.shard].name}: {tensor.main.info.name}"
-        _check(tensor, _stored_shape(spec.shape[1:] if each else spec.shape, cut, tensor.shape), where)
+        wanted = _stored_shape(spec.shape[1:] if each else spec.shape, cut, tensor.shape)
+        if layout.turned and tensor.shape != wanted:  # of two that are square transformers takes the first
+            tensor = turned(tensor, where)
+        _check(tensor, wanted, where)
         for n in range(rows // cut.take):
             pieces.append(
                 Piece(tensor, n * cut.period + cut.offset, cut.take, e * rows + n * cut.take, maps=maps)
@@ -218,20 +222,26 @@ def _pieces(
 
 
 def _stored_shape(shape: tuple[int, ...], cut: Cut, found: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a stored tensor must have, of which `shape` is cut; that of a convolution over single channels
-    has a dimension of one more.
+    """The shape that a stored tensor must have, of which `shape` is cut. Dimensions of one may stand before it, and
+    that of a convolution over single channels has one between.
     """
     rows = math.prod(shape[:-1]) // cut.take * cut.period
     wanted = shape if cut.take == cut.period else (rows, shape[-1])
     if len(shape) == 3 and len(found) == 3:
         wanted = (shape[0], rows // shape[0], shape[-1])
+    more = len(found) - len(wanted)
+    if more > 0 and found == (1,) * more + wanted:
+        return found
     return found if len(found) == 3 and found[1] == 1 and (found[0], found[2]) == wanted else wanted
 
 
 def _check(tensor: StoredTensor, shape: tuple[int, ...], where: str) -> None:
     """A plain weight must be one of numbers we know, and no promise of the config may be against it."""
     if tensor.shape != shape:
-        raise wrong(where, f"shape {list(shape)}", list(tensor.shape))
+        found = tensor.shape
+        if tensor.encoding is TURNED:  # said as they lie in the file
+            shape, found = (*shape[:-2], shape[-1], shape[-2]), tensor.main.info.shape
+        raise wrong(where, f"shape {list(shape)}", list(found))
     dtype = tensor.main.info.dtype
     if dtype not in tensor.encoding.dtypes:
         raise wrong(where, f"a dtype among {', '.join(tensor.encoding.dtypes)}", dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sampan.errors import InputError, brief, wrong
@@ -14,10 +14,14 @@ from .architecture import Activation, LinearScaling, Llama3Scaling, Rope, YarnSc
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A JSON object and where it stands. Several names for a key are spellings of different writers."""
+    """A JSON object and where it stands. Several names for a key are spellings of different writers.
+
+    `written`: keys that the object has under another name, see `spelled`.
+    """
 
     values: Mapping[str, Any]
     where: str
+    written: Mapping[str, str] = field(default_factory=dict)
 
     def get(self, *names: str) -> Any:
         """The value of that one of `names` that is set to something other than null, or None.
@@ -73,8 +77,19 @@ class Config:
             raise wrong(self.at(name), "an object", brief(value))
         return Config(value or {}, self.at(name))
 
+    def spelled(self, names: Mapping[str, str]) -> Config:
+        """The same with one writer's names of keys changed into ours; errors name the writer's.
+
+        `names`: theirs → ours. Raises InputError where both are set, to different values.
+        """
+        values = {k: v for k, v in self.values.items() if k not in names}
+        for theirs, ours in names.items():
+            if theirs in self.values or ours in self.values:
+                values[ours] = self.get(theirs, ours)
+        return Config(values, self.where, {ours: theirs for theirs, ours in names.items() if theirs in self.values})
+
     def at(self, name: str) -> str:
-        return f"{self.where}: {name}"
+        return f"{self.where}: {self.written.get(name, name)}"
 
 
 def read_activation(config: Config) -> Activation:

@@ -215,8 +215,7 @@ def places(plan: Plan) -> dict[str, Any]:
         path, _, last = t.bound.spec.name.rpartition("/")
         array = f"{path}/{last.rpartition('.')[2]}"
         for s in t.slices:
-            shape = s.shape[:-1] if s.shape[-1] == 1 else s.shape  # a vector is planned as a column
-            found[s.name] = {"type": t.type.name, "shape": shape, "array": array, "at": s.at, "step": s.step}
+            found[s.name] = {"type": t.type.name, "shape": s.shape, "array": array, "at": s.at, "step": s.step}
         if not t.slices:
             found[t.bound.spec.name] = t.type.name
     return found

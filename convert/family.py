@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +16,9 @@ from .head import has_own_head
 from .quantization import read_rules
 from .rows import Layout
 
+TIED = "tie_word_embeddings"
+PICTURES = "vision_config"  # what a config says of the encoder of pictures, which a reader finds beside the text
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gguf:
@@ -22,22 +26,27 @@ class Gguf:
 
     `interleaved`: pairs of the rotation are neighbours. `derives_heads`: a head is hidden size / heads wide.
     `normalises`: whether the chosen experts' weights are divided by their sum; then every layer has experts; None where
-    the file says. `untied`: it needs a head of its own. `llama3`: it reads rope factors. `rope_dims`, `vocab`: it reads
-    a key for the number of rotated dimensions of a head, of the words. `sections`: it wants those of a rotation; these
-    where a config has none. `tiles_values`: heads of v that share a key stand as far apart as there are keys. `wide`:
-    for which models it is what llama-quant.cpp calls 70B. `pre`: pre-tokenizer → another name of the same split.
+    the file says. `leading`: dense layers come first, all others have experts, with shared ones. `untied`: it needs a
+    head of its own. `llama3`: it reads rope factors. `rope_dims`, `vocab`: it reads a key for the number of rotated
+    dimensions of a head, of the words. `sections`: it wants those of a rotation; these where a config has none.
+    `deepstack`: it reads in how many layers pictures come in. `tiles_values`: heads of v that share a key stand as far
+    apart as there are keys. `wide`: for which models it is what llama-quant.cpp calls 70B. `layers`: numbers of layers
+    at which its graph computes this. `pre`: pre-tokenizer → another name of the same split.
     """
 
     architecture: str
     interleaved: bool = False
     derives_heads: bool = False
     normalises: bool | None = None
+    leading: bool = False
     untied: bool = False
     llama3: bool = False
     rope_dims: bool = False
     vocab: bool = False
     sections: tuple[int, ...] = ()
+    deepstack: bool = False
     tiles_values: bool = False
+    layers: tuple[int, ...] | None = None
     wide: Callable[[Architecture], bool] = lambda arch: False
     pre: Mapping[str, str] = field(default_factory=dict)
 
@@ -50,8 +59,8 @@ class Family:
     `sources`: canonical tensor → possible layouts, tried in order. `leftovers`: tensors (regular expressions) that
     checkpoints carry and nobody needs. `left_out`: tensors (regular expressions, and what they are) of a part of the
     model that is not converted. `text`: the section of config.json that describes the language model, and the model
-    types that it may have. `gguf`: None where llama.cpp does not know the family. `genai`: a model type that
-    onnxruntime-genai runs as a plain decoder.
+    types that it may have. `ties_above`: whether the head is tied is said outside of that section. `gguf`: None where
+    llama.cpp does not know the family. `genai`: a model type that onnxruntime-genai runs as a plain decoder.
     """
 
     architectures: tuple[str, ...]
@@ -62,6 +71,7 @@ class Family:
     leftovers: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     text: tuple[str, tuple[str, ...]] | None = None
+    ties_above: bool = False
     gguf: Gguf | None
     genai: str
 
@@ -86,7 +96,8 @@ def find_family(checkpoint: Checkpoint) -> tuple[str, Family]:
             return key, family
     names = sorted(a for f in known.values() for a in f.architectures)
     hint = "`--to onnx --exporter optimum` may know it" if name else ""
-    raise wrong(f"{where}: architectures", f"one of {', '.join(names)}", brief(name), hint)
+    nearest = difflib.get_close_matches(str(name), names, 3, 0)
+    raise wrong(f"{where}: architectures", f"one of {len(names)}, such as {', '.join(nearest)}", brief(name), hint)
 
 
 def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:
@@ -107,8 +118,12 @@ def _text_config(checkpoint: Checkpoint, family: Family) -> Config:
     if family.text is None:
         return Config({**family.defaults, **config.values}, config.where)
     name, kinds = family.text
-    text = config.section(name)
+    text, pictures = config.section(name), config.values.get(PICTURES)
     if text.get("model_type") not in kinds:
         raise wrong(text.at("model_type"), " or ".join(kinds), brief(text.get("model_type")))
-    config.is_default("tie_word_embeddings", text.flag("tie_word_embeddings", False))
-    return Config({**family.defaults, **text.values}, text.where)
+    if family.ties_above:
+        tied = config.flag(TIED, False)
+    else:
+        tied = text.flag(TIED, False)
+        config.is_default(TIED, tied)
+    return Config({**family.defaults, PICTURES: pictures, **text.values, TIED: tied}, text.where)

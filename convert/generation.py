@@ -8,8 +8,8 @@ from pathlib import Path
 from sampan.errors import wrong
 from sampan.generation import Generation, read_generation
 
-from . import tiktoken
 from .tokenizer import Tokenizer
+from .tokenizers.byte_level import KIMI
 
 ROLES = ("eot", "eom")  # beside eos
 END_WORDS = (  # ends by their text (src/llama-vocab.cpp)
@@ -35,7 +35,7 @@ def roles(ends: tuple[int, ...], tokenizer: Tokenizer) -> dict[str, int]:
     Kimi's turns end with a token that has a role whatever its text.
     """
     found = {"eos": ends[0]}
-    named = ends[1:2] if tokenizer.pre == tiktoken.PRE else ()
+    named = ends[1:2] if tokenizer.pre == KIMI else ()
     more = [i for i in ends[1:] if i in named or tokenizer.tokens[i] not in END_WORDS]
     return found | dict(zip(ROLES, more, strict=False))
 

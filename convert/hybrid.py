@@ -54,7 +54,7 @@ def read_sections(config: Config, rope: Rope) -> Rope:
     """mrope_section of rope_parameters, or rope_scaling in older configs: pairs for time, height and width."""
     found = [(s, n) for s in ("rope_parameters", "rope_scaling") if (n := config.section(s).get("mrope_section"))]
     for section, numbers in found:
-        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+        if not isinstance(numbers, list) or len(numbers) != 3 or not all(type(n) is int and n >= 0 for n in numbers):
             raise InputError(f"{config.at(section)}: mrope_section: three numbers of pairs, found {brief(numbers)}")
         if sum(numbers) != rope.dims // 2:
             raise InputError(

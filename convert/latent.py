@@ -16,8 +16,8 @@ def read(config: Config) -> Architecture:
     return uniform(config, read_latent_attention(config), read_sigmoid_experts(config))
 
 
-def read_latent_attention(config: Config) -> MLA:
-    """`q_lora_rank` null or absent: q comes straight from the hidden state."""
+def read_latent_attention(config: Config, *, rotated: bool = True) -> MLA:
+    """`q_lora_rank` null or absent: q comes straight from the hidden state. `rotated`: see MLA.rope."""
     heads = config.natural("num_attention_heads", limit=MOST_HEADS)
     config.is_default("num_key_value_heads", heads)
     config.is_default("attention_bias", False)
@@ -31,16 +31,16 @@ def read_latent_attention(config: Config) -> MLA:
         rope_dims=rope_dims,
         v=config.natural("v_head_dim"),
         latent_eps=LATENT_EPS,
-        rope=read_rope(config, rope_dims, read_context(config), latent=True),
+        rope=read_rope(config, rope_dims, read_context(config), latent=True) if rotated else None,
     )
 
 
 def read_sigmoid_experts(config: Config) -> list[Dense | MoE]:
-    """A feed-forward for each layer: `first_k_dense_replace` dense ones, then experts."""
+    """A feed-forward for each layer: dense ones first, then experts."""
     layers = read_layers(config)
     activation = read_activation(config)
     dense = Dense(config.natural("intermediate_size"), activation)
-    leading = config.natural("first_k_dense_replace", least=0, limit=layers)
+    leading = _leading(config, layers)
     config.is_default("scoring_func", "sigmoid")
     config.is_default("topk_method", "noaux_tc")
     config.is_default("moe_layer_freq", 1)
@@ -65,6 +65,18 @@ def read_sigmoid_experts(config: Config) -> list[Dense | MoE]:
         scale=config.number("routed_scaling_factor"),
     )
     return [dense] * leading + [moe] * (layers - leading)
+
+
+def _leading(config: Config, layers: int) -> int:
+    """How many layers are dense: the first ones, by `mlp_layer_types` or `first_k_dense_replace`."""
+    kinds = config.get("mlp_layer_types")
+    if kinds is None:
+        return config.natural("first_k_dense_replace", least=0, limit=layers)
+    leading = kinds.count("dense") if isinstance(kinds, list) else 0
+    if kinds != ["dense"] * leading + ["sparse"] * (layers - leading):
+        raise wrong(config.at("mlp_layer_types"), f"{layers} layers, dense ones first, then sparse", brief(kinds))
+    config.is_default("first_k_dense_replace", leading)
+    return leading
 
 
 def _read_groups(config: Config, experts: int, used: int) -> tuple[int, int]:

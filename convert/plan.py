@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint
 from sampan.quantize import Scheme, TensorFacts, TensorType
 
-from .architecture import Architecture, MoE, TensorSpec, kv_heads
+from .architecture import KDA, MLA, Architecture, MoE, TensorSpec, kv_heads
 from .binding import Binding, Bound
 from .family import Family
 from .rows import Arrangement
+
+_QKV = re.compile(r"\.attn_(q|k|v|qkv)\.weight$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +113,28 @@ class Format:
 
 def facts(arch: Architecture, bound: Bound, *, wide: bool = False) -> TensorFacts:
     """What a scheme's rules may ask about a tensor; `wide` as in TensorFacts."""
-    attention = arch.attentions[0]
+    attention, first = arch.attentions[0], arch.blocks[0].attention
+    layer, layers = _place(arch, bound)
     return TensorFacts(
         name=bound.spec.name,
         # llama.cpp counts dimensions without trailing ones: a [1, n] matrix is a vector
         dims=1 if bound.rows == 1 else len(bound.spec.shape),
         columns=bound.columns,
-        layer=bound.spec.layer,
-        layers=len(arch.blocks),
-        gqa=attention.heads // kv_heads(attention),
+        layer=layer,
+        layers=layers,
+        # llama.cpp asks the first layer, and one of KDA has no heads in the cache
+        gqa=0 if isinstance(first, KDA) else attention.heads // kv_heads(attention),
         experts=max(b.ffn.experts if isinstance(b.ffn, MoE) else 0 for b in arch.blocks),
         tied=arch.tied,
         wide=wide,
         stored=bound.kind,
     )
+
+
+def _place(arch: Architecture, bound: Bound) -> tuple[int, int]:
+    """A tensor's layer and the number of layers; llama.cpp counts q, k and v among the layers that have them."""
+    layer = bound.spec.layer
+    if not _QKV.search(bound.spec.name) or isinstance(arch.blocks[layer].attention, MLA):
+        return layer, len(arch.blocks)
+    having = [i for i, b in enumerate(arch.blocks) if not isinstance(b.attention, MLA)]
+    return having.index(layer), len(having)

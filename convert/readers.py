@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sampan.errors import brief, wrong
 
-from .architecture import GQA, Architecture, Attention, Block, Dense, MoE
+from .architecture import GQA, Architecture, Attention, Block, Dense, MoE, Recurrent
 from .config import Config, read_activation, read_rope, refuse_windows
 
 DUAL_CHUNK = (
@@ -32,18 +32,27 @@ def _dual_chunk(config: Config) -> Config:
 
 
 def uniform(
-    config: Config, attention: Attention, ffn: Dense | MoE | Sequence[Dense | MoE], *, post_norms: bool = False
+    config: Config,
+    attention: Attention,
+    ffn: Dense | MoE | Sequence[Dense | MoE],
+    *,
+    post_norms: bool = False,
+    ffn_norm: str = "ffn_norm",
 ) -> Architecture:
-    """A decoder whose layers all have the same attention; `ffn` is one for all layers or one for each."""
+    """A decoder whose layers all have the same attention; `ffn` is one for all layers or one for each. `post_norms`,
+    `ffn_norm`: see Block.
+    """
     layers = read_layers(config)
     refuse_windows(config, layers, read_context(config))
     each = [ffn] * layers if isinstance(ffn, Dense | MoE) else ffn
-    return assemble(config, [Block(attention, f, post_norms) for f in each])
+    return assemble(config, [Block(attention, f, post_norms, ffn_norm) for f in each])
 
 
 def assemble(config: Config, blocks: Sequence[Block]) -> Architecture:
     """An Architecture of these blocks, with what a config says once for all of them."""
     config.is_default("is_causal", True)
+    if all(isinstance(b.attention, Recurrent) for b in blocks):
+        raise wrong(config.where, "a layer of full attention, without which no engine here has a cache", "none")
     return Architecture(
         hidden=config.natural("hidden_size"),
         vocab=config.natural("vocab_size", limit=MOST_WORDS),
@@ -65,11 +74,12 @@ def read_gqa(
     interleaved: bool = False,
     partial: bool = False,
     gated: bool = False,
+    whole_norm: bool = False,
 ) -> GQA:
     """Grouped-query attention, the same in every layer.
 
     `biased`: whether q, k and v have biases; None where `bias_key` says so. A head that the config does not size has
-    hidden size / heads dimensions. `interleaved`: see Rope. `partial`: see read_rope. `gated`: see GQA.
+    hidden size / heads dimensions. `interleaved`: see Rope. `partial`: see read_rope. `gated`, `whole_norm`: see GQA.
     """
     hidden = config.natural("hidden_size")
     heads = config.natural("num_attention_heads", limit=MOST_HEADS)
@@ -83,7 +93,7 @@ def read_gqa(
     width = config.natural("head_dim", default=hidden // heads)
     bias = config.flag(bias_key, False) if biased is None else biased
     rope = read_rope(config, width, read_context(config), latent=False, interleaved=interleaved, partial=partial)
-    return GQA(heads, kv_heads, width, bias, qk_norm, rope, gated)
+    return GQA(heads, kv_heads, width, bias, qk_norm, rope, gated, whole_norm)
 
 
 def read_dense(config: Config, *, fused: bool = False) -> Dense:

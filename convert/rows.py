@@ -34,8 +34,15 @@ def _minus_exp(w: Floats) -> Floats:
     return np.negative(np.exp(w, out=w), out=w)
 
 
+def _length_one(w: Floats) -> Floats:
+    """torch.nn.functional.normalize of every row, with its smallest length."""
+    length = np.sqrt(np.einsum("ij,ij->i", w, w, dtype=np.float64))
+    return np.divide(w, np.maximum(length, 1e-12).astype(np.float32)[:, None], out=w)
+
+
 ONE_PLUS = Map("1 + w", _one_plus)
 MINUS_EXP = Map("-exp(w)", _minus_exp)
+LENGTH_ONE = Map("rows of length one", _length_one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +59,13 @@ class Source:
     """Rows of the checkpoint tensor called `name`, with `{i}` for the layer.
 
     `{e}` in the name: one tensor for each expert, stacked in order. `cut`: which rows, by the layer's Block; None for
-    all.
+    all. `turned`: its matrices may lie transposed, which their shape tells.
     """
 
     name: str
     cut: Callable[[Block], Cut] | None = None
     map: Map | None = None
+    turned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,41 +1,36 @@
-"""The tokenizer of a checkpoint, read from tokenizer.json or tiktoken.model and refused where it cannot be reproduced.
+"""The tokenizer of a checkpoint, read from its files and refused where it cannot be reproduced.
 
-The pre-tokenizer is recognised by its regular expression, not by hashing the ids of a test string, so
-a fine-tune with added tokens is read like its base.
+Every kind is a file in `tokenizers/`; what they share is here. All bring a tokenizer into the form of tokenizer.json
+first.
 """
 
 from __future__ import annotations
 
 import logging
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sampan.errors import InputError, brief, wrong
 from sampan.files import read_json, read_json_if_there, read_text, there
+from sampan.registry import load_all
 
-from . import added, tiktoken
+from . import added
 
-# llama.cpp's name for a pre-tokenizer (src/llama-vocab.cpp), by the split regex of tokenizer.json
-PRE_TOKENIZERS = {
-    added.QWEN2_SPLIT: "qwen2",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
-    tiktoken.SPLIT: tiktoken.PRE,
-}
-COMPOSES = ("qwen2",)  # those whose text sampan.runtime brings into NFC unless the file says otherwise
-WHOLE = ("llama-bpe",)  # for these llama.cpp takes a word that is a token before any merge, and does not normalise
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """Byte-level BPE. `tokens` and `types` by id, `merges` in order of rank, each `left right`.
+    """Pairs are merged in order of rank. `tokens` and `types` by id, `merges` in order of rank, each `left right`.
 
-    `special` maps roles such as eos to ids, `add` says whether bos or eos is put around a text. `whole`: there are
-    tokens that no merge makes and that stand only for a piece that equals them. `nfc`: texts are composed first.
-    `text_tokens`: ids that llama.cpp calls control tokens by their look, though their text is part of an answer.
+    `model`: llama.cpp's name for the kind, `pre` for the split. `special` maps roles such as eos to ids, `add` says
+    whether bos or eos is put around a text. `whole`: there are tokens that no merge makes and that stand only for a
+    piece that equals them. `nfc`: texts are composed first. `text_tokens`: ids that llama.cpp calls control tokens by
+    their look, though their text is part of an answer. Of SentencePiece's kind: `scores` by id, and `prefix`, where a
+    space is put in front (see `sampan.tokenizer.prefix` in runtime/engines/llama.py).
     """
 
     pre: str
@@ -47,84 +42,81 @@ class Tokenizer:
     whole: bool = False
     nfc: bool = False
     text_tokens: tuple[int, ...] = ()
+    model: str = "gpt2"
+    scores: list[float] | None = None
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All of a tokenizer in the form of tokenizer.json; `path` names it in errors, `vocab`: rows of the embedding."""
+
+    folder: Path
+    path: Path
+    parsed: dict[str, Any]
+    vocab: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of tokenizer.
+
+    `claims`: whether a tokenizer in the form of tokenizer.json is of this kind; `read` makes a Tokenizer of it.
+    `file`: what holds the words where there is no tokenizer.json; `form` brings it into that form, for an embedding of
+    so many rows. `alone`: that file goes before tokenizer.json, and no tokens are added from other files.
+    """
+
+    claims: Callable[[dict[str, Any]], bool]
+    read: Callable[[Whole], Tokenizer]
+    file: str
+    form: Callable[[Path, int], dict[str, Any]]
+    alone: bool = False
+
+
+def kinds() -> dict[str, Kind]:
+    """Every kind by name."""
+    found: dict[str, Kind] = load_all("sampan.convert.tokenizers", "TOKENIZER")
+    return found
 
 
 def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
-    """The tokenizer of a checkpoint whose embedding has `vocab` rows; tiktoken.model goes before tokenizer.json."""
-    path, parsed = read_tokenizer_json(folder, vocab)
-    model = _section(parsed, "model", path)
-    if model.get("type") != "BPE":
-        raise wrong(f"{path}: model.type", "BPE", brief(model.get("type")))
-    pre, nfc = _pre_tokenizer(parsed, path), _normalizes(parsed, path)
-    whole = pre == tiktoken.PRE and model.get("ignore_merges") is True
-    if pre in WHOLE and (model.get("ignore_merges") is not True or nfc):
-        found = f"{model.get('ignore_merges')} with normalizer {brief(parsed.get('normalizer'))}"
-        raise wrong(f"{path}: model.ignore_merges", f"True without a normalizer, as llama.cpp's {pre} does", found)
-    for key, harmless in (("byte_fallback", False), ("dropout", None), ("ignore_merges", whole or pre in WHOLE),
-                          ("continuing_subword_prefix", ""), ("end_of_word_suffix", "")):  # fmt: skip
-        if model.get(key) not in (harmless, None):
-            hint = "tokenizers of SentencePiece's kind (Llama 2, Yi) are not read" if key == "byte_fallback" else ""
-            raise wrong(f"{path}: model.{key}", repr(harmless), brief(model[key]), hint)
-    more = _added(parsed, path)
-    tokens, types = _vocabulary(model, more, vocab, path)
-    around = _around(parsed, path)
-    special, add = _special(folder, more, tokens)
-    for role, ids in around.items():
-        if ids and ids != [special.get(role)]:
-            raise wrong(f"{path}: post_processor.single", f"no tokens around a text but {role}", f"ids {brief(ids)}")
-        if role in add or ids:  # beside tokenizer.json transformers does not look at add_bos_token
-            add[role] = bool(ids)
-    if pre in WHOLE:
-        add.setdefault("bos", False)  # without the key llama.cpp adds one
-    text_tokens = tuple(i for i, e in more.items() if types[i] == CONTROL and not e.get("special"))
-    return Tokenizer(pre, tokens, types, _merges(model, path), special, add, whole, nfc, text_tokens)
+    """The tokenizer of a checkpoint whose embedding has `vocab` rows."""
+    kind, whole = _find(folder, vocab)
+    return kind.read(whole)
 
 
 def read_tokenizer_json(folder: Path, vocab: int) -> tuple[Path, dict[str, Any]]:
     """The whole tokenizer in the form of tokenizer.json, and the file that it was read from."""
-    if there(folder / tiktoken.NAME):
-        return folder / tiktoken.NAME, tiktoken.tokenizer_json(folder, vocab)
-    return added.tokenizer_json(folder)
+    _, whole = _find(folder, vocab)
+    return whole.path, whole.parsed
 
 
-def _section(parsed: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+def _find(folder: Path, vocab: int) -> tuple[Kind, Whole]:
+    known, path = kinds(), folder / "tokenizer.json"
+    held = sorted((k for k in known.values() if there(folder / k.file)), key=lambda k: not k.alone)
+    if held and (held[0].alone or not there(path)):
+        kind, path = held[0], folder / held[0].file
+        parsed = kind.form(folder, vocab)
+        return kind, Whole(folder, path, parsed if kind.alone else added.complete(parsed, path, folder), vocab)
+    if not there(path):
+        files = ", ".join(k.file for k in known.values())
+        raise InputError(
+            f"{folder}: no tokenizer.json, {files}; load the tokenizer with transformers and save it with "
+            "save_pretrained() first"
+        )
+    parsed = added.complete(read_json(path), path, folder)
+    model = section(parsed, "model", path)
+    if model.get("type") != "BPE":
+        raise wrong(f"{path}: model.type", "BPE", brief(model.get("type")))
+    return next(k for k in known.values() if k.claims(parsed)), Whole(folder, path, parsed, vocab)
+
+
+def section(parsed: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """An object under a key."""
     value = parsed.get(key)
     if not isinstance(value, dict):
         raise wrong(f"{path}: {key}", "an object", brief(value))
     return value
-
-
-def _pre_tokenizer(parsed: dict[str, Any], path: Path) -> str:
-    decoder = parsed.get("decoder")
-    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
-        raise wrong(f"{path}: decoder", "ByteLevel", brief(decoder))
-    where, whole = f"{path}: pre_tokenizer", parsed.get("pre_tokenizer")
-    steps = whole.get("pretokenizers") if isinstance(whole, dict) else None
-    if not isinstance(steps, list) or [s.get("type") for s in steps if isinstance(s, dict)] != [
-        "Split",
-        "ByteLevel",
-    ]:
-        raise wrong(where, "Split, then ByteLevel", brief(whole))
-    split, byte_level = steps
-    if byte_level.get("add_prefix_space") is not False or byte_level.get("use_regex") is not False:
-        raise wrong(where, "ByteLevel without prefix space and regex", brief(byte_level))
-    if split.get("behavior") != "Isolated" or split.get("invert") is True:
-        raise wrong(where, "Split with behavior Isolated, not inverted", brief(split))
-    pattern = split.get("pattern")
-    regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-    if regex not in PRE_TOKENIZERS:
-        raise wrong(where, f"the split regex of {', '.join(PRE_TOKENIZERS.values())}", brief(regex, 300))
-    return PRE_TOKENIZERS[regex]
-
-
-def _normalizes(parsed: dict[str, Any], path: Path) -> bool:
-    """Whether texts are brought into NFC; any other step is refused."""
-    normalizer = parsed.get("normalizer")
-    steps = normalizer.get("normalizers") if isinstance(normalizer, dict) else None
-    found = steps if isinstance(steps, list) else [normalizer] if normalizer is not None else []
-    if any(step != {"type": "NFC"} for step in found):
-        raise wrong(f"{path}: normalizer", "NFC or none", brief(normalizer))
-    return bool(found)
 
 
 def _around(parsed: dict[str, Any], path: Path) -> dict[str, list[int]]:
@@ -153,7 +145,8 @@ def _around(parsed: dict[str, Any], path: Path) -> dict[str, list[int]]:
     return around
 
 
-def _added(parsed: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:
+def added_tokens(parsed: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:
+    """Added tokens by id."""
     found: dict[int, dict[str, Any]] = {}
     entries = parsed.get("added_tokens") or []
     if not isinstance(entries, list):
@@ -172,10 +165,11 @@ def _added(parsed: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _vocabulary(
+def vocabulary(
     model: dict[str, Any], more: dict[int, dict[str, Any]], vocab: int, path: Path
 ) -> tuple[list[str], list[int]]:
-    learnt = _section(model, "vocab", path)
+    """Texts and types by id; `more`: added tokens."""
+    learnt = section(model, "vocab", path)
     tokens: list[str | None] = [None] * vocab
     types = [NORMAL] * vocab
     for token, i in learnt.items():
@@ -203,7 +197,8 @@ def _looks_special(token: str) -> bool:
     return (token.startswith("<|") and token.endswith("|>")) or (token.startswith("<｜") and token.endswith("｜>"))
 
 
-def _merges(model: dict[str, Any], path: Path) -> list[str]:
+def read_merges(model: dict[str, Any], path: Path) -> list[str]:
+    """Merges in order of rank, `left right`."""
     merges = model.get("merges")
     if not isinstance(merges, list) or not merges:
         raise wrong(f"{path}: model.merges", "a list of merges", brief(merges))
@@ -218,9 +213,24 @@ def _merges(model: dict[str, Any], path: Path) -> list[str]:
     return joined
 
 
-def _special(
-    folder: Path, more: dict[int, dict[str, Any]], tokens: list[str]
-) -> tuple[dict[str, int], dict[str, bool]]:
+def special_tokens(w: Whole, tokens: list[str], **unnamed: str) -> tuple[dict[str, int], dict[str, bool]]:
+    """Special ids, and whether bos and eos are put around a text; other tokens around one are refused.
+
+    `unnamed`: texts of roles that no file names.
+    """
+    around = _around(w.parsed, w.path)
+    special, add = _by_gguf(w.folder, tokens)
+    special = {role: tokens.index(text) for role, text in unnamed.items() if text in tokens} | special
+    for role, ids in around.items():
+        if ids and ids != [special.get(role)]:
+            expected = f"no tokens around a text but {role}"
+            raise wrong(f"{w.path}: post_processor.single", expected, f"ids {brief(ids)}")
+        if role in add or ids:  # beside tokenizer.json transformers does not look at add_bos_token
+            add[role] = bool(ids)
+    return special, add
+
+
+def _by_gguf(folder: Path, tokens: list[str]) -> tuple[dict[str, int], dict[str, bool]]:
     """Special ids and add flags, by the gguf package's reader, then checked."""
     from gguf import SpecialVocab
 
@@ -234,8 +244,6 @@ def _special(
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
         raise InputError(f"{folder / 'tokenizer_config.json'}: unreadable: {brief(str(e))}") from None
     special = _named(folder, tokens) | dict(read.special_token_ids)
-    if there(folder / tiktoken.NAME):
-        special |= _named_special(folder, more)
     for role, i in special.items():
         if i >= len(tokens):
             raise wrong(f"{folder}: {role} token", f"an id below vocab_size {len(tokens)}", i)
@@ -247,16 +255,3 @@ def _named(folder: Path, tokens: list[str]) -> dict[str, int]:
     config = added.read_config(folder)
     texts = {role: added.content(config.get(f"{role}_token")) for role in ("bos", "eos", "unk", "pad")}
     return {role: tokens.index(text) for role, text in texts.items() if text in tokens}
-
-
-def _named_special(folder: Path, more: dict[int, dict[str, Any]]) -> dict[str, int]:
-    """Roles by the names in tokenizer_config.json."""
-    ids = {entry["content"]: i for i, entry in more.items()}
-    config = read_json(folder / "tokenizer_config.json")
-    named = {}
-    for role in ("bos", "eos", "unk", "pad"):
-        token = config.get(f"{role}_token")
-        content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str) and content in ids:
-            named[role] = ids[content]
-    return named

@@ -134,7 +134,8 @@ def _items(unit: Unit, streamed: bool) -> Iterator[Item]:
         codes = _reads(unit, start)[0]
         offset, nbytes = piece.info.offset + codes.start, codes.nbytes
         if codes.count > 1 or ready > offset:
-            offset, nbytes = max(ready, piece.info.offset + piece.info.nbytes), 0
+            end = offset + (codes.count - 1) * codes.stride + codes.nbytes
+            offset, nbytes = max(ready, end), 0
         yield Item(
             unit.first_item + n, unit.tensor, piece, unit.number, piece.start + start, offset, nbytes,
             min(unit.step, piece.rows - start), piece.at + start * piece.step,

@@ -13,6 +13,10 @@ class UnfinishedError(InputError):
     """Stopped by something outside, such as a connection: what is done is kept, and the same call goes on."""
 
 
+class ContextLengthError(InputError):
+    """A prompt that does not fit into the context, or leaves no room for an answer; nothing was computed."""
+
+
 def wrong(where: object, expected: object, found: object, hint: str = "") -> InputError:
     """An `InputError` in the project's one form: `where: expected …, found …; hint`."""
     line = f"{where}: expected {expected}, found {found}"

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "tests" / "fixtures"))
 import facts  # noqa: E402
 
 from sampan import runtime  # noqa: E402
-from sampan.runtime.sampling import Sampling  # noqa: E402
+from sampan.runtime import Options, Sampling  # noqa: E402
 
 MODEL = ROOT / "tests" / "fixtures" / "tiny-qwen3"
 OUT = ROOT / "build" / "demo" / "tiny-qwen3.gguf"
@@ -34,7 +34,7 @@ def main() -> int:
     with runtime.open(OUT) as session:
         for question in facts.capital_questions() + facts.sum_questions():
             prompt = session.tokenize_chat([{"role": "user", "content": question.text}])
-            answer = "".join(session.generate(prompt, max_tokens=40, sampling=Sampling()))
+            answer = session.generate(prompt, Options(max_tokens=40, sampling=Sampling()))
             kind = f"{question.kind}, {question.language}"
             asked[kind] += 1
             right[kind] += question.answer in answer

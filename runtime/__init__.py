@@ -1,5 +1,25 @@
 """Artifact → tokens. `open(path)` gives a Session, whatever engine runs it."""
 
-from .session import EngineOptions, Session, open
+from sampan.errors import ContextLengthError
 
-__all__ = ["EngineOptions", "Session", "open"]
+from .engine import EngineOptions
+from .reply import ToolCall, ToolDelta
+from .sampling import Sampling
+from .session import Session, open
+from .stream import Answer, Candidate, Chunk, Options, Stream, Usage
+
+__all__ = [
+    "Answer",
+    "Candidate",
+    "Chunk",
+    "ContextLengthError",
+    "EngineOptions",
+    "Options",
+    "Sampling",
+    "Session",
+    "Stream",
+    "ToolCall",
+    "ToolDelta",
+    "Usage",
+    "open",
+]

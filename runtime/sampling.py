@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sampan.errors import InputError, brief
+from sampan.errors import InputError, brief, wrong
+
+FIRST_GUESS = 1024  # tokens among which the nucleus is looked for first
+BLOCK = 512  # tokens whose weights are summed first
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """`temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 switch a step off."""
+    """`temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0, `repetition_penalty` 1 and the others at 0 switch
+    a step off.
+
+    The repetition penalty counts prompt and answer (arXiv 1909.05858), the other two the answer alone, as OpenAI has
+    them: `frequency_penalty` for each time that a token was chosen, `presence_penalty` once. `logit_bias` is added to
+    the logits of tokens by id.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Sampling:
@@ -44,27 +56,129 @@ class Sampling:
             repetition_penalty=get("penalty_repeat", 1.0),
         )
 
+    def check(self, vocab: int) -> None:
+        """Raises InputError for values with which nothing can be chosen, and biases of tokens that do not exist."""
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise wrong(name, "a number", value)
+        if self.temperature < 0:
+            raise wrong("temperature", "0 or more", self.temperature)
+        if self.repetition_penalty <= 0:
+            raise wrong("repetition_penalty", "more than 0", self.repetition_penalty)
+        for token, bias in self.logit_bias.items():
+            if not 0 <= token < vocab:
+                raise wrong("logit_bias", f"token ids from 0 to {vocab - 1}", token)
+            if not math.isfinite(bias):
+                raise wrong(f"logit_bias: {token}", "a number, such as -100", bias)
 
-def sample(logits: NDArray[np.float32], context: Sequence[int], s: Sampling, rng: np.random.Generator) -> int:
-    """The next token id from float32 logits [vocab], in transformers' order: penalty, temperature, k, p, min-p.
 
-    `context` are the tokens so far, for the repetition penalty (arXiv 1909.05858).
+class Sampler:
+    """Chooses the tokens of one answer, in transformers' order: bias, penalties, temperature, k, p, min-p."""
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab: int, seed: int) -> None:
+        self._s, self._rng = sampling, np.random.default_rng(seed)
+        self._seen = np.zeros(vocab, bool)
+        self._seen[list(prompt)] = True
+        self._counts = np.zeros(vocab, np.int32)  # of the answer
+        self._biased = np.fromiter(sampling.logit_bias.keys(), np.int64)
+        self._bias = np.fromiter(sampling.logit_bias.values(), np.float32)
+        counted = sampling.frequency_penalty or sampling.presence_penalty
+        self._changes = bool(sampling.repetition_penalty != 1 or counted or len(self._biased))
+
+    def choose(self, logits: NDArray[np.float32]) -> int:
+        """The next token id from float32 logits [vocab], which stay as they are; it counts for the penalties."""
+        if self._changes:
+            logits = self._changed(logits)
+        if self._s.temperature <= 0:
+            token = int(np.argmax(logits))
+        else:
+            ids, weights = candidates(logits, self._s)
+            at = _draw(weights, self._rng)
+            token = at if ids is None else int(ids[at])
+        self._seen[token] = True
+        self._counts[token] += 1
+        return token
+
+    def _changed(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        s, logits = self._s, logits.copy()
+        logits[self._biased] += self._bias
+        if s.repetition_penalty != 1:
+            seen = np.flatnonzero(self._seen)
+            old = logits[seen]
+            logits[seen] = np.where(old > 0, old / s.repetition_penalty, old * s.repetition_penalty)
+        if s.frequency_penalty or s.presence_penalty:
+            chosen = np.flatnonzero(self._counts)
+            logits[chosen] -= s.frequency_penalty * self._counts[chosen] + s.presence_penalty
+        return logits
+
+
+def candidates(logits: NDArray[np.float32], s: Sampling) -> tuple[NDArray[np.intp] | None, NDArray[np.float32]]:
+    """Ids in rising order (None: all of them) and their probabilities, not normalised, at a temperature above 0.
+
+    Every step keeps the most probable tokens down to some logit, so the end is one threshold. Only top-p has to sort,
+    and only the tokens that hold its share.
     """
-    if s.repetition_penalty != 1.0:
-        logits = logits.copy()
-        seen = np.unique(np.asarray(context))
-        logits[seen] = np.where(
-            logits[seen] > 0, logits[seen] / s.repetition_penalty, logits[seen] * s.repetition_penalty
-        )
-    if s.temperature <= 0:
-        return int(np.argmax(logits))
-    k = min(s.top_k, len(logits)) if s.top_k > 0 else len(logits)
-    ids = np.argpartition(logits, -k)[-k:]
-    ids = ids[np.argsort(-logits[ids], kind="stable")]
-    scaled = logits[ids].astype(np.float64) / s.temperature
-    p = np.exp(scaled - scaled[0])
-    p /= p.sum()
-    keep = (np.cumsum(p) - p < s.top_p) & (p >= s.min_p * p[0])
-    keep[0] = True  # whatever is asked for, one token is left
-    p = np.where(keep, p, 0)
-    return int(rng.choice(ids, p=p / p.sum()))
+    top = logits.max()
+    least, ids = -np.inf, None
+    if 0 < s.top_k < len(logits):
+        least = np.partition(logits, -s.top_k)[-s.top_k]
+    if least > -np.inf:
+        ids = np.flatnonzero(logits >= least)
+        logits = logits[ids]
+    weights = _weights(logits, top, s.temperature)
+    if s.top_p < 1:
+        ids, weights = _kept(_nucleus(weights, s.top_p), ids, weights)
+    if s.min_p > 0:  # the largest weight is 1
+        ids, weights = _kept(np.flatnonzero(weights >= min(s.min_p, 1.0)), ids, weights)
+    return ids, weights
+
+
+def _kept(
+    at: NDArray[np.intp], ids: NDArray[np.intp] | None, weights: NDArray[np.float32]
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    return (at if ids is None else ids[at]), weights[at]
+
+
+def _weights(logits: NDArray[np.float32], top: np.float32, temperature: float) -> NDArray[np.float32]:
+    """exp((logits − top) / temperature); a temperature near 0 leaves the top alone."""
+    with np.errstate(over="ignore", under="ignore"):
+        weights: NDArray[np.float32] = np.exp((logits - top) * np.float32(min(1 / temperature, 1e30)))
+    return weights
+
+
+def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.intp]:
+    """Where the fewest, most probable tokens stand that hold `top_p`; of equal ones the lower ids go first."""
+    wanted = top_p * weights.sum(dtype=np.float64)
+    some = min(FIRST_GUESS, len(weights))
+    best = np.partition(weights, -some)[-some:]
+    if best.sum(dtype=np.float64) < wanted:
+        best = weights
+    best = np.sort(best)[::-1]
+    size = min(len(best), int(np.searchsorted(np.cumsum(best, dtype=np.float64), wanted)) + 1)
+    at = np.flatnonzero(weights >= best[size - 1])
+    if (more := len(at) - size) > 0:
+        at = np.delete(at, np.flatnonzero(weights[at] == best[size - 1])[-more:])
+    return at
+
+
+def _draw(weights: NDArray[np.float32], rng: np.random.Generator) -> int:
+    """Where a uniform number falls in the cumulated weights: first in which block, then in which of its tokens."""
+    starts = np.arange(0, len(weights), BLOCK)
+    sums = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
+    point = rng.random() * sums[-1]
+    block = _place(sums, point)
+    inside = np.cumsum(weights[starts[block] : starts[block] + BLOCK], dtype=np.float64)
+    return int(starts[block]) + _place(inside, point - (sums[block - 1] if block else 0.0))
+
+
+def _place(cumulated: NDArray[np.float64], point: float) -> int:
+    """Whose share holds the point; of the last one that has a share, where rounding left it behind them all."""
+    at = int(np.searchsorted(cumulated, point, side="right"))
+    return min(at, int(np.searchsorted(cumulated, cumulated[-1])))
+
+
+def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """log softmax of logits [vocab]: what the model itself thinks, before penalties and temperature."""
+    top = logits.max()
+    found: NDArray[np.float32] = logits - (top + np.float32(math.log(np.exp(logits - top).sum(dtype=np.float64))))
+    return found

@@ -6,115 +6,37 @@ import codecs
 import importlib
 import operator
 import os
+import secrets
 import threading
+import time
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sampan import registry
 from sampan.chat_template import choose, named_templates, named_tokens
-from sampan.errors import InputError, brief, wrong
+from sampan.errors import ContextLengthError, InputError, brief, wrong
 
 from .chat import render
-from .sampling import Sampling, sample
+from .engine import Engine, EngineOptions
+from .markers import StopStrings
+from .reply import Parts, Reply, joined, parsers
+from .sampling import Sampler, Sampling
+from .stream import SEEDS, Candidate, Chunk, FinishReason, Options, Stream, Usage, most_probable
 
 SLICE = 16  # positions whose logits are handed out together
-DEFAULT_CONTEXT = 4096
 EXIT_SECONDS = 60.0  # that the end of the process waits for an engine at most
 LOGITS_AT_ONCE = 128  # positions whose logits an engine holds: 78 MB at 152k words
-KV = Literal["f32", "f16", "q8_0"]
-FinishReason = Literal["stop", "length", "context"]
-"""The model ended its answer; `max_tokens` were reached; the context is full."""
+Messages = Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """`context` in tokens (None: the model's own, at most 4096); `kv` is the cache's number type (None: the
-    engine's own: f16 in llama.cpp, f32 in ONNX Runtime).
-    """
-
-    context: int | None = None
-    threads: int | None = None
-    kv: KV | None = None
-    flash_attention: bool | None = None  # None: the engine decides
-    vocabulary_only: bool = False  # tokenise only: no weights are loaded
-    record_experts: bool = False  # for `Session.take_experts`; slower
-
-    def positions(self, path: Path, trained: int, longest: int) -> int:
-        """The size of the context. `trained` is what the artifact says, `longest` counts what its rope scaling adds.
-
-        Raises InputError beyond `longest`: the model was made for no such positions.
-        """
-        wanted = min(trained, DEFAULT_CONTEXT) if self.context is None else self.context
-        if not 0 < wanted <= longest:
-            raise InputError(
-                f"{path}: a context of {wanted} tokens cannot be had, since the model was made for 1 to {longest}: "
-                "beyond that it answers nonsense"
-            )
-        return wanted
-
-
-class Engine(Protocol):
-    """What an engine offers. It keeps a cache of the tokens evaluated so far."""
-
-    vocab: int
-    context: int
-    longest: int  # most that `context` can be
-    kv: str  # number type of the cache
-    batch: int  # most tokens of one `evaluate`
-
-    def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
-        """Token ids, as `Session.tokenize`."""
-
-    def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for; control tokens stand for none."""
-
-    def is_end(self, token: int) -> bool:
-        """Whether generation ends with this token."""
-
-    def keep(self, n: int) -> int:
-        """Forget all but the first `n` cached tokens; returns how many are left: a state that cannot be cut back to
-        that point is forgotten altogether.
-        """
-
-    def evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
-        """Append at most `batch` tokens to the cache; logits [wanted, vocab] of the last `wanted` ones.
-
-        The array is the engine's own memory, valid until the next call.
-        """
-
-    def take_experts(self) -> dict[int, NDArray[np.int32]]:
-        """As `Session.take_experts`."""
-
-    def metadata(self) -> Mapping[str, str]:
-        """The artifact's metadata, values as text."""
-
-    def close(self) -> None: ...
-
-
-@dataclass(slots=True)
-class Stream(Iterator[str]):
-    """An answer as pieces of text, computed as they are asked for. `finish_reason` stands once it has ended."""
-
-    _pieces: Generator[str, None, FinishReason]
-    finish_reason: FinishReason | None = None
-
-    def __next__(self) -> str:
-        try:
-            return next(self._pieces)
-        except StopIteration as end:
-            self.finish_reason = end.value or self.finish_reason
-            raise
-
-    def close(self) -> None:
-        """Ask for no more; the answer has no `finish_reason` then."""
-        self._pieces.close()
+class _CancelledError(Exception):
+    """Between two parts of a prompt."""
 
 
 class Session:
@@ -124,8 +46,9 @@ class Session:
     on, evaluates again what it lost: both are right, and slower. Threads take turns, a token each.
     """
 
-    def __init__(self, engine: Engine, *, vocabulary_only: bool = False) -> None:
+    def __init__(self, engine: Engine, *, vocabulary_only: bool = False, load_seconds: float = 0.0) -> None:
         self._open: Engine | None = engine
+        self.load_seconds = load_seconds
         self._vocabulary_only = vocabulary_only
         self._turn = threading.RLock()
         self._release = weakref.finalize(self, engine.close)
@@ -245,11 +168,15 @@ class Session:
                 self._evaluate(tokens[start : start + self._engine.batch], 0)
             self._user = user
 
-    def _advance(self, user: object, tokens: list[int]) -> NDArray[np.float32]:
-        """Logits [vocab] of the last of `tokens`; what the cache already holds of them is not evaluated again."""
+    def _advance(
+        self, user: object, tokens: list[int], cancelled: threading.Event | None = None
+    ) -> tuple[NDArray[np.float32], int]:
+        """Logits [vocab] of the last of `tokens`, and how many the cache held, which are not evaluated again."""
         start = len(self._cached) if self._user is user else self._rewind(tokens[:-1])
         self._user = user
         for at in range(start, len(tokens), self._engine.batch):
+            if cancelled is not None and cancelled.is_set():
+                raise _CancelledError
             piece = tokens[at : at + self._engine.batch]
             logits = self._evaluate(piece, int(at + len(piece) == len(tokens)))
         last: NDArray[np.float32] = logits[0]
@@ -258,7 +185,7 @@ class Session:
                 f"the model computed {top} in place of a number behind token {len(tokens)}, so no answer can be "
                 f"chosen; {self._suspect()}"
             )
-        return last
+        return last, start
 
     def _suspect(self) -> str:
         """What to try where a model computes no numbers."""
@@ -269,44 +196,107 @@ class Session:
             'EngineOptions(kv="f32")'
         )
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int = 512,
-        sampling: Sampling | None = None,
-        seed: int = 0,
-    ) -> Stream:
-        """Stream the answer to a prompt as pieces of text, until the model ends it or `max_tokens`.
+    def stream(self, prompt: str | Sequence[int] | Messages, options: Options | None = None) -> Stream:
+        """Stream the answer to a text, to token ids or to the messages of a conversation, a chunk for each token.
 
         A text is tokenised with its control tokens; a prefix that is still cached is not evaluated again. Raises
-        InputError for a prompt that does not fit, and while it streams for logits that are no numbers.
+        ContextLengthError for a prompt that leaves no room, InputError for options that mean nothing, and while it
+        streams for logits that are no numbers.
         """
-        tokens = self._prompt(self.tokenize(prompt) if isinstance(prompt, str) else prompt)
-        if seed < 0:
-            raise InputError(f"the seed {seed} is negative; give 0 or more")
-        return Stream(self._stream(tokens, max_tokens, sampling or self.sampling, seed))
+        if isinstance(prompt, str):
+            return self._begin(self.tokenize(prompt), options)
+        if len(prompt) and isinstance(prompt[0], Mapping):
+            return self.chat(cast(Messages, prompt), options=options)
+        return self._begin(cast(Sequence[int], prompt), options)
 
-    def _stream(
-        self, tokens: list[int], max_tokens: int, sampling: Sampling, seed: int
-    ) -> Generator[str, None, FinishReason]:
-        rng = np.random.default_rng(seed)
-        text = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        user, room = object(), self.context - len(tokens)
-        reason: FinishReason = "length" if max_tokens <= room else "context"
-        for _ in range(min(max_tokens, room)):
+    def generate(self, prompt: str | Sequence[int] | Messages, options: Options | None = None) -> str:
+        """The text of the answer; `stream` gives it as it comes, and tells why it ended."""
+        return self.stream(prompt, options).read().text
+
+    def chat(
+        self,
+        messages: Messages,
+        tools: Messages | None = None,
+        options: Options | None = None,
+        **variables: Any,
+    ) -> Stream:
+        """Stream the next turn of a conversation. `tools` and `variables` as for `render_chat`, errors as `stream`."""
+        text = self.render_chat(messages, tools, **variables)
+        template = choose(self.chat_templates, tools=tools is not None)
+        reply = Reply(parsers(template, tools), tools, text)
+        return self._begin(self.tokenize(text, around=False), options, reply)
+
+    def _begin(self, prompt: Sequence[int], options: Options | None, reply: Reply | None = None) -> Stream:
+        options = options or Options()
+        options.check()
+        sampling = options.sampling or self.sampling
+        tokens = self._prompt(prompt, room=1)
+        sampling.check(self.vocab)
+        seed = secrets.randbelow(SEEDS) if options.seed is None else options.seed
+        cancelled = threading.Event()
+        sampler = Sampler(sampling, tokens, self.vocab, seed)
+        return Stream(self._chunks(tokens, sampler, options, cancelled, reply or Reply((), None, "")), cancelled, seed)
+
+    def _chunks(
+        self, tokens: list[int], sampler: Sampler, options: Options, cancelled: threading.Event, reply: Reply
+    ) -> Generator[Chunk, None, None]:
+        user, prompt, cached = object(), len(tokens), 0
+        room = self.context - prompt
+        most = room if options.max_tokens is None else min(options.max_tokens, room)
+        text, stops = codecs.getincrementaldecoder("utf-8")(errors="replace"), StopStrings(options.stops)
+        prefill = decode = 0.0
+        reason: FinishReason | None = None
+        last: int | None = None  # the token of the last chunk
+        for n in range(most):
+            began = time.perf_counter()
             with self._turn:
-                token = sample(self._advance(user, tokens), tokens, sampling, rng)
+                try:
+                    logits, start = self._advance(user, tokens, cancelled)
+                except _CancelledError:
+                    break
+                if n == 0:
+                    cached, prefill = start, time.perf_counter() - began
+                    began += prefill
+                last = token = sampler.choose(logits)
                 ended, raw = self._engine.is_end(token), self._engine.piece(token)
+                mark = b"" if ended or raw else self._marker(token, reply)
+                logprob, top = self._logprobs(logits, token, options.logprobs)
+            tokens.append(token)
+            parts = reply.feed("" if ended else stops.feed(text.decode(raw or mark)))
             if ended:
                 reason = "stop"
+            elif stops.hit:
+                reason = "stop_string"
+            elif n + 1 == most:
+                reason = "context" if options.max_tokens is None or options.max_tokens > room else "length"
+            if n:
+                decode += time.perf_counter() - began
+            if reason is not None:
                 break
-            tokens.append(token)
-            if piece := text.decode(raw):
-                yield piece
-        if rest := text.decode(b"", final=True):
-            yield rest
-        return reason
+            yield Chunk(parts.text, parts.reasoning, parts.calls, token, raw, logprob, top)
+            if cancelled.is_set():
+                break
+        if reason is None:
+            reason, parts, last, raw, logprob, top = "cancelled", Parts(), None, b"", None, ()
+        rest = "" if reason == "stop_string" else stops.feed(text.decode(b"", final=True)) + stops.close()
+        parts = joined([parts, reply.feed(rest), reply.close(whole=reason == "stop")])
+        if reason == "stop" and reply.calls:
+            reason = "tool_calls"
+        usage = Usage(prompt, cached, len(tokens) - prompt, self.load_seconds, prefill, decode)
+        yield Chunk(parts.text, parts.reasoning, parts.calls, last, raw, logprob, top, reason, usage)
+
+    def _marker(self, token: int, reply: Reply) -> bytes:
+        """The text of a control token that a parser reads; nothing of others."""
+        text = self._engine.piece(token, control=True) if reply.markers else b""
+        return text if text.decode(errors="replace") in reply.markers else b""
+
+    def _logprobs(
+        self, logits: NDArray[np.float32], token: int, n: int | None
+    ) -> tuple[float | None, tuple[Candidate, ...]]:
+        if n is None:
+            return None, ()
+        logprob, best = most_probable(logits, token, n)
+        return logprob, tuple(Candidate(i, self._engine.piece(i), value) for i, value in best)
 
     def render_chat(
         self,
@@ -343,17 +333,18 @@ class Session:
             raise wrong("prompt", f"token ids from 0 to {self.vocab - 1}", bad)
         return ids
 
-    def _prompt(self, tokens: Sequence[int]) -> list[int]:
-        """As `_ids`; refused where the model cannot evaluate them."""
+    def _prompt(self, tokens: Sequence[int], room: int = 0) -> list[int]:
+        """As `_ids`; refused where the model cannot evaluate them, and `room` more."""
         if self._vocabulary_only:
             raise InputError("this Session was opened with vocabulary_only, so it has no weights to compute with")
         ids = self._ids(tokens)
         if not ids:
             raise wrong("prompt", "at least one token", "none")
-        if len(ids) > self.context:
+        if len(ids) + room > self.context:
             most = self._engine.longest
             more = f"--context gives it up to {most}" if self.context < most else "the model was made for no more"
-            raise InputError(f"the prompt has {len(ids)} tokens, and the context {self.context}; {more}")
+            full = ", which leaves none for an answer" if len(ids) == self.context else ""
+            raise ContextLengthError(f"the prompt has {len(ids)} tokens, and the context {self.context}{full}; {more}")
         return ids
 
     def close(self) -> None:
@@ -380,6 +371,8 @@ def open(path: str | os.PathLike[str], options: EngineOptions | None = None) -> 
     for name in registry.names("sampan.runtime.engines"):
         engine = importlib.import_module(f"sampan.runtime.engines.{name}")
         if engine.claims(target):
-            options = options or EngineOptions()
-            return Session(engine.open(target, options), vocabulary_only=options.vocabulary_only)
+            options, began = options or EngineOptions(), time.perf_counter()
+            opened = engine.open(target, options)
+            seconds = time.perf_counter() - began
+            return Session(opened, vocabulary_only=options.vocabulary_only, load_seconds=seconds)
     raise wrong(target, "a GGUF file or an ONNX folder", "something else", "convert it with `sampan convert` first")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tiny import auto_class
 
 MULTIPLE = 8
 
@@ -47,13 +48,11 @@ def reference(folder: Path, tokens: Sequence[int]) -> Reference:
 @cache
 def _reference(folder: Path, tokens: tuple[int, ...]) -> Reference:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    found = []
+    found, auto = [], auto_class(AutoConfig.from_pretrained(folder))
     for dtype in (torch.float64, torch.float32):
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
-        )
+        model = auto.from_pretrained(folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager")
         with torch.no_grad():
             found.append(model(torch.tensor([tokens]), use_cache=False).logits[0].numpy())
     exact, single = found

@@ -47,7 +47,9 @@ def tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
         assert kind is not None
         start = header.data_start + t.offset
         nbytes = int(np.prod(t.shape)) // kind.block * kind.block_bytes
-        shape = t.shape[1:] if t.shape[0] == 1 and len(t.shape) > 1 else t.shape  # [1, n] and [n] are one in ggml
+        shape = t.shape
+        while shape[0] == 1 and len(shape) > 1:  # [1, n] and [n] are one in ggml
+            shape = shape[1:]
         found[t.name] = (kind.name, shape, data[start : start + nbytes].tobytes())
     return found
 

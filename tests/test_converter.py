@@ -14,8 +14,15 @@ from describe import describe, input_hash
 RECORDED = json.loads((Path(__file__).parent / "peer" / "recorded.json").read_text())
 
 # Keys that may differ beside our own sampan.…, each with its reason in docs/decisions.md
-ONLY_OURS = {"llama.rope.scaling.attn_factor", "qwen3.rope.scaling.attn_factor", "deepseek2.expert_gating_func"}
-ONLY_THEIRS = {"llama.rope.scaling.yarn_attn_factor", "qwen3.rope.scaling.yarn_attn_factor"}
+SECTIONS = {"qwen3vl.rope.dimension_sections", "qwen3vlmoe.rope.dimension_sections"}
+ONLY_OURS = SECTIONS | {
+    "llama.rope.scaling.attn_factor", "qwen3.rope.scaling.attn_factor", "deepseek2.expert_gating_func",
+    "kimi-linear.attention.value_length", "kimi-linear.expert_group_count", "kimi-linear.expert_weights_norm",
+}  # fmt: skip
+ONLY_THEIRS = SECTIONS | {
+    "llama.rope.scaling.yarn_attn_factor", "qwen3.rope.scaling.yarn_attn_factor", "kimi-linear.attention.value_length",
+    "kimi-linear.rope.freq_base",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RECORDED["models"])

@@ -1,4 +1,4 @@
-"""Small pieces: sizes, tables, the container, the manifest and sampling."""
+"""Small pieces: sizes, tables, the container and the manifest."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from sampan import gguf as container
 from sampan.errors import InputError, brief
-from sampan.runtime.sampling import Sampling, sample
 from sampan.table import table
 from sampan.units import human, parse_size
 
@@ -96,50 +94,3 @@ def test_the_manifest(gguf: Callable[[str, str], Path]) -> None:
     assert manifest["files"] == {path.name: path.stat().st_size}
     assert manifest["tensors"]["blk.0.attn_v.weight"] == "q4_k"
     assert manifest["tensors"]["blk.3.attn_v.weight"] == "q6_k"
-
-
-LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 0.0], np.float32)
-
-
-def draw(s: Sampling, context: list[int] | None = None) -> set[int]:
-    rng = np.random.default_rng(0)
-    return {sample(LOGITS, context or [], s, rng) for _ in range(300)}
-
-
-def test_sampling_steps() -> None:
-    assert draw(Sampling()) == {1}
-    assert draw(Sampling(temperature=1.0)) == {0, 1, 2, 3, 4}
-    assert draw(Sampling(temperature=1.0, top_k=2)) == {1, 2}
-    assert draw(Sampling(temperature=1.0, top_p=0.5)) == {1}
-    assert draw(Sampling(temperature=1.0, top_p=0.7)) == {1, 2}
-    assert draw(Sampling(temperature=1.0, min_p=0.1)) == {0, 1, 2}
-    assert draw(Sampling(repetition_penalty=2.0), [1]) == {2}
-
-
-def test_sampling_matches_transformers() -> None:
-    """The distribution, step by step, against transformers' own processors."""
-    import torch
-    from transformers import (
-        MinPLogitsWarper,
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
-
-    rng = np.random.default_rng(3)
-    logits = rng.standard_normal(40, np.float32) * 3
-    context = [3, 3, 17, 25]
-    s = Sampling(temperature=0.8, top_k=20, top_p=0.9, min_p=0.02, repetition_penalty=1.3)
-    scores = torch.from_numpy(logits)[None]
-    for step in (
-        RepetitionPenaltyLogitsProcessor(1.3), TemperatureLogitsWarper(0.8), TopKLogitsWarper(20),
-        TopPLogitsWarper(0.9), MinPLogitsWarper(0.02),
-    ):  # fmt: skip
-        scores = step(torch.tensor([context]), scores)
-    expected = torch.softmax(scores, -1)[0].numpy()
-    counts = np.zeros(40)
-    for _ in range(20_000):
-        counts[sample(logits, context, s, rng)] += 1
-    assert set(np.flatnonzero(counts)) <= set(np.flatnonzero(expected))
-    assert np.abs(counts / 20_000 - expected).max() < 0.012

@@ -21,7 +21,8 @@ from sampan.convert.generation import notes, resolve
 from sampan.convert.tokenizer import read_tokenizer
 from sampan.errors import InputError
 from sampan.gguf import read_header
-from sampan.runtime.sampling import Sampling, sample
+from sampan.runtime import Options, Sampling
+from sampan.runtime.sampling import Sampler
 
 END, DOCUMENT_END, START = 2035, 2033, 2034  # <|im_end|>, <|endoftext|>, <|im_start|>
 ASK = [{"role": "user", "content": "x"}]
@@ -116,7 +117,7 @@ def test_answers_end_there(folder: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "o.gguf", tmp_path / "o"):
         with runtime.open(path) as session:
             prompt = session.tokenize_chat([{"role": "user", "content": "What is the capital of Peru?"}])
-            texts.append("".join(session.generate(prompt, max_tokens=60)))
+            texts.append(session.generate(prompt, Options(max_tokens=60)))
     assert texts == ["The capital of Peru is Lima."] * 2
 
 
@@ -189,7 +190,7 @@ def test_a_token_is_left_whatever_is_asked_for() -> None:
         Sampling(temperature=1.0, min_p=2.0),
         Sampling(1.0, top_k=-3, top_p=0),
     ):
-        assert {sample(logits, [], s, np.random.default_rng(n)) for n in range(50)} == {1}
+        assert {Sampler(s, [], 3, seed).choose(logits) for seed in range(50)} == {1}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import os
 import runpy
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,15 @@ def test_tokenizer(case: str, tmp_path: Path) -> None:
     ends = "<|end|>" in (HERE / case).read_text()  # else it would be a token that tokenizer.json lacks
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}' if ends else "{}")
     refused(case, lambda: read_tokenizer(tmp_path, 8))
+
+
+@pytest.mark.parametrize("case", cases("sentencepiece"))
+def test_sentencepiece(case: str, tmp_path: Path) -> None:
+    shutil.copy(HERE / case, tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    started = time.monotonic()
+    refused(case, lambda: read_tokenizer(tmp_path, 300))
+    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize("case", cases("gguf"))
@@ -234,7 +244,7 @@ def test_no_config(copy: Path) -> None:
 
 def test_no_tokenizer(copy: Path) -> None:
     (copy / "tokenizer.json").unlink()
-    assert_refused(copy, "no tokenizer.json or tiktoken.model; load the tokenizer with transformers and save it")
+    assert_refused(copy, "tiktoken.model; load the tokenizer with transformers and save it")
 
 
 def test_unreadable_tokenizer_config(copy: Path) -> None:

@@ -18,8 +18,8 @@ from sampan import gguf, runtime
 from sampan.checkpoint import open_folder
 from sampan.convert.conversion import convert, prepare
 from sampan.convert.formats._limits import CONTROL_WORDS, SHOWN_WORDS, limits, retyped, text_tokens
-from sampan.convert.tiktoken import byte_letters
 from sampan.convert.tokenizer import CONTROL, NORMAL, USER_DEFINED, Tokenizer, read_tokenizer
+from sampan.convert.tokenizers.tiktoken import byte_letters
 
 TYPES = (NORMAL, CONTROL, USER_DEFINED)
 ATTRIBUTES = {NORMAL: 4, CONTROL: 8, USER_DEFINED: 16}  # enum llama_token_attr

@@ -16,8 +16,9 @@ from tokenizers import Tokenizer
 from sampan import runtime
 from sampan.checkpoint import open_folder
 from sampan.convert.conversion import convert, prepare
-from sampan.convert.generation import KNOWN
-from sampan.convert.tokenizer import PRE_TOKENIZERS, read_tokenizer
+from sampan.convert.generation import END_WORDS
+from sampan.convert.tokenizer import read_tokenizer
+from sampan.convert.tokenizers.byte_level import PRE_TOKENIZERS
 from sampan.errors import InputError
 from sampan.validate.artifact import open_artifact
 from sampan.validate.conformance import check_tokenizer
@@ -29,7 +30,7 @@ NASTY = Path(__file__).parents[1] / "validate" / "texts" / "nasty.json"
 def folder(request: pytest.FixtureRequest, model: Callable[[str], Path], tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(model(request.param), tmp_path / request.param))
     parsed = json.loads((folder / "tokenizer.json").read_text())
-    split = next(regex for regex, name in PRE_TOKENIZERS.items() if name == "llama-bpe")
+    split = next(regexes[0] for regexes, name in PRE_TOKENIZERS.items() if name == "llama-bpe")
     parsed["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = split
     configure(folder, {"tokenizer_class": "PreTrainedTokenizerFast"})  # the fixture's would bring its own split
     edit(
@@ -144,7 +145,7 @@ def test_ends_that_llama_cpp_does_not_know_get_a_role(folder: Path, tmp_path: Pa
     """GLM's chat turns end with the next speaker's token."""
     added = {t["content"]: t["id"] for t in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]}
     eos = json.loads((folder / "tokenizer_config.json").read_text())["eos_token"]
-    others = [i for text, i in added.items() if text != eos and text not in KNOWN]
+    others = [i for text, i in added.items() if text != eos and text not in END_WORDS]
     path = folder / "generation_config.json"
     path.write_text(json.dumps({"eos_token_id": [added[eos], *others[:2]]}))
     to_gguf(folder, tmp_path / "m.gguf", "q8_0")

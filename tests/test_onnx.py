@@ -83,7 +83,9 @@ def test_quantised_graphs_compute_their_dequantised_weights(
 
 
 @pytest.mark.parametrize("quant", ["int4", "int4_zp", "q4_0"])
-@pytest.mark.parametrize("name", ["qwen2_moe", "qwen3_moe", "deepseek_v3", "deepseek_v3-groups"])
+@pytest.mark.parametrize(
+    "name", ["qwen2_moe", "qwen3_moe", "deepseek_v3", "deepseek_v3-groups", "qwen3_5_moe", "kimi_linear"]
+)
 def test_quantised_experts_compute_their_dequantised_weights(
     name: str, quant: str, model: Model, tmp_path: Path
 ) -> None:
@@ -112,13 +114,13 @@ def test_q4_0_and_q8_0_hold_ggufs_numbers(
         for s in t.slices:
             tensor = theirs[s.name]
             kind = number_type(t.type.name)
-            if tensor.type_id != kind.id or len(s.shape) == 1:
-                assert t.type.name in ("f32", "q8_0")  # the head, which GGUF holds in q6_k, and vectors
+            if tensor.type_id != kind.id:
+                assert t.type.name in ("f32", "q8_0")  # the head, which GGUF holds in q6_k
                 continue
-            n = int(np.prod(s.shape[:-1]))
+            n, columns = (s.shape[0], 1) if len(s.shape) == 1 else (int(np.prod(s.shape[:-1])), s.shape[-1])
             start = header.data_start + tensor.offset
-            expected = np.empty((n, s.shape[-1]), np.float32)
-            decode_rows(kind, data[start : start + n * kind.row_bytes(s.shape[-1])], expected)
+            expected = np.empty((n, columns), np.float32)
+            decode_rows(kind, data[start : start + n * kind.row_bytes(columns)], expected)
             assert np.array_equal(rows[s.at : s.at + n * s.step : s.step], expected), s.name
             compared += 1
     assert compared >= 4 * 8
@@ -135,7 +137,9 @@ def test_a_tied_head_is_written_once(model: Model, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quant", ["int4", "int4_zp", "int4_head8", "int8", "fp16", "fp32"])
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama", "qwen2_moe", "qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "name", ["qwen2", "qwen3", "llama", "qwen2_moe", "qwen3_moe", "deepseek_v3", "qwen3_next", "qwen3_5", "kimi_linear"]
+)
 def test_graphs_are_clean(name: str, quant: str, model: Model, tmp_path: Path) -> None:
     """The checker, a type and shape on every edge, names that are paths, and no word from ONNX Runtime."""
     path = to_onnx(model(name), tmp_path / "out", quant).out / "model.onnx"
@@ -146,7 +150,7 @@ def test_graphs_are_clean(name: str, quant: str, model: Model, tmp_path: Path) -
     assert edges <= known
     names = [n.name for n in graph.node]
     assert len(set(names)) == len(names) and all(n.startswith("/") for n in names)
-    assert any(re.match(r"/layers\.3/attn/(qkv_proj|kv_a_proj)/", n) for n in names)
+    assert any(re.match(r"/layers\.3/attn/(qkv_proj|q_proj|kv_a_proj)/", n) for n in names)
     load = "import onnxruntime as o, sys; o.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
     run = subprocess.run([sys.executable, "-c", load, str(path)], capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

@@ -15,6 +15,7 @@ from test_logits import tokens
 from tokenizers import Tokenizer
 
 from sampan import runtime
+from sampan.runtime import Options
 from sampan.validate.metrics._scores import score
 from sampan.validate.windows import built_in
 
@@ -118,7 +119,7 @@ def test_onnxruntime_genai_answers_as_our_runtime_does(tmp_path: Path) -> None:
     with runtime.open(out) as session:
         for question in ("Which city is the capital of Mongolia?", "哪座城市是中国的首都？", "Please work out 2 + 38."):
             prompt = session.render_chat([{"role": "user", "content": question}])
-            ours = session.tokenize("".join(session.generate(prompt, max_tokens=48)))
+            ours = session.tokenize(session.generate(prompt, Options(max_tokens=48)))
             ids = tokenizer.encode(prompt)
             assert list(ids) == session.tokenize(prompt)
             options = genai.GeneratorParams(model)
@@ -133,7 +134,13 @@ def test_onnxruntime_genai_answers_as_our_runtime_does(tmp_path: Path) -> None:
             assert theirs[-1] in config["eos_token_id"], "it ends by itself"
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen2_moe", "qwen3_moe", "llama", "trained-kimi"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen2", "qwen2_moe", "qwen3_moe", "llama", "trained-kimi", "qwen3_next", "qwen3_5", "qwen3_5_moe",
+        "kimi_linear",
+    ],
+)  # fmt: skip
 def test_onnxruntime_genai_runs_every_kind_of_block(name: str, model: Model, tmp_path: Path) -> None:
     """The first greedy tokens after the same ids."""
     import onnxruntime_genai as genai

@@ -11,8 +11,8 @@ import pytest
 import tiny
 
 from sampan import runtime
-from sampan.errors import InputError
-from sampan.runtime.sampling import Sampling
+from sampan.errors import ContextLengthError, InputError
+from sampan.runtime import Options, Sampling
 
 NASTY = (
     "", " ", "\n", "\r\n\r\n", "\t\t x", "   leading", "trailing   ", "a\n\n\n b", "don't I'LL we'Ve",
@@ -55,7 +55,7 @@ def test_greedy_answers_equal_a_plain_llama_loop(gguf: Callable[[str, str], Path
     with runtime.open(path) as session:
         for question in ("What is the capital of Peru?", "17 + 25 = ?", "讲一个狐狸的故事。"):
             prompt = session.render_chat([{"role": "user", "content": question}])
-            ours = "".join(session.generate(prompt, max_tokens=60, sampling=Sampling()))
+            ours = session.generate(prompt, Options(max_tokens=60, sampling=Sampling()))
             theirs = peer.create_completion(prompt, max_tokens=60, temperature=0)["choices"][0]["text"]
             assert ours == theirs and len(ours) > 5
 
@@ -63,7 +63,7 @@ def test_greedy_answers_equal_a_plain_llama_loop(gguf: Callable[[str, str], Path
 def test_a_cached_prefix_changes_nothing(gguf: Callable[[str, str], Path]) -> None:
     with runtime.open(gguf("trained", "q8_0")) as warm:
         first = warm.tokenize("The capital of France is")
-        list(warm.generate(first, max_tokens=3, sampling=Sampling()))
+        warm.generate(first, Options(max_tokens=3, sampling=Sampling()))
         evaluated = []
         evaluate = warm._engine.evaluate
 
@@ -73,10 +73,10 @@ def test_a_cached_prefix_changes_nothing(gguf: Callable[[str, str], Path]) -> No
 
         warm._engine.evaluate = spy  # type: ignore[method-assign]
         longer = [*first, *warm.tokenize(" Paris. The capital of Peru is")]
-        answer = "".join(warm.generate(longer, max_tokens=8, sampling=Sampling()))
+        answer = warm.generate(longer, Options(max_tokens=8, sampling=Sampling()))
         assert evaluated[0] < len(longer), "the prefix was evaluated again"
     with runtime.open(gguf("trained", "q8_0")) as cold:
-        assert "".join(cold.generate(longer, max_tokens=8, sampling=Sampling())) == answer
+        assert cold.generate(longer, Options(max_tokens=8, sampling=Sampling())) == answer
 
 
 def test_slices_hold_the_logits_of_the_last_positions(gguf: Callable[[str, str], Path]) -> None:
@@ -113,7 +113,7 @@ def test_seeds(session: runtime.Session) -> None:
     prompt = session.tokenize_chat([{"role": "user", "content": "讲一个女孩的故事。"}])
 
     def answer(seed: int) -> str:
-        return "".join(session.generate(prompt, max_tokens=40, sampling=hot, seed=seed))
+        return session.generate(prompt, Options(max_tokens=40, sampling=hot, seed=seed))
 
     assert answer(1) == answer(1)
     assert len({answer(s) for s in range(4)}) > 1
@@ -122,16 +122,16 @@ def test_seeds(session: runtime.Session) -> None:
 def test_generation_stops_at_the_context(gguf: Callable[[str, str], Path]) -> None:
     with runtime.open(gguf("trained", "q8_0"), runtime.EngineOptions(context=32)) as s:
         tokens = s.tokenize("A fox lived near the river. " * 9)[:28]
-        assert len(list(s.generate(tokens, max_tokens=100))) <= 32 - len(tokens) == 4
+        assert len(list(s.stream(tokens, Options(max_tokens=100)))) <= 32 - len(tokens) == 4
         with pytest.raises(
-            InputError, match="the prompt has 40 tokens, and the context 32; --context gives it up to 1024"
+            ContextLengthError, match="the prompt has 40 tokens, and the context 32; --context gives it up to 1024"
         ):
             s.logits(list(range(40)))
 
 
 def test_bad_prompts(session: runtime.Session) -> None:
     with pytest.raises(InputError, match="prompt: expected at least one token, found none"):
-        list(session.generate(""))
+        session.generate("")
     with pytest.raises(InputError, match="prompt: expected token ids from 0 to 2047, found 9999"):
         session.logits([1, 9999])
 

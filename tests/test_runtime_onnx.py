@@ -20,9 +20,9 @@ from test_runtime import NASTY
 from sampan import runtime
 from sampan.errors import InputError
 from sampan.onnx import Graph
+from sampan.runtime import Options, Sampling
 from sampan.runtime.engines import _pages
 from sampan.runtime.engines._routers import RouterRecorder
-from sampan.runtime.sampling import Sampling
 
 IDS = [int(i) for i in np.random.default_rng(3).integers(0, 2000, 40)]
 
@@ -92,7 +92,7 @@ def test_the_cache_is_rewound(exact: Path) -> None:
 def test_greedy_answers_equal_a_plain_loop(folder: Path) -> None:
     with runtime.open(folder) as s:
         prompt = s.tokenize_chat([{"role": "user", "content": "What is the capital of Peru?"}])
-        ours = "".join(s.generate(prompt, max_tokens=20, sampling=Sampling()))
+        ours = s.generate(prompt, Options(max_tokens=20, sampling=Sampling()))
         plain, ids, last = Plain(folder), [], prompt
         while len(ids) < 20 and not s._engine.is_end(token := int(plain(last)[-1].argmax())):
             ids.append(token)
@@ -102,7 +102,7 @@ def test_greedy_answers_equal_a_plain_loop(folder: Path) -> None:
 
 def test_the_context_is_a_limit(folder: Path) -> None:
     with runtime.open(folder, runtime.EngineOptions(context=32)) as s:
-        assert len(list(s.generate(IDS[:28], max_tokens=100, sampling=Sampling(temperature=2.0)))) <= 4
+        assert len(list(s.stream(IDS[:28], Options(max_tokens=100, sampling=Sampling(temperature=2.0))))) <= 4
         with pytest.raises(
             InputError, match="the prompt has 40 tokens, and the context 32; --context gives it up to 1024"
         ):

@@ -17,8 +17,7 @@ from onnx_peer import to_onnx
 
 from sampan import runtime
 from sampan.errors import InputError
-from sampan.runtime.sampling import Sampling
-from sampan.runtime.session import Session, Stream
+from sampan.runtime import Chunk, Options, Sampling, Session, Stream
 
 __all__ = ["artifacts", "path"]  # fixtures of the tests here
 PROMPTS = ([5, 6, 7, 8], [5, 6, 7, 9, 10], [5, 6], [300, 301, 302, 303, 304, 305, 306])
@@ -62,10 +61,11 @@ def test_any_sequence_of_calls(seed: int, path: Path) -> None:
             match int(rng.integers(6)):
                 case 0:
                     prompt = PROMPTS[rng.integers(len(PROMPTS))]
-                    streams.append((tuple(prompt), session.generate(prompt, max_tokens=6, sampling=Sampling()), []))
+                    stream = session.stream(prompt, Options(max_tokens=6, sampling=Sampling()))
+                    streams.append((tuple(prompt), stream, []))
                 case 1 | 2 if streams:
                     _, stream, said = streams[rng.integers(len(streams))]
-                    said.append(next(stream, ""))
+                    said.append(next(stream, Chunk()).text)
                 case 3:
                     tokens = [int(t) for t in rng.integers(10, 300, rng.integers(1, 40))]
                     np.testing.assert_allclose(session.logits(tokens), bare.logits(tokens), atol=2e-3)
@@ -78,7 +78,7 @@ def test_any_sequence_of_calls(seed: int, path: Path) -> None:
         for prompt, stream, said in streams:
             if prompt not in known:
                 known[prompt] = bare.answer(list(prompt), 6)
-            assert "".join([*said, *stream]) == known[prompt]
+            assert "".join([*said, *(chunk.text for chunk in stream)]) == known[prompt]
         for tokens, parts, got in slices:
             np.testing.assert_allclose(np.concatenate([*got, *parts]), bare.logits(tokens), atol=2e-3)
 
@@ -114,8 +114,8 @@ def test_an_interrupt_at_every_line(path: Path) -> None:
         at = 0
         while True:
             at += 1
-            list(session.generate(PROMPTS[0], max_tokens=1))
-            if not interrupted(lambda: list(session.generate(PROMPTS[1], max_tokens=2)), at):
+            session.generate(PROMPTS[0], Options(max_tokens=1))
+            if not interrupted(lambda: session.generate(PROMPTS[1], Options(max_tokens=2)), at):
                 break
             assert session._turn.acquire(blocking=False)
             session._turn.release()
@@ -126,7 +126,7 @@ def test_an_interrupt_at_every_line(path: Path) -> None:
 def logits(session: Session, prompt: list[int]) -> np.ndarray[Any, Any]:
     """Of the first token of an answer, by the way that an answer takes, cache and all."""
     with session._turn:
-        return session._advance(object(), list(prompt)).copy()
+        return session._advance(object(), list(prompt))[0].copy()
 
 
 def test_keys_that_an_f16_cache_cannot_hold(model: Callable[[str], Path], tmp_path: Path) -> None:
@@ -147,9 +147,9 @@ def test_keys_that_an_f16_cache_cannot_hold(model: Callable[[str], Path], tmp_pa
             r"the model computed nan in place of a number behind token 4, so no answer can be chosen; a likely cause "
         )
         with pytest.raises(InputError, match=line + r"is its f16 cache, which holds nothing above 65504: try --kv f32"):
-            list(session.generate(PROMPTS[0], max_tokens=3))
+            session.generate(PROMPTS[0], Options(max_tokens=3))
     with opened(tmp_path / "m.gguf") as session:
-        list(session.generate(PROMPTS[0], max_tokens=3))
+        session.generate(PROMPTS[0], Options(max_tokens=3))
 
 
 def test_yarn_reaches_further_than_the_files_context(tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from both_engines import artifacts, path
 
 from sampan import runtime
 from sampan.errors import InputError
-from sampan.runtime.sampling import Sampling
-from sampan.runtime.session import Session
+from sampan.runtime import Chunk, Options, Sampling, Session
 
 ONE, OTHER = "The capital of France", "Please work out 2 + 38"
 __all__ = ["artifacts", "path"]  # fixtures of the tests here
@@ -34,7 +33,7 @@ def opened(path: Path) -> Session:
 
 
 def answer(session: Session, prompt: str, n: int = 12) -> str:
-    return "".join(session.generate(prompt, max_tokens=n))
+    return session.generate(prompt, Options(max_tokens=n, seed=0))
 
 
 def alone(path: Path, prompt: str) -> str:
@@ -43,21 +42,21 @@ def alone(path: Path, prompt: str) -> str:
 
 
 def test_two_streams_take_turns(path: Path, session: Session) -> None:
-    a, b = session.generate(ONE, max_tokens=12), session.generate(OTHER, max_tokens=12)
+    a, b = (session.stream(p, Options(max_tokens=12, seed=0)) for p in (ONE, OTHER))
     found = ["", ""]
     for _ in range(20):
         for n, stream in enumerate((a, b)):
-            found[n] += next(stream, "")
+            found[n] += next(stream, Chunk()).text
     assert found == [alone(path, ONE), alone(path, OTHER)]
 
 
 def test_logits_in_the_middle_of_a_stream(path: Path, session: Session) -> None:
     tokens = session.tokenize("One, two, three, four")
     wanted = session.logits(tokens)
-    stream = session.generate(ONE, max_tokens=12)
-    found = next(stream)
+    stream = session.stream(ONE, Options(max_tokens=12, seed=0))
+    found = next(stream).text
     np.testing.assert_allclose(session.logits(tokens), wanted, atol=1e-4)
-    assert found + "".join(stream) == alone(path, ONE)
+    assert found + stream.read().text == alone(path, ONE)
 
 
 def test_a_stream_in_the_middle_of_slices(session: Session) -> None:
@@ -113,7 +112,7 @@ def test_any_order_of_calls_gives_what_each_gives_alone(path: Path) -> None:
             prompt = prompts[rng.integers(len(prompts))]
             kind = rng.integers(3)
             if kind == 0:
-                next(session.generate(prompt, max_tokens=4), "")
+                next(session.stream(prompt, Options(max_tokens=4)))
             elif kind == 1:
                 session.logits(session.tokenize(prompt))
             else:
@@ -133,7 +132,7 @@ def test_logits_that_are_no_numbers(value: float, session: Session, monkeypatch:
 
 
 def test_after_close_everything_says_so(session: Session) -> None:
-    stream = session.generate(ONE, max_tokens=4)
+    stream = session.stream(ONE, Options(max_tokens=4))
     next(stream)
     session.close()
     session.close()
@@ -149,8 +148,8 @@ def test_after_close_everything_says_so(session: Session) -> None:
 
 def test_why_an_answer_ended(session: Session) -> None:
     """Each stream says it of itself, and only once it has ended."""
-    full = session.generate([300] * 250, max_tokens=100, sampling=Sampling(temperature=5.0))
-    short = session.generate(ONE, max_tokens=2)
+    full = session.stream([300] * 250, Options(max_tokens=100, sampling=Sampling(temperature=5.0), seed=0))
+    short = session.stream(ONE, Options(max_tokens=2, seed=0))
     next(full)
     assert (full.finish_reason, short.finish_reason) == (None, None)
     list(short)
@@ -162,14 +161,15 @@ def test_why_an_answer_ended(session: Session) -> None:
 def test_an_answer_that_the_model_ended(artifacts: dict[str, Path]) -> None:
     for name in ("gguf", "onnx"):
         with opened(artifacts[name]) as session:
-            stream = session.generate(session.tokenize_chat([{"role": "user", "content": "2 + 2"}]), max_tokens=60)
-            list(stream)
-            assert stream.finish_reason == "stop"
+            stream = session.chat([{"role": "user", "content": "2 + 2"}], options=Options(max_tokens=60, seed=0))
+            answer = stream.read()
+            assert stream.finish_reason == answer.finish_reason == "stop"
+            assert session._engine.is_end(answer.tokens[-1]) and stream.usage == answer.usage
 
 
 def test_what_is_refused_at_once(session: Session) -> None:
     with pytest.raises(InputError, match="the seed -1 is negative; give 0 or more"):
-        session.generate(ONE, seed=-1)
+        session.stream(ONE, Options(seed=-1))
     with pytest.raises(InputError, match="token ids from 0 to"):
         session.detokenize([session.vocab])
     with pytest.raises(InputError, match=r"the text has half a character, \\udce9 at character 1; decode it with"):
@@ -181,7 +181,7 @@ def test_without_weights_nothing_is_computed(path: Path) -> None:
     with runtime.open(path, runtime.EngineOptions(vocabulary_only=True)) as session:
         assert session.tokenize(ONE)
         with pytest.raises(InputError, match="opened with vocabulary_only, so it has no weights to compute with"):
-            session.generate(ONE)
+            session.stream(ONE)
 
 
 def test_more_context_than_the_model_was_made_for(path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_dropped_session_frees_its_model(path: Path) -> None:
 def test_the_interpreter_ends_with_an_open_session(path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from sampan import runtime; s = runtime.open(Path(sys.argv[1]));"
-        "g = s.generate('Hi', max_tokens=4); next(g)"
+        "g = s.stream('Hi'); next(g)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
@@ -214,7 +214,7 @@ from sampan import runtime
 session, going = runtime.open(Path(sys.argv[1])), threading.Event()
 def stream():
     while True:
-        for _ in session.generate("Hi", max_tokens=50):
+        for _ in session.stream("Hi"):
             going.set()
 threading.Thread(target=stream, daemon=True).start()
 going.wait()

@@ -74,7 +74,7 @@ def test_an_empty_system_message_is_one(model: Path, monkeypatch: pytest.MonkeyP
     from sampan.runtime.session import Session
 
     seen: list[Any] = []
-    monkeypatch.setattr(Session, "tokenize_chat", lambda self, messages, *a, **k: seen.append(list(messages)) or [1])
+    monkeypatch.setattr(Session, "render_chat", lambda self, messages, *a, **k: seen.append(list(messages)) or "x")
     for system in ([], ["--system", ""]):
         assert CliRunner().invoke(cli, ["run", str(model), "Hi", "--max-tokens", "1", *system]).exit_code == 0
     user = {"role": "user", "content": "Hi"}

@@ -19,9 +19,10 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from sampan import runtime
 from sampan.checkpoint import open_folder
-from sampan.convert import tiktoken as ours
 from sampan.convert.generation import roles
 from sampan.convert.tokenizer import CONTROL, USER_DEFINED, read_tokenizer, read_tokenizer_json
+from sampan.convert.tokenizers import tiktoken as ours
+from sampan.convert.tokenizers.byte_level import KIMI_SPLIT
 from sampan.errors import InputError
 from sampan.validate import conformance
 from sampan.validate.artifact import open_artifact
@@ -78,7 +79,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(ours.SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(KIMI_SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -97,7 +98,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     (folder / "tokenizer.json").unlink()
     write(folder, ranks)
     special = {NAMED.get(i, f"<|reserved_token_{RANKS + i}|>"): RANKS + i for i in range(SPECIAL)}
-    return Made(folder, tiktoken.Encoding("k", pat_str=ours.SPLIT, mergeable_ranks=ranks, special_tokens=special))
+    return Made(folder, tiktoken.Encoding("k", pat_str=KIMI_SPLIT, mergeable_ranks=ranks, special_tokens=special))
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_case_changes_that_llama_does_not_split(made: Made, session: runtime.Ses
 
 
 def pre_split(text: str) -> list[str]:
-    return [p for p, _ in pre_tokenizers.Split(Regex(ours.SPLIT), behavior="isolated").pre_tokenize_str(text)]
+    return [p for p, _ in pre_tokenizers.Split(Regex(KIMI_SPLIT), behavior="isolated").pre_tokenize_str(text)]
 
 
 def test_special_tokens(made: Made, session: runtime.Session) -> None:

@@ -17,7 +17,7 @@ from onnx_peer import to_onnx
 from safetensors.numpy import load_file, save_file
 
 from sampan import runtime
-from sampan.runtime.sampling import Sampling
+from sampan.runtime import Options, Sampling
 
 sys.path.insert(0, str(tiny.FIXTURE.parent))
 import facts
@@ -28,7 +28,7 @@ def share_right(path: Path, questions: Sequence[facts.Question]) -> float:
     with runtime.open(path) as session:
         for q in questions:
             prompt = session.tokenize_chat([{"role": "user", "content": q.text}])
-            right += q.answer in "".join(session.generate(prompt, max_tokens=40, sampling=Sampling()))
+            right += q.answer in session.generate(prompt, Options(max_tokens=40, sampling=Sampling()))
     return right / len(questions)
 
 

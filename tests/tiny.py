@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import zlib
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ LLAMA3 = {  # one wave is kept, one divided, the others between
     "original_max_position_embeddings": 64,
 }  # fmt: skip
 QUARTER = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}
+SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [12, 10, 10], "mrope_interleaved": True}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 
 
@@ -47,7 +49,7 @@ def _qwen(config: str, dtype: str = "bfloat16", **changes: Any) -> Tiny:
     return Tiny(config, base | changes, dtype)
 
 
-def _deepseek(dtype: str = "bfloat16", **changes: Any) -> Tiny:
+def _deepseek(dtype: str = "bfloat16", config: str = "DeepseekV3Config", **changes: Any) -> Tiny:
     base = {
         "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
@@ -56,7 +58,7 @@ def _deepseek(dtype: str = "bfloat16", **changes: Any) -> Tiny:
         "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827,
         "bos_token_id": None, "eos_token_id": 2035, "num_mtp_layers": 0,
     }  # fmt: skip
-    return Tiny("DeepseekV3Config", base | changes, dtype)
+    return Tiny(config, base | changes, dtype)
 
 
 def _hybrid(config: str, dtype: str = "bfloat16", **changes: Any) -> Tiny:
@@ -67,6 +69,55 @@ def _hybrid(config: str, dtype: str = "bfloat16", **changes: Any) -> Tiny:
         "rope_parameters": QUARTER | {"mrope_section": [3, 3, 2]},
     }  # fmt: skip
     return _qwen(config, dtype, **(base | changes))
+
+
+def _kimi_linear(dtype: str = "bfloat16", **changes: Any) -> Tiny:
+    """The layers of FULL attend without rotation, the others have a state; a first dense layer, then experts."""
+    base = {
+        "moe_intermediate_size": 256, "num_local_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 1,
+        "kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64,
+        "num_key_value_heads": 4, "linear_num_heads": 4, "linear_head_dim": 64, "linear_conv_kernel_dim": 4,
+        "num_hidden_layers": 5, "layer_types": _kinds(5, 4, 5), "pad_token_id": None,
+    }  # fmt: skip
+    return _qwen("KimiLinearConfig", dtype, **(base | changes))
+
+
+def _kinds(layers: int, *full: int) -> list[str]:
+    """layer_types where the layers of `full`, counted from one, attend."""
+    return ["full_attention" if i + 1 in full else "linear_attention" for i in range(layers)]
+
+
+def _vision(config: str, dtype: str = "bfloat16", text: dict[str, Any] | None = None, **changes: Any) -> Tiny:
+    """A text model of three positions inside one with a vision tower of two thin layers."""
+    base = _qwen("", **({"head_dim": 64, "rope_parameters": SECTIONS} | (text or {}))).arguments
+    tower = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 256,
+        "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
+    }  # fmt: skip
+    tied = base.pop("tie_word_embeddings")
+    arguments = {"text_config": base, "vision_config": tower, "tie_word_embeddings": tied}
+    return Tiny(config, arguments | changes, dtype)
+
+
+def _glm_moe(dtype: str = "bfloat16", **changes: Any) -> Tiny:
+    """One dense layer, half of each head rotated."""
+    base = {
+        "head_dim": 64, "attention_bias": True, "pad_token_id": None, "rms_norm_eps": 1e-5, "n_routed_experts": 6,
+        "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 256, "first_k_dense_replace": 1,
+        "num_mtp_layers": 0, "routed_scaling_factor": 1.5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    }  # fmt: skip
+    return _qwen("Glm4MoeConfig", dtype, **(base | changes))
+
+
+def _minimax(dtype: str = "bfloat16", **changes: Any) -> Tiny:
+    """The keys of the makers' config stand beside those of transformers."""
+    base = {
+        "head_dim": 64, "pad_token_id": None, "intermediate_size": 256, "num_local_experts": 6,
+        "num_experts_per_tok": 2, "rotary_dim": 32, "scoring_func": "sigmoid", "use_qk_norm": True,
+        "qk_norm_type": "per_layer",
+    }  # fmt: skip
+    return _qwen("MiniMaxM2Config", dtype, **(base | changes))
 
 
 _MIX = {
@@ -145,6 +196,33 @@ MODELS: dict[str, Tiny] = {
     "qwen3_5": _hybrid("Qwen3_5TextConfig"),
     "qwen3_5-equal-heads": _hybrid("Qwen3_5TextConfig", "float32", tie_word_embeddings=True, linear_num_value_heads=2),
     "qwen3_5_moe": _hybrid("Qwen3_5MoeTextConfig", linear_num_value_heads=6, **_MIX),
+    "kimi_linear": _kimi_linear(),
+    "kimi_linear-8-experts-first-attends": _kimi_linear(
+        "float32", layer_types=_kinds(5, 1, 4), num_local_experts=8, n_shared_experts=2, linear_conv_kernel_dim=3,
+        linear_head_dim=32, v_head_dim=32,
+    ),
+    "kimi_linear-groups": _kimi_linear(
+        num_hidden_layers=9, layer_types=_kinds(9, 2, 5, 9), num_local_experts=12, n_group=4, topk_group=2,
+        num_experts_per_tok=3, **_SMALL, moe_intermediate_size=32, kv_lora_rank=64, qk_nope_head_dim=32,
+        qk_rope_head_dim=16, v_head_dim=32, linear_head_dim=32,
+    ),
+    "qwen3_vl": _vision("Qwen3VLConfig", text={"tie_word_embeddings": True}),
+    "qwen3_vl-wide-heads": _vision(
+        "Qwen3VLConfig", "float32", text={
+            "head_dim": 128, "rope_parameters": SECTIONS | {"rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+        },
+    ),
+    "qwen3_vl_moe": _vision("Qwen3VLMoeConfig", text={**_MOE, "moe_intermediate_size": 96}),
+    "glm4_moe": _glm_moe(),
+    "glm4_moe-norms-groups": _glm_moe(
+        "float32", use_qk_norm=True, attention_bias=False, n_routed_experts=12, n_group=4, topk_group=2,
+        num_experts_per_tok=3, norm_topk_prob=False, n_shared_experts=2, first_k_dense_replace=2,
+    ),
+    "glm4_moe_lite": _deepseek(
+        config="Glm4MoeLiteConfig", pad_token_id=None, qk_nope_head_dim=96, qk_rope_head_dim=32, v_head_dim=128
+    ),
+    "minimax_m2": _minimax(),
+    "minimax_m2-f32": _minimax("float32", num_key_value_heads=4, rotary_dim=64, num_local_experts=8),
 }  # fmt: skip
 
 
@@ -159,14 +237,57 @@ def build(name: str, folder: Path) -> Path:
     tiny = MODELS[name]
     config = getattr(transformers, tiny.config)(**tiny.arguments)
     config.dtype = tiny.dtype
-    transformers.AutoModelForCausalLM.from_config(config).to(getattr(torch, tiny.dtype)).save_pretrained(folder)
+    auto_class(config).from_config(config).to(getattr(torch, tiny.dtype)).save_pretrained(folder)
     edit_json(folder / "config.json", transformers_version=None)
     stored = load_file(folder / SINGLE)
+    if tiny.config == "KimiLinearConfig":
+        stored = _as_the_makers(folder, stored)
+    if tiny.config == "Qwen3VLMoeConfig":  # as the makers' files have them; transformers reads both
+        stored = {k: v.transpose(1, 2) if ".experts." in k else v for k, v in stored.items()}
     stored = {k: torch.from_numpy(values(k, tuple(v.shape))).to(v.dtype) for k, v in sorted(stored.items())}
     save_file(stored, folder / SINGLE, metadata={"format": "pt"})
     for file in TOKENIZER_FILES:
         shutil.copy(FIXTURE / file, folder)
     return folder
+
+
+def _as_the_makers(folder: Path, stored: dict[str, Any]) -> dict[str, Any]:
+    """Kimi-Linear's config as it is published, where transformers saves keys of its own; the dense layer's names."""
+    import torch
+
+    config = json.loads((folder / "config.json").read_text())
+    kinds, ffns = config["layer_types"], config["mlp_layer_types"]
+    linear = {
+        "full_attn_layers": [i + 1 for i, k in enumerate(kinds) if k == "full_attention"],
+        "kda_layers": [i + 1 for i, k in enumerate(kinds) if k == "linear_attention"],
+        "head_dim": config["linear_head_dim"], "num_heads": config["linear_num_heads"],
+        "short_conv_kernel_size": config["linear_conv_kernel_dim"],
+    }  # fmt: skip
+    own = (
+        "layer_types",
+        "mlp_layer_types",
+        "linear_head_dim",
+        "linear_num_heads",
+        "linear_conv_kernel_dim",
+        "qk_head_dim",
+    )
+    changes: dict[str, Any] = dict.fromkeys(own)
+    edit_json(
+        folder / "config.json", **changes, linear_attn_config=linear, first_k_dense_replace=ffns.count("dense"),
+        head_dim=config["hidden_size"] // config["num_attention_heads"], mla_use_nope=True, moe_layer_freq=1,
+        moe_router_activation_func="sigmoid", rope_theta=10000.0, num_nextn_predict_layers=0, use_grouped_topk=True,
+    )  # fmt: skip
+    named = {re.sub(r"block_sparse_moe\.(gate|up|down)_proj", r"mlp.\1_proj", k): v for k, v in stored.items()}
+    exact = ("A_log", "dt_bias", "e_score_correction_bias")  # float32 in every checkpoint
+    return {k: v.to(torch.float32) if k.endswith(exact) else v for k, v in named.items()}
+
+
+def auto_class(config: Any) -> Any:
+    """What loads a model of text, or of text and pictures."""
+    import transformers
+
+    text = getattr(config, "vision_config", None) is None
+    return transformers.AutoModelForCausalLM if text else transformers.AutoModelForImageTextToText
 
 
 def made_from(name: str) -> object:

@@ -82,7 +82,9 @@ def _difference(a: Any, b: Any, at: str = "") -> str:
 
 
 def _tables(folder: Path, wanted: bytes) -> list[str]:
-    """The rotary tables stand first in the data file."""
+    """The rotary tables stand first in the data file; a model that does not rotate has none."""
+    if not wanted:
+        return []
     with (folder / DATA_FILE).open("rb") as f:
         a, raw = np.frombuffer(wanted, np.float32), f.read(len(wanted))
     b = np.frombuffer(raw.ljust(len(wanted), b"\0"), np.float32)

@@ -17,7 +17,9 @@ from typing import Any, Protocol
 from sampan.errors import InputError, brief
 from sampan.files import read_bytes, read_json, read_json_if_there, there
 
-TIKTOKEN = "tiktoken.model"
+from .scored import Scored
+
+TIKTOKEN, SENTENCEPIECE = "tiktoken.model", "tokenizer.model"
 RESERVED = 258  # ids of special tokens behind the ranks of tiktoken.model
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -43,6 +45,8 @@ def open_tokenizer(folder: Path, vocab: int) -> Reader:
     """The most independent reader that there is here; `vocab`: rows of the embedding."""
     if there(folder / TIKTOKEN):
         return Ranked(folder, vocab)
+    if there(folder / SENTENCEPIECE) and not there(folder / "tokenizer.json"):
+        return Scored(folder)
     try:
         import transformers  # noqa: F401
     except ImportError:
@@ -85,6 +89,8 @@ class Assembled:
         try:
             qwen2 = str(config.get("tokenizer_class")).removesuffix("Fast") == "Qwen2Tokenizer"
             self._reader: Any = _qwen2(folder, stored) if qwen2 else Tokenizer.from_str(json.dumps(stored))
+            if _is_llama(folder, config) and "ByteLevel" not in str(self._reader.pre_tokenizer):
+                self._reader.normalizer, self._reader.pre_tokenizer = None, _metaspace(config)
             for token in _added(folder, config, stored if qwen2 else {}):
                 self._reader.add_tokens([AddedToken(token.pop("content"), **token)])
         except InputError:
@@ -121,6 +127,20 @@ def _qwen2(folder: Path, stored: dict[str, Any]) -> Any:
         empty = stored | {"model": stored["model"] | {"vocab": {}, "merges": []}, "added_tokens": []}
         reader.post_processor = Tokenizer.from_str(json.dumps(empty)).post_processor
     return reader
+
+
+def _is_llama(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether transformers takes LlamaTokenizer, which does not take the steps that the file has."""
+    named = str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
+    return named and read_json_if_there(folder / "config.json").get("model_type") != "mistral"
+
+
+def _metaspace(config: dict[str, Any]) -> Any:
+    from tokenizers import pre_tokenizers
+
+    scheme = "always" if config.get("legacy") else "first"
+    asked = config.get("add_prefix_space") in (True, None)
+    return pre_tokenizers.Metaspace("▁", scheme if asked else "never", split=False)
 
 
 def _added(folder: Path, config: dict[str, Any], stored: dict[str, Any]) -> Iterator[dict[str, Any]]:

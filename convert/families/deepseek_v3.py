@@ -30,6 +30,7 @@ DEFAULTS = qwen2.DEFAULTS | {
     "q_lora_rank": 1536, "rope_interleave": True,
 }  # fmt: skip
 
+GGUF = Gguf(architecture="deepseek2", interleaved=True, rope_dims=True, vocab=True, leading=True)
 FAMILY = Family(
     architectures=("DeepseekV3ForCausalLM",),
     model_types=("deepseek_v3", "kimi_k2"),
@@ -51,6 +52,6 @@ FAMILY = Family(
     },
     leftovers=qwen2.FAMILY.leftovers,
     defaults=DEFAULTS,
-    gguf=Gguf(architecture="deepseek2", interleaved=True, rope_dims=True, vocab=True),
+    gguf=GGUF,
     genai="qwen2",
 )

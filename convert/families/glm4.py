@@ -19,6 +19,7 @@ def read(config: Config) -> Architecture:
     return uniform(config, attention, read_dense(config, fused=True), post_norms=True)
 
 
+PRE = {"llama-bpe": "glm4"}
 DEFAULTS = qwen2.DEFAULTS | {
     "max_position_embeddings": 131072, "num_key_value_heads": 2, "rms_norm_eps": 1.5625e-07, "head_dim": 128,
     "attention_bias": True, "partial_rotary_factor": 0.5,
@@ -30,7 +31,7 @@ FAMILY = replace(
     model_types=("glm4",),
     read=read,
     defaults=DEFAULTS,
-    gguf=Gguf(architecture="glm4", interleaved=True, rope_dims=True, pre={"llama-bpe": "glm4"}),
+    gguf=Gguf(architecture="glm4", interleaved=True, rope_dims=True, pre=PRE),
     sources={
         **{name: layouts for name, layouts in qwen2.FAMILY.sources.items() if name not in _APART},
         "blk.{i}.post_attention_norm.weight": (Source(_L + "post_self_attn_layernorm.weight"),),

@@ -17,8 +17,7 @@ def read(config: Config) -> Architecture:
 
 def is_70b(arch: Architecture) -> bool:
     """80 layers with grouped key heads; without groups it is Llama 1's 65B."""
-    attention = arch.attentions[0]
-    return len(arch.blocks) == 80 and kv_heads(attention) != attention.heads
+    return len(arch.blocks) == 80 and all(kv_heads(a) != a.heads for a in arch.attentions)
 
 
 FAMILY = replace(

@@ -11,25 +11,25 @@ from . import qwen2, qwen3
 _M = "model.layers.{i}.mlp."
 
 
-def _gate(block: Block) -> Cut:
+def gate(block: Block) -> Cut:
     """Of each expert's fused matrix the first half; up is the second."""
     assert isinstance(block.ffn, MoE)  # noqa: S101 - dense layers have no such tensors
     return Cut(0, block.ffn.width, 2 * block.ffn.width)
 
 
-def _up(block: Block) -> Cut:
-    return replace(_gate(block), offset=_gate(block).take)
+def up(block: Block) -> Cut:
+    return replace(gate(block), offset=gate(block).take)
 
 
 ROUTED = {
     "blk.{i}.ffn_gate_inp.weight": (Source(_M + "gate.weight"),),
     "blk.{i}.ffn_gate_exps.weight": (
         Source(_M + "experts.{e}.gate_proj.weight"),
-        Source(_M + "experts.gate_up_proj", cut=_gate),
+        Source(_M + "experts.gate_up_proj", cut=gate),
     ),
     "blk.{i}.ffn_up_exps.weight": (
         Source(_M + "experts.{e}.up_proj.weight"),
-        Source(_M + "experts.gate_up_proj", cut=_up),
+        Source(_M + "experts.gate_up_proj", cut=up),
     ),
     "blk.{i}.ffn_down_exps.weight": (
         Source(_M + "experts.{e}.down_proj.weight"),

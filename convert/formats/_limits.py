@@ -11,9 +11,10 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cache
 
-from .. import tiktoken
 from ..generation import END_WORDS
 from ..tokenizer import CONTROL, NORMAL, USER_DEFINED, Tokenizer
+from ..tokenizers.byte_level import KIMI
+from ..tokenizers.tiktoken import byte_letters
 
 # Words that llama.cpp makes control tokens when it loads a vocabulary, whatever their type (src/llama-vocab.cpp)
 CONTROL_WORDS = frozenset(
@@ -43,7 +44,7 @@ class Limit:
 def limits(t: Tokenizer) -> list[Limit]:
     """What llama.cpp is known to read otherwise with this tokenizer."""
     found = []
-    if t.pre == tiktoken.PRE:
+    if t.pre == KIMI:
         what = "splits words at combining marks (Hindi, Thai) and at \u3007, Kimi's tokenizer does not"
         found.append(Limit(what, _marks()))
     if t.whole:
@@ -91,6 +92,6 @@ def _any_of(words: list[str]) -> re.Pattern[str]:
 def _whole_words(t: Tokenizer) -> list[str]:
     """The texts of tokens that no merge makes."""
     made = {m.replace(" ", "", 1) for m in t.merges}
-    letters = {letter: n for n, letter in enumerate(tiktoken.byte_letters())}
+    letters = {letter: n for n, letter in enumerate(byte_letters())}
     alone = [w for w, kind in zip(t.tokens, t.types, strict=True) if kind == NORMAL and len(w) > 1 and w not in made]
     return [bytes(letters[c] for c in w).decode(errors="ignore") for w in alone if all(c in letters for c in w)]

@@ -15,20 +15,20 @@ from sampan.chat_template import DEFAULT, SPECIAL_KEY, read_templates, special_t
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, wrong
 from sampan.generation import ENDS_KEY, Generation
+from sampan.prefix import PREFIX_KEY, WAYS
 from sampan.quantize import NumberType, Scheme, choose_type, get_scheme
 from sampan.quantize.types import is_number_type, number_type
 
 from ..architecture import (
     MLA,
     Architecture,
-    DeltaNet,
     Dense,
     LinearScaling,
     Llama3Scaling,
     MoE,
+    Recurrent,
     TensorSpec,
     YarnScaling,
-    kv_heads,
 )
 from ..binding import Binding, Bound, arranged, bind
 from ..card import read_card
@@ -37,10 +37,12 @@ from ..generation import notes as generation_notes
 from ..generation import resolve, roles
 from ..plan import Format, Plan, PlannedTensor, Request, facts
 from ..rope import llama3_factors
-from ..rows import Arrangement, neighbours, tiled, tiled_columns, turned
-from ..tokenizer import COMPOSES, Tokenizer, read_tokenizer
+from ..rows import Arrangement, neighbours, turned
+from ..tokenizer import Tokenizer, read_tokenizer
+from ..tokenizers.byte_level import COMPOSES
 from ._limits import text_tokens
-from ._llama import YARN_BETAS, check_engine, notes
+from ._llama import YARN_BETAS, check_engine, check_merges, notes, sections
+from ._recurrent import arrange_recurrent, key_heads, recurrent_keys
 
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -60,6 +62,7 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     typed = [(b, choose_type(scheme, facts(arch, b, wide=wide))) for b in tensors]
     groups = _split(typed, request.split)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
+    check_merges(checkpoint.folder, tokenizer)
     generation = resolve(checkpoint.folder, tokenizer)
     metadata = _metadata(checkpoint, llama, arch, tokenizer, generation, scheme, binding)
     files, planned = [], list[PlannedTensor]()
@@ -96,8 +99,10 @@ def arrange(family: Family, arch: Architecture, spec: TensorSpec) -> Arrangement
     if spec.layer < 0:
         return None
     attention, kind = arch.blocks[spec.layer].attention, spec.name.partition(f"blk.{spec.layer}.")[2]
-    if isinstance(attention, DeltaNet):
-        return _tiled(attention, spec, kind) if family.gguf and family.gguf.tiles_values else None
+    if isinstance(attention, Recurrent):
+        return arrange_recurrent(
+            attention, spec, kind, tiles_values=family.gguf is not None and family.gguf.tiles_values
+        )
     if isinstance(attention, MLA):
         return turned(spec.shape) if kind == "attn_k_b.weight" else None
     neighbouring = family.gguf is not None and family.gguf.interleaved
@@ -106,26 +111,10 @@ def arrange(family: Family, arch: Architecture, spec: TensorSpec) -> Arrangement
     return None
 
 
-def _tiled(d: DeltaNet, spec: TensorSpec, kind: str) -> Arrangement | None:
-    """ggml repeats q and k as a whole, so the first heads of v of all keys come first, then the second ones."""
-    each, name = d.v_heads // d.k_heads, kind.partition(".")[0]
-    if each == 1:
-        return None
-    if name in ("attn_qkv", "ssm_conv1d"):
-        return tiled(spec.shape, d.k_heads, each, d.v_dim, first=2 * d.k_heads * d.k_dim)
-    if name == "attn_gate":
-        return tiled(spec.shape, d.k_heads, each, d.v_dim)
-    if name in ("ssm_alpha", "ssm_beta"):
-        return tiled(spec.shape, d.k_heads, each, 1)
-    if name in ("ssm_dt", "ssm_a"):
-        return tiled_columns((1, d.v_heads), d.k_heads, each, 1)
-    return tiled_columns(spec.shape, d.k_heads, each, d.v_dim) if name == "ssm_out" else None
-
-
 def _rope_factors(arch: Architecture) -> tuple[list[container.Tensor], bytes]:
     """The one tensor that is computed, in front of the others, and its bytes."""
-    (rope,) = arch.ropes  # see check_engine
-    if not isinstance(rope.scaling, Llama3Scaling):
+    rope = next(iter(arch.ropes), None)  # see check_engine
+    if rope is None or not isinstance(rope.scaling, Llama3Scaling):
         return [], b""
     factors = llama3_factors(rope, rope.scaling)
     data = factors.tobytes()
@@ -184,37 +173,43 @@ def _metadata(
 
     w = gguf.GGUFWriter(None, llama.architecture)
     w.add_type(gguf.GGUFType.MODEL)
+    if tokenizer.prefix in WAYS:
+        w.add_string(PREFIX_KEY, tokenizer.prefix)  # among the first keys: an engine looks for it before it loads
     _describe(w, checkpoint, generation, binding)
-    (attention,), ffn = arch.attentions, arch.blocks[-1].ffn  # see check_engine
+    (attention,) = arch.attentions  # see check_engine
     w.add_block_count(len(arch.blocks))
     w.add_context_length(arch.context)
     w.add_embedding_length(arch.hidden)
     if arch.dense_width:
         w.add_feed_forward_length(arch.dense_width)
     w.add_head_count(attention.heads)
-    w.add_head_count_kv(kv_heads(attention))
+    w.add_head_count_kv(key_heads(arch))
     _rope(w, arch)
     w.add_layer_norm_rms_eps(arch.norm_eps)
-    if isinstance(ffn, MoE):
-        w.add_expert_count(ffn.experts)
-        w.add_expert_used_count(ffn.used)
-        w.add_expert_feed_forward_length(ffn.width)
-        if ffn.shared_gate:
-            w.add_expert_shared_feed_forward_length(ffn.shared_width)
+    for moe in arch.mixtures:  # one at most, see check_engine
+        w.add_expert_count(moe.experts)
+        w.add_expert_used_count(moe.used)
+        w.add_expert_feed_forward_length(moe.width)
+        if moe.shared_gate:
+            w.add_expert_shared_feed_forward_length(moe.shared_width)
+        if moe.gating != "softmax":
+            w.add_expert_gating_func(gguf.ExpertGatingFuncType[moe.gating.upper()])
+        if llama.leading:
+            _routing(w, arch, moe, latent=isinstance(attention, MLA))
     if isinstance(attention, MLA):
-        _latent(w, arch, attention)
+        _latent(w, attention)
     elif not llama.derives_heads:
         w.add_key_length(attention.head_dim)
         w.add_value_length(attention.head_dim)
-    for delta in dict.fromkeys(b.attention for b in arch.blocks if isinstance(b.attention, DeltaNet)):
-        _delta_net(w, arch, delta)
-    if llama.sections:
-        sections = attention.rope.sections or llama.sections
-        w.add_rope_dimension_sections([*sections, *[0] * (4 - len(sections))])
+    recurrent_keys(w, arch)
+    if llama.sections and attention.rope:
+        w.add_rope_dimension_sections([*sections(attention.rope, llama.sections), 0])
+    if llama.deepstack:
+        w.add_num_deepstack_layers(arch.deepstack)
     if llama.vocab:
         w.add_vocab_size(arch.vocab)
     if llama.rope_dims:
-        w.add_rope_dimension_count(attention.rope.dims)
+        w.add_rope_dimension_count(attention.rope_dims if isinstance(attention, MLA) else attention.rope.dims)
     if scheme.file_type is not None:
         w.add_file_type(scheme.file_type)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -223,21 +218,8 @@ def _metadata(
     return {key: _value(value) for key, value in w.kv_data[0].items()}
 
 
-def _delta_net(w: Any, arch: Architecture, d: DeltaNet) -> None:
-    kinds = [isinstance(b.attention, DeltaNet) for b in arch.blocks]
-    w.add_ssm_conv_kernel(d.kernel)
-    w.add_ssm_state_size(d.k_dim)
-    w.add_ssm_group_count(d.k_heads)
-    w.add_ssm_time_step_rank(d.v_heads)
-    w.add_ssm_inner_size(d.v_dim * d.v_heads)
-    w.add_array(f"{w.arch}.attention.recurrent_layers", kinds)  # the package has no name for it
-    w.add_full_attention_interval(kinds.index(False) + 1)
-
-
-def _latent(w: Any, arch: Architecture, a: MLA) -> None:
+def _latent(w: Any, a: MLA) -> None:
     """Keys of deepseek2: attention over the latent is one key head of kv_lora + rope."""
-    import gguf
-
     if a.q_lora is not None:
         w.add_q_lora_rank(a.q_lora)
     w.add_kv_lora_rank(a.kv_lora)
@@ -245,15 +227,17 @@ def _latent(w: Any, arch: Architecture, a: MLA) -> None:
     w.add_value_length(a.kv_lora)
     w.add_key_length_mla(a.nope + a.rope_dims)
     w.add_value_length_mla(a.v)
-    moe = next(b.ffn for b in arch.blocks if isinstance(b.ffn, MoE))
+
+
+def _routing(w: Any, arch: Architecture, moe: MoE, *, latent: bool) -> None:
+    """Keys of DeepSeek's kind of experts; `latent`: for the graph with latent attention."""
     w.add_leading_dense_block_count(sum(isinstance(b.ffn, Dense) for b in arch.blocks))
     w.add_expert_shared_count(moe.shared)
-    w.add_expert_gating_func(gguf.ExpertGatingFuncType[moe.gating.upper()])
     w.add_expert_group_count(moe.groups)
     w.add_expert_group_used_count(moe.groups_used)
     w.add_expert_weights_scale(moe.scale)
-    if moe.normalise:
-        w.add_expert_weights_norm(True)
+    if moe.normalise or not latent:  # the converter writes a false one for the other graph
+        w.add_expert_weights_norm(moe.normalise)
 
 
 def _describe(w: Any, checkpoint: Checkpoint, generation: Generation, binding: Binding) -> None:
@@ -293,7 +277,9 @@ def _heuristic(card: dict[str, Any], checkpoint: Checkpoint, name: Path, total: 
 def _rope(w: Any, arch: Architecture) -> None:
     import gguf
 
-    (rope,) = arch.ropes  # see check_engine
+    rope = next(iter(arch.ropes), None)  # see check_engine
+    if rope is None:
+        return
     scaling = rope.scaling
     w.add_rope_freq_base(rope.theta)
     if isinstance(scaling, LinearScaling):
@@ -303,7 +289,7 @@ def _rope(w: Any, arch: Architecture) -> None:
         w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         w.add_rope_scaling_factor(scaling.factor)
         w.add_rope_scaling_orig_ctx_len(scaling.original_context)
-        if isinstance(arch.attentions[0], MLA):  # see check_engine
+        if any(isinstance(a, MLA) for a in arch.attentions):  # then all, see check_engine
             if (scaling.beta_fast, scaling.beta_slow) != YARN_BETAS:
                 w.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
                 w.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
@@ -314,11 +300,16 @@ def _rope(w: Any, arch: Architecture) -> None:
 
 
 def _tokenizer(w: Any, t: Tokenizer, pre: str, generation: Generation) -> None:
-    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_model(t.model)
     w.add_tokenizer_pre(pre)
     w.add_token_list(t.tokens)
+    if t.scores is None:
+        w.add_token_merges(t.merges)
+    else:
+        w.add_token_scores(t.scores)
     w.add_token_types(t.types)
-    w.add_token_merges(t.merges)
+    if t.prefix == "never":
+        w.add_add_space_prefix(False)
     for role, token in (t.special | roles(generation.ends, t)).items():
         getattr(w, f"add_{role}_token_id")(token)
     for role, flag in t.add.items():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..scheme import Rule
 
-KEEP = (Rule(r"_norm\.weight$|ffn_gate_inp|ssm_conv1d", "f32"),)
-"""Norms, routers and short convolutions stay exact in every scheme."""
+KEEP = (Rule(r"_norm\.weight$|ffn_gate_inp|ssm_conv1d|\.ssm_a$", "f32"),)
+"""Norms, routers, short convolutions and decays stay exact in every scheme."""
 
 EIGHT_EXPERTS = (Rule(r"attn_(k|v|qkv)\.weight$", "q8_0", when="8 experts"),)
 WIDE_V = (Rule(r"attn_(v|qkv)\.weight$", "q5_k", when="wide"),)

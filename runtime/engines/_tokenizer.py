@@ -38,10 +38,10 @@ class JsonTokenizer:
         ids: list[int] = self._reader.encode(text, add_special_tokens=around).ids
         return ids
 
-    def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for; control tokens and unused ids stand for none."""
+    def piece(self, token: int, *, control: bool) -> bytes:
+        """As `Engine.piece`; unused ids stand for nothing."""
         if (added := self._added.get(token)) is not None:
-            return b"" if added.special else bytes(added.content, "utf-8")
+            return b"" if added.special and not control else bytes(added.content, "utf-8")
         text = self._reader.id_to_token(token)
         if text is None:
             return b""

@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.errors import InputError, wrong
+from sampan.files import read_start
 from sampan.generation import ENDS_KEY, end_ids
+from sampan.prefix import PREFIX_KEY, WAYS, put
 
 from ..chat import LARGEST
 from ._experts import ExpertRecorder
 
 if TYPE_CHECKING:
-    from ..session import EngineOptions
+    from ..engine import EngineOptions
 
 NAME = "llama.cpp"
 BATCH = 512  # tokens evaluated at once in a prefill
@@ -28,6 +30,7 @@ DEFAULT_KV = "f16"
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's numbers
 VOCABULARY = {f"tokenizer.ggml.{k}" for k in ("tokens", "token_type", "merges", "scores")}  # megabytes as text
 LONGEST = 4 * LARGEST + 4  # bytes of a value; a chat template that is cut there is longer than may be rendered
+START = 4096  # bytes in which a file says that spaces are put in front in another way
 LOG_ERROR = 4  # enum ggml_log_level
 # Pre-tokenizers whose tokenizer.json normalises to NFC first, which llama.cpp leaves to its caller.
 NFC = {"qwen2"}
@@ -90,6 +93,14 @@ def _library() -> Any:
     return lib
 
 
+def _without_space_prefix(lib: Any) -> Any:
+    """Overrides of a file's keys, with an empty one at the end."""
+    found = (lib.llama_model_kv_override * 2)()
+    found[0].tag, found[0].key = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL, b"tokenizer.ggml.add_space_prefix"
+    found[0].value.val_bool = False
+    return found
+
+
 def amx(lib: Any) -> bool:
     """Whether ggml's AMX kernels are compiled in and the processor has them.
 
@@ -124,6 +135,8 @@ class LlamaEngine:
         params = lib.llama_model_default_params()
         params.vocab_only = options.vocabulary_only
         params.use_extra_bufts = not amx(lib)
+        if spaced := PREFIX_KEY.encode() in read_start(path, START):
+            params.kv_overrides = unspaced = _without_space_prefix(lib)  # noqa: F841 - kept alive while it loads
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise InputError(f"{path}: llama.cpp cannot load it: {'; '.join(_errors) or 'no reason given'}")
@@ -142,6 +155,8 @@ class LlamaEngine:
         self._nfc = self._meta("tokenizer.ggml.pre") in NFC if says is None else says == "true"
         # tokens that llama.cpp keeps to itself by their look, whose text belongs to an answer
         self._text_tokens = set(map(int, re.findall(r"\d+", self._meta("sampan.tokenizer.text_tokens") or "")))
+        self._prefix = self._meta(PREFIX_KEY) if spaced else None
+        self._apart = {s: self._special_texts(s) for s in (True, False)} if self._prefix in WAYS else {}
         self._ends = self._end_tokens()
         self._batch = lib.llama_batch_init(BATCH, 0, 1)
         self._position = 0
@@ -174,6 +189,8 @@ class LlamaEngine:
         return p
 
     def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
+        if self._prefix in WAYS:
+            text = put(text, self._apart[special], self._prefix)
         raw = (unicodedata.normalize("NFC", text) if self._nfc else text).encode()
         room = len(raw) + 2  # a token is a byte or more; BOS and EOS
         ids = (ctypes.c_int32 * room)()
@@ -182,11 +199,21 @@ class LlamaEngine:
             raise InputError(f"prompt: llama.cpp needs {-n} tokens for {len(raw)} bytes of text")
         return list(ids[:n])
 
-    def piece(self, token: int) -> bytes:
+    def _special_texts(self, special: bool) -> re.Pattern[str]:
+        """Tokens that llama.cpp looks for before it makes others: control ones only with `special`."""
+        lib = self._lib
+        control = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        wanted = lib.LLAMA_TOKEN_ATTR_USER_DEFINED | (control if special else 0)
+        ids = [i for i in range(self.vocab) if lib.llama_vocab_get_attr(self._vocab, i) & wanted]
+        texts = sorted((lib.llama_vocab_get_text(self._vocab, i).decode() for i in ids), key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, texts)) or '(?!)'})")
+
+    def piece(self, token: int, *, control: bool = False) -> bytes:
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
-            n = self._lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, token in self._text_tokens)
+            shown = control or token in self._text_tokens
+            n = self._lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, shown)
             if n >= 0:
                 return buffer.raw[:n]
             room = -n

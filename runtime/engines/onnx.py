@@ -18,13 +18,13 @@ from sampan.files import read_json_if_there
 from sampan.generation import end_ids, read_generation
 from sampan.onnx import GRAPH, read_graph, refuse_slow
 
-from ..session import DEFAULT_CONTEXT
+from ..engine import DEFAULT_CONTEXT
 from ._pages import huge_pages
 from ._routers import RouterRecorder
 from ._tokenizer import JsonTokenizer
 
 if TYPE_CHECKING:
-    from ..session import EngineOptions
+    from ..engine import EngineOptions
 
 NAME = "ONNX Runtime"
 BATCH = 512  # tokens evaluated at once in a prefill
@@ -175,8 +175,8 @@ class OnnxEngine:
     def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
         return self._tokenizer.encode(text, special=special, around=around)
 
-    def piece(self, token: int) -> bytes:
-        return self._tokenizer.piece(token)
+    def piece(self, token: int, *, control: bool = False) -> bytes:
+        return self._tokenizer.piece(token, control=control)
 
     def is_end(self, token: int) -> bool:
         return token in self._ends

@@ -33,9 +33,9 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         CONFIG | {"architectures": ["MambaForCausalLM"]},
         "found MambaForCausalLM; `--to onnx --exporter optimum` may know it",
     ),
-    "baichuan": (
-        CONFIG | {"architectures": ["BaichuanForCausalLM"], "model_type": "baichuan"},
-        "found BaichuanForCausalLM; `--to onnx --exporter optimum` may know it",
+    "internlm2": (
+        CONFIG | {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2"},
+        "found InternLM2ForCausalLM; `--to onnx --exporter optimum` may know it",
     ),
     "no-architecture": (CONFIG | {"architectures": None}, "architectures: expected one of"),
     "other-model-type": (

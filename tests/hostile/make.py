@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from configs import CONFIGS
+from hybrids import HYBRIDS
+from pieces import SENTENCEPIECE
 
 HERE = Path(__file__).parent
 T = "model.norm.weight"
@@ -126,10 +128,37 @@ def added(**changes: Any) -> dict[str, Any]:
     return tokenizer(added_tokens=[{"id": 3, "content": "<|end|>", "special": True} | changes])
 
 
+SPLITS = tokenizer()["pre_tokenizer"]["pretokenizers"]
+FALLBACK = tokenizer()["model"] | {"byte_fallback": True, "fuse_unk": True}
+
+
+def fallback(**changes: Any) -> dict[str, Any]:
+    """A tokenizer.json of SentencePiece's kind, without bytes."""
+    escape = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    decoders = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}]
+    steps = {"normalizer": escape, "decoder": {"type": "Sequence", "decoders": decoders}, "model": FALLBACK}
+    return tokenizer(**({"pre_tokenizer": None} | steps | changes))
+
+
 TOKENIZERS: dict[str, tuple[object, str]] = {
     "a-list": ([], "expected a JSON object, found list"),
     "unigram": (model(type="Unigram"), "model.type: expected BPE, found Unigram"),
-    "byte-fallback": (model(byte_fallback=True), "found True; tokenizers of SentencePiece's kind (Llama 2, Yi)"),
+    "two-splits": (
+        tokenizer(pre_tokenizer={"type": "Sequence", "pretokenizers": [*SPLITS[:1], *SPLITS]}),
+        "expected the split regex of qwen2, llama-bpe, kimi-k2, deepseek-v3, found (",
+    ),
+    "fallback-bytes-missing": (fallback(), "model.vocab: expected a token for each byte, found none for <0x00>"),
+    "fallback-other-decoder": (fallback(decoder={"type": "ByteLevel"}), "decoder: expected Replace and ByteFallback"),
+    "fallback-lower-case": (fallback(normalizer={"type": "Lowercase"}), "steps that turn spaces into ▁ and no others"),
+    "fallback-splits-words": (
+        fallback(normalizer=None, pre_tokenizer={"type": "Metaspace", "replacement": "▁", "split": True}),
+        "pre_tokenizer: expected Metaspace of ▁ that does not split",
+    ),
+    "fallback-dropout": (fallback(model=FALLBACK | {"dropout": 0.1}), "model.dropout: expected None, found 0.1"),
+    "fallback-without-vocabulary": (
+        fallback(model=FALLBACK | {"vocab": None}),
+        "vocab: expected an object, found None",
+    ),
     "no-merges": (model(merges=None), "model.merges: expected a list of merges, found None"),
     "merge-of-three": (
         model(merges=["a b c"]),
@@ -144,11 +173,11 @@ TOKENIZERS: dict[str, tuple[object, str]] = {
     "negative-id": (model(vocab={"a": -1}), "a: expected an id below vocab_size 8, found -1"),
     "other-regex": (
         split(pattern={"Regex": r"\w+"}),
-        r"expected the split regex of qwen2, llama-bpe, kimi-k2, found \w+",
+        r"expected the split regex of qwen2, llama-bpe, kimi-k2, deepseek-v3, found \w+",
     ),
     "string-pattern": (
         split(pattern={"String": " "}),
-        "expected the split regex of qwen2, llama-bpe, kimi-k2, found None",
+        "expected the split regex of qwen2, llama-bpe, kimi-k2, deepseek-v3, found None",
     ),
     "removed-pieces": (split(behavior="Removed"), "expected Split with behavior Isolated, not inverted"),
     "no-pre-tokenizer": (tokenizer(pre_tokenizer=None), "pre_tokenizer: expected Split, then ByteLevel, found None"),
@@ -219,7 +248,8 @@ def made() -> dict[str, tuple[bytes, str]]:
     """File → its bytes and the text that refuses it."""
     files = {f"safetensors/{name}.safetensors": case for name, case in SAFETENSORS.items()}
     files |= {f"gguf/{name}.gguf": case for name, case in GGUF.items()}
-    for folder, cases in (("index", INDEX), ("config", CONFIGS), ("tokenizer", TOKENIZERS)):
+    files |= {f"sentencepiece/{name}.model": case for name, case in SENTENCEPIECE.items()}
+    for folder, cases in (("index", INDEX), ("config", CONFIGS | HYBRIDS), ("tokenizer", TOKENIZERS)):
         for name, (value, line) in cases.items():
             files[f"{folder}/{name}.json"] = json.dumps(value, ensure_ascii=False, indent=1).encode(), line
     return files

@@ -30,14 +30,15 @@ sys.path.insert(0, str(HERE.parent))
 import tiny  # noqa: E402
 from describe import describe, input_hash  # noqa: E402
 
-HYBRIDS = ("qwen3_next", "qwen3_5")
+PREDICTORS = ("qwen3_next", "qwen3_5", "glm4_moe")
 RUNNER = """
 import runpy, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
 from conversion.base import TextModel
-from conversion.glm import Glm4Model
+from conversion.glm import Glm4Model, Glm4MoeLiteModel, Glm4MoeModel
 TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen2"
-Glm4Model.set_vocab = TextModel._set_vocab_gpt2  # its own names tokens that a tiny vocabulary does not have
+for glm in (Glm4Model, Glm4MoeModel, Glm4MoeLiteModel):
+    glm.set_vocab = TextModel._set_vocab_gpt2  # its own names tokens that a tiny vocabulary does not have
 sys.argv = ["convert_hf_to_gguf.py", *sys.argv[2:]]
 runpy.run_path(sys.path[0] + "/convert_hf_to_gguf.py", run_name="__main__")
 """
@@ -83,7 +84,7 @@ def main() -> None:
                     "--outfile",
                     str(out),
                 ]
-                if name.startswith(HYBRIDS):  # it takes for granted that they have such a head
+                if name.startswith(PREDICTORS):  # it takes for granted that they have such a head
                     command.append("--no-mtp")
                 run = subprocess.run(command, capture_output=True, text=True)
                 if run.returncode:

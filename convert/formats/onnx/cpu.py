@@ -15,7 +15,7 @@ from sampan.errors import wrong
 from sampan.quantize import TensorType, tensor_type
 from sampan.quantize.blocked import BlockType
 
-from ...architecture import EMBEDDING, Architecture, DeltaNet, MoE, Rope
+from ...architecture import EMBEDDING, Architecture, MoE, Rope
 from .graph import CONTRIB, FLOAT, INT32, INT64, Edge, Graph
 from .rope import tables
 from .weights import Weights
@@ -140,10 +140,10 @@ class Cpu:
             return x
         return self.graph.node("Pad", path, [x, self.graph.ints(*[0] * 7, more)], (*x.shape[:-1], width))
 
-    def concat(self, path: str, a: Edge, b: Edge) -> Edge:
+    def concat(self, path: str, *parts: Edge) -> Edge:
         """Along the last dimension."""
-        shape = (*a.shape[:-1], int(a.shape[-1]) + int(b.shape[-1]))
-        return self.graph.node("Concat", path, [a, b], shape, axis=-1)
+        shape = (*parts[0].shape[:-1], sum(int(p.shape[-1]) for p in parts))
+        return self.graph.node("Concat", path, parts, shape, axis=-1)
 
     def split(self, path: str, x: Edge, *widths: int) -> list[Edge]:
         """Cut the last dimension."""
@@ -156,7 +156,7 @@ class Cpu:
         path: str,
         layer: int,
         qkv: Sequence[Edge],
-        rope: Rope,
+        rope: Rope | None,
         heads: int,
         kv_heads: int,
         head_dim: int,
@@ -164,9 +164,9 @@ class Cpu:
     ) -> Edge:
         """Rotate, append to the cache, attend. `qkv`: q, k and v, or the three in one. `scale` None: 1/√head_dim.
 
-        A rotation of fewer dimensions than a head has is of its first ones.
+        A rotation of fewer dimensions than a head has is of its first ones; None: nothing is rotated.
         """
-        for what, n in (("heads", head_dim), ("rotations", rope.dims)):
+        for what, n in (("heads", head_dim), ("rotations", rope.dims if rope else 0)):
             if n % 16:
                 raise wrong("--to onnx", f"{what} of a multiple of 16 dimensions, as GroupQueryAttention takes them", n)
         g, parts = self.graph, ("key", "value")
@@ -174,15 +174,21 @@ class Cpu:
         present = [g.output(f"present.{layer}.{n}", FLOAT, (1, kv_heads, "total", head_dim)) for n in parts]
         query = [*qkv, None, None][:3]
         more: dict[str, Any] = {} if scale is None else {"scale": scale}
+        if rope:
+            more |= {"do_rotary": 1, "rotary_interleaved": int(rope.interleaved)}
         return g.node(
-            "GroupQueryAttention", path, [*query, *past, self._last, self._total, *self._tables[rope]],
+            "GroupQueryAttention", path,
+            [*query, *past, self._last, self._total, *(self._tables[rope] if rope else ())],
             (1, "sequence", heads * head_dim), domain=CONTRIB, more=present, num_heads=heads, kv_num_heads=kv_heads,
-            do_rotary=1, rotary_interleaved=int(rope.interleaved), **more,
+            **more,
         )  # fmt: skip
 
-    def convolution(self, path: str, layer: int, x: Edge, name: str) -> Edge:
-        """silu of a causal convolution of each channel of [1, sequence, channels]; its last inputs are a state."""
-        g, kernel = self.graph, self.weights.kernel(path, name)
+    def convolution(self, path: str, layer: int, x: Edge, *names: str) -> Edge:
+        """silu of a causal convolution of each channel of [1, sequence, channels]; its last inputs are a state.
+
+        `names`: the taps of some channels, of the next ones, …
+        """
+        g, kernel = self.graph, self.weights.kernel(path, names)
         shape = (1, int(kernel.shape[2]) - 1, int(x.shape[-1]))
         past = g.input(f"past_conv.{layer}", FLOAT, shape)
         present = g.output(f"present_conv.{layer}", FLOAT, shape)
@@ -199,29 +205,42 @@ class Cpu:
             "BranchwiseRMSNorm", path, [x, scale], x.shape, domain=CONTRIB, num_branches=heads, epsilon=1e-6 / width
         )
 
-    def decay(self, path: str, alpha: Edge, a: str, bias: str) -> Edge:
-        """a · softplus(alpha + bias), [1, sequence, heads]."""
+    def decay(self, path: str, alpha: Edge, a: str, bias: str, *, heads: int | None = None) -> Edge:
+        """a · softplus(alpha + bias), in alpha's shape; with `heads` a is of [heads, 1], one for a head's width."""
         g, w = self.graph, self.weights
         shifted = self.add(f"{path}/bias", alpha, w.vector(f"{path}/bias", bias))
-        return self.multiply(path, g.node("Softplus", path, [shifted], alpha.shape), w.vector(f"{path}/a", a))
+        positive = g.node("Softplus", path, [shifted], alpha.shape)
+        if heads is None:
+            return self.multiply(path, positive, w.vector(f"{path}/a", a))
+        (by_head,) = w.matrix(f"{path}/a", [a], tensor_type("f32"))
+        return self.join(f"{path}/join", self.multiply(path, self.heads(f"{path}/heads", positive, heads), by_head))
 
     def delta_rule(
-        self, path: str, layer: int, qkv: tuple[Edge, Edge, Edge], decay: Edge, beta: Edge, d: DeltaNet
+        self,
+        path: str,
+        layer: int,
+        qkv: tuple[Edge, Edge, Edge],
+        decay: Edge,
+        beta: Edge,
+        sizes: tuple[int, int, int, int],
     ) -> Edge:
-        """The recurrence of a gated delta net, [1, sequence, v_heads · v_dim]; see DeltaNet."""
-        g, shape = self.graph, (1, d.v_heads, d.k_dim, d.v_dim)
+        """The recurrence of DeltaNet and KDA, [1, sequence, v_heads · v_dim]. `decay`: of each head of v, or of each of
+        its dimensions of k; `sizes`: heads of k and of v, width of k and of v.
+        """
+        k_heads, v_heads, k_dim, v_dim = sizes
+        g, shape = self.graph, (1, v_heads, k_dim, v_dim)
         past = g.input(f"past_recurrent.{layer}", FLOAT, shape)
         present = g.output(f"present_recurrent.{layer}", FLOAT, shape)
         return g.node(
             "LinearAttention", path, [*qkv, past, decay, beta], qkv[2].shape, domain=CONTRIB, more=[present],
-            q_num_heads=d.k_heads, kv_num_heads=d.v_heads, update_rule="gated_delta", scale=d.k_dim**-0.5,
+            q_num_heads=k_heads, kv_num_heads=v_heads, update_rule="gated_delta", scale=k_dim**-0.5,
         )  # fmt: skip
 
-    def gated_norm(self, path: str, x: Edge, name: str, gate: Edge) -> Edge:
-        """RMS norm of every head, times silu(gate)."""
+    def gated_norm(self, path: str, x: Edge, name: str, gate: Edge, activation: str) -> Edge:
+        """RMS norm of every head, times silu(gate) or sigmoid(gate)."""
         scale = self.weights.vector(path, name)
         return self.graph.node(
-            "GatedRMSNorm", path, [x, scale, gate], x.shape, domain=CONTRIB, activation="silu", epsilon=self._eps
+            "GatedRMSNorm", path, [x, scale, gate], x.shape, domain=CONTRIB, activation=activation, epsilon=self._eps
         )
 
     def gated(self, path: str, gate: Edge, up: Edge) -> Edge:

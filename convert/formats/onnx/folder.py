@@ -9,10 +9,11 @@ from typing import Any
 from sampan.chat_template import CONFIG, DEFAULT, SPECIAL_TOKENS, read_templates
 from sampan.chat_template import FILE as TEMPLATE
 from sampan.checkpoint import Checkpoint
+from sampan.errors import wrong
 from sampan.files import read_bytes, read_json_if_there, there
 from sampan.generation import ENDS, FILE, NAMES, Generation, end_ids
 
-from ...architecture import MLA, Architecture
+from ...architecture import MLA, Architecture, Recurrent
 from ...family import Family
 from ...tokenizer import Tokenizer, read_tokenizer_json
 
@@ -27,7 +28,7 @@ def companions(
     _, completed = read_tokenizer_json(checkpoint.folder, arch.vocab)
     if completed != read_json_if_there(checkpoint.folder / "tokenizer.json"):
         files["tokenizer.json"] = json.dumps(completed, ensure_ascii=False).encode()
-    return files | {"genai_config.json": as_json(_genai(family, arch, tokenizer, g, context))}
+    return files | {"genai_config.json": as_json(_genai(checkpoint, family, arch, tokenizer, g, context))}
 
 
 def texts(folder: Path, vocab: int, g: Generation) -> dict[str, bytes]:
@@ -77,9 +78,14 @@ def search(g: Generation, context: int, *, shared: bool) -> dict[str, Any]:
     return found
 
 
-def _genai(family: Family, arch: Architecture, tokenizer: Tokenizer, g: Generation, context: int) -> dict[str, Any]:
+def _genai(
+    checkpoint: Checkpoint, family: Family, arch: Architecture, tokenizer: Tokenizer, g: Generation, context: int
+) -> dict[str, Any]:
     """genai_config.json (https://onnxruntime.ai/docs/genai/reference/config.html)."""
     ends = list(g.ends)
+    if len(arch.attentions) != 1:
+        found = f"{len(arch.attentions)} kinds of attention"
+        raise wrong(checkpoint.folder / "config.json", "one kind of attention, as genai_config.json describes", found)
     (attention,) = arch.attentions
     if isinstance(attention, MLA):  # expanded, see blocks/mla.py
         kv_heads, head_dim = attention.heads, attention.nope + attention.rope_dims
@@ -112,6 +118,9 @@ def _genai(family: Family, arch: Architecture, tokenizer: Tokenizer, g: Generati
             },
         },
     }
+    if any(isinstance(b.attention, Recurrent) for b in arch.blocks):
+        for side, time in (("inputs", "past"), ("outputs", "present")):
+            model["decoder"][side] |= {f"{time}_{kind}_names": f"{time}_{kind}.%d" for kind in ("conv", "recurrent")}
     if "bos" in tokenizer.special:
         model["bos_token_id"] = tokenizer.special["bos"]
     return {"model": model, "search": search(g, context, shared=True)}

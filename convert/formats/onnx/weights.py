@@ -60,7 +60,9 @@ class Weights:
         """float32 [n] of one or several vectors, one after the other."""
         if names not in self._placed:
             columns = [_as_column(self._bound[n]) for n in names]
-            self._place(path, names, tensor_type("f32"), _stack(columns, f"{path}/{names[0]}", False))
+            bound, slices = _stack(columns, f"{path}/{names[0]}", False)
+            vectors = tuple(replace(s, shape=s.shape[:1]) for s in slices)
+            self._place(path, names, tensor_type("f32"), (bound, vectors))
         (offset,) = self._placed[names]
         return self.graph.external(
             f"{path}/{names[0].rpartition('.')[2]}", FLOAT, (sum(self._bound[n].columns for n in names),), offset
@@ -76,23 +78,31 @@ class Weights:
         bound = self._bound[name]
         return self._arrays(path, (name,), kind, (bound.rows, bound.columns), flat=True)
 
-    def kernel(self, path: str, name: str) -> Edge:
-        """float32 [channels, 1, taps] of a convolution over single channels."""
-        bound = self._bound[name]
-        return self._arrays(path, (name,), tensor_type("f32"), (bound.rows, 1, bound.columns))[0]
+    def kernel(self, path: str, names: Sequence[str]) -> Edge:
+        """float32 [channels, 1, taps] of a convolution over single channels, those of several tensors in order."""
+        shape = (sum(self.rows_of(n) for n in names), 1, self.columns_of(names[0]))
+        return self._arrays(path, names, tensor_type("f32"), shape, interleave=False)[0]
 
     def experts(self, path: str, names: Sequence[str], kind: TensorType) -> tuple[Edge, ...]:
         """Stacked experts [experts, rows, …]; the rows of several tensors take turns."""
         experts, rows, columns = self._bound[names[0]].spec.shape
-        return self._arrays(path, names, kind, (experts, len(names) * rows, columns), flat=True)
+        shape = (experts, len(names) * rows, columns)
+        return self._arrays(path, names, kind, shape, flat=True, interleave=True)
 
     def _arrays(
-        self, path: str, names: Sequence[str], kind: TensorType, shape: tuple[int, ...], *, flat: bool = False
+        self,
+        path: str,
+        names: Sequence[str],
+        kind: TensorType,
+        shape: tuple[int, ...],
+        *,
+        flat: bool = False,
+        interleave: bool = False,
     ) -> tuple[Edge, ...]:
         """One initializer for each array of the type; scales are cast, which is folded when the graph is loaded."""
         if (key := tuple(names)) not in self._placed:
             parts = [self._bound[n] for n in names]
-            self._place(path, key, kind, _stack(parts, f"{path}/weight", interleave=len(shape) == 3))
+            self._place(path, key, kind, _stack(parts, f"{path}/weight", interleave))
         offsets = self._placed[key]
         g, *lead = self.graph, *shape[:-1]
         if not isinstance(kind, BlockType):

@@ -17,9 +17,10 @@ def write(form: Cpu, d: DeltaNet, layer: int, x: Edge) -> Edge:
     q, k = form.unit_heads(f"{at}/q", q, d.k_heads), form.unit_heads(f"{at}/k", k, d.k_heads)
     beta, alpha = _gates(form, d, at, blk, x)
     decay = form.decay(f"{at}/decay", alpha, f"{blk}ssm_a", f"{blk}ssm_dt.bias")
-    y = form.delta_rule(at, layer, (q, k, v), decay, form.sigmoid(f"{at}/beta", beta), d)
+    sizes = d.k_heads, d.v_heads, d.k_dim, d.v_dim
+    y = form.delta_rule(at, layer, (q, k, v), decay, form.sigmoid(f"{at}/beta", beta), sizes)
     z = form.linear(f"{at}/in_proj_z", x, f"{blk}attn_gate.weight")
-    y = form.gated_norm(f"{at}/norm", y, f"{blk}ssm_norm.weight", z)
+    y = form.gated_norm(f"{at}/norm", y, f"{blk}ssm_norm.weight", z, "silu")
     return form.linear(f"{at}/out_proj", y, f"{blk}ssm_out.weight")
 
 

@@ -28,8 +28,9 @@ def write(form: Cpu, a: GQA, layer: int, x: Edge) -> Edge:
         qkv[0], gate = (form.join(f"{at}/q/{n}", e) for n, e in zip(("join", "gate/join"), both, strict=True))
     if a.qk_norm:
         q, k, v = qkv
-        q = form.head_norm(f"{at}/q_norm", q, f"{blk}q_norm.weight", a.heads)
-        k = form.head_norm(f"{at}/k_norm", k, f"{blk}k_norm.weight", a.kv_heads)
+        branches = (1, 1) if a.whole_norm else (a.heads, a.kv_heads)
+        q = form.head_norm(f"{at}/q_norm", q, f"{blk}q_norm.weight", branches[0])
+        k = form.head_norm(f"{at}/k_norm", k, f"{blk}k_norm.weight", branches[1])
         qkv = [q, k, v]
     y = form.attention(at, layer, qkv, a.rope, a.heads, a.kv_heads, a.head_dim)
     if a.gated:

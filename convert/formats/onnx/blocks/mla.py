@@ -49,7 +49,7 @@ def write(form: Cpu, a: MLA, layer: int, x: Edge) -> Edge:
 
 def scale(a: MLA) -> float:
     """1/√(nope + rope_dims), times the square of yarn's mscale_all_dim where there is one."""
-    scaling = a.rope.scaling
+    scaling = a.rope.scaling if a.rope else None
     factor = 1.0
     if isinstance(scaling, YarnScaling) and scaling.mscale_all_dim and scaling.factor > 1:
         factor = 0.1 * scaling.mscale_all_dim * math.log(scaling.factor) + 1

@@ -12,7 +12,7 @@ import binascii
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,23 +20,11 @@ from typing import Any
 from sampan.errors import brief, wrong
 from sampan.files import read_bytes, read_json
 
+from .. import added
+from ..tokenizer import Kind, Tokenizer, Whole
+from . import byte_level
+
 NAME = "tiktoken.model"
-PRE = "kimi-k2"  # llama.cpp's name for the split
-_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
-_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
-_TAIL = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-SPLIT = "|".join(
-    (
-        r"[\p{Han}]+",
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_TAIL}",
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_TAIL}",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
 RESERVED = 258  # ids after the ranks that are special tokens; those beyond the embedding are dropped
 LONGEST = 1024  # bytes of a token
 
@@ -112,7 +100,7 @@ def byte_letters() -> list[str]:
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
 
 
-def tokenizer_json(folder: Path, vocab: int) -> dict[str, Any]:
+def form(folder: Path, vocab: int) -> dict[str, Any]:
     """The same tokenizer in the form of the tokenizers package, for an embedding of `vocab` rows."""
     ranks = read_ranks(folder / NAME, vocab)
     letters = byte_letters()
@@ -133,7 +121,7 @@ def tokenizer_json(folder: Path, vocab: int) -> dict[str, Any]:
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False},
+                {"type": "Split", "pattern": {"Regex": byte_level.KIMI_SPLIT}, "behavior": "Isolated", "invert": False},
                 {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
             ],
         },
@@ -174,3 +162,15 @@ def _added(folder: Path, base: int, vocab: int) -> dict[int, tuple[str, bool]]:
             raise wrong(f"{path}: added token {brief(content)}", f"an id from {base} to {end - 1}", key)
         added[int(key)] = (content, bool(entry.get("special")))
     return added
+
+
+def read(w: Whole) -> Tokenizer:
+    """A Tokenizer whose roles are named in tokenizer_config.json."""
+    ids = {entry["content"]: entry["id"] for entry in w.parsed["added_tokens"]}
+    config = read_json(w.folder / "tokenizer_config.json")
+    named = {role: added.content(config.get(f"{role}_token")) for role in ("bos", "eos", "unk", "pad")}
+    t = byte_level.read(w)
+    return replace(t, special=t.special | {role: ids[text] for role, text in named.items() if text in ids})
+
+
+TOKENIZER = Kind(claims=lambda parsed: False, read=read, file=NAME, form=form, alone=True)

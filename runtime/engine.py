@@ -1,0 +1,81 @@
+"""What an engine is, and how it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampan.errors import InputError
+
+DEFAULT_CONTEXT = 4096
+KV = Literal["f32", "f16", "q8_0"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """`context` in tokens (None: the model's own, at most 4096); `kv` is the cache's number type (None: the
+    engine's own: f16 in llama.cpp, f32 in ONNX Runtime).
+    """
+
+    context: int | None = None
+    threads: int | None = None
+    kv: KV | None = None
+    flash_attention: bool | None = None  # None: the engine decides
+    vocabulary_only: bool = False  # tokenise only: no weights are loaded
+    record_experts: bool = False  # for `Session.take_experts`; slower
+
+    def positions(self, path: Path, trained: int, longest: int) -> int:
+        """The size of the context. `trained` is what the artifact says, `longest` counts what its rope scaling adds.
+
+        Raises InputError beyond `longest`: the model was made for no such positions.
+        """
+        wanted = min(trained, DEFAULT_CONTEXT) if self.context is None else self.context
+        if not 0 < wanted <= longest:
+            raise InputError(
+                f"{path}: a context of {wanted} tokens cannot be had, since the model was made for 1 to {longest}: "
+                "beyond that it answers nonsense"
+            )
+        return wanted
+
+
+class Engine(Protocol):
+    """What an engine offers. It keeps a cache of the tokens evaluated so far."""
+
+    vocab: int
+    context: int
+    longest: int  # most that `context` can be
+    kv: str  # number type of the cache
+    batch: int  # most tokens of one `evaluate`
+
+    def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
+        """Token ids, as `Session.tokenize`."""
+
+    def piece(self, token: int, *, control: bool = False) -> bytes:
+        """The bytes that a token stands for; control tokens stand for none, or with `control` for their own text."""
+
+    def is_end(self, token: int) -> bool:
+        """Whether generation ends with this token."""
+
+    def keep(self, n: int) -> int:
+        """Forget all but the first `n` cached tokens; returns how many are left: a state that cannot be cut back to
+        that point is forgotten altogether.
+        """
+
+    def evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
+        """Append at most `batch` tokens to the cache; logits [wanted, vocab] of the last `wanted` ones.
+
+        The array is the engine's own memory, valid until the next call.
+        """
+
+    def take_experts(self) -> dict[int, NDArray[np.int32]]:
+        """As `Session.take_experts`."""
+
+    def metadata(self) -> Mapping[str, str]:
+        """The artifact's metadata, values as text."""
+
+    def close(self) -> None: ...
