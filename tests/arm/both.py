@@ -1,0 +1,67 @@
+"""What is done on both processors and compared: `on_arm.py` imports it here and runs it as a program there.
+
+both.py convert OUT FORMAT:SCHEME…     # the tiny Qwen3, each into OUT/FORMAT-SCHEME
+both.py answer OUT ARTIFACT…           # greedy answers and logits of each, into OUT.json and OUT.npz
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TESTS = Path(__file__).parents[1]
+sys.path.insert(0, str(TESTS / "fixtures"))
+import facts  # noqa: E402
+
+from sampan import runtime  # noqa: E402
+from sampan.checkpoint import open_folder  # noqa: E402
+from sampan.convert.conversion import convert, prepare  # noqa: E402
+
+MODEL = TESTS / "fixtures" / "tiny-qwen3"
+QUESTIONS = (*facts.capital_questions()[::24], *facts.sum_questions()[::10])
+LONGEST = 40  # tokens of an answer
+
+
+def artifact(folder: Path, kind: str) -> Path:
+    """Where the conversion to `kind`, FORMAT:SCHEME, stands."""
+    return folder / kind.replace(":", "-")
+
+
+def convert_all(folder: Path, kinds: list[str]) -> None:
+    for kind in kinds:
+        convert(prepare(open_folder(MODEL), artifact(folder, kind), *kind.split(":"), jobs=1), overwrite=True)
+
+
+def answers(path: Path) -> tuple[list[list[int]], NDArray[np.float32]]:
+    """Token ids of the greedy answers, and the logits [questions, vocab] that their first tokens come from."""
+    found, first = [], []
+    with runtime.open(path, runtime.EngineOptions(context=256, threads=1)) as session:
+        engine = session._engine
+        for question in QUESTIONS:
+            ids: list[int] = []
+            engine.keep(0)
+            logits = engine.evaluate(session.tokenize_chat([{"role": "user", "content": question.text}]), 1)[0]
+            first.append(logits.copy())
+            while not engine.is_end(token := int(logits.argmax())) and len(ids) < LONGEST:
+                ids.append(token)
+                logits = engine.evaluate([token], 1)[0]
+            found.append(ids)
+    return found, np.stack(first)
+
+
+def main(command: str, out: str, *arguments: Any) -> None:
+    if command == "convert":
+        convert_all(Path(out), list(arguments))
+        return
+    found = {path: answers(Path(path)) for path in arguments}
+    Path(f"{out}.json").write_text(json.dumps({p: ids for p, (ids, _) in found.items()}))
+    np.savez(f"{out}.npz", **{str(n): logits for n, (_, logits) in enumerate(found.values())})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
