@@ -1,4 +1,4 @@
-"""Lint of the demo app's resources: both languages whole, contrast, touch targets, no text that cannot be translated."""
+"""Lint of the demo app's resources: both languages whole, contrast, touch targets, no text outside of them."""
 
 from __future__ import annotations
 
@@ -144,13 +144,13 @@ def test_layouts_can_be_read_aloud_translated_and_enlarged(layout: Path) -> None
 
 
 def test_the_code_says_nothing_of_its_own() -> None:
-    """A text for the user comes from strings.xml: literals with a space are a command, a separator or an exception's."""
+    """A text for the user comes from strings.xml: other literals are a command, a separator or a name."""
     for path, code in CODE.items():
         plain = re.sub(r"/\*.*?\*/|//[^\n]*", "", code, flags=re.DOTALL)
         for literal in re.findall(r'"((?:[^"\\]|\\.)*)"', plain):
             allowed = literal in ("adb push model.gguf ", " · ", " ")
             technical = re.fullmatch(r"[a-z0-9_./*+\-\[\]{},]*|[A-Z]\w*|%\.1f|…|, |: ", literal)
-            assert allowed or technical and not re.match("[A-Z][a-z]", literal), f"{path.name}: {literal!r}"
+            assert allowed or (technical and not re.match("[A-Z][a-z]", literal)), f"{path.name}: {literal!r}"
 
 
 KINDS = {
