@@ -81,7 +81,7 @@ def test_contrast(theme: str) -> None:
     """4.5 for text on what it lies on: on_X on X, quiet and links on the grounds that they are used on."""
     colors = values(theme, "colors", "color")
     pairs = [(f"on_{ground}", ground) for ground in colors if f"on_{ground}" in colors]
-    pairs += [("quiet", "background"), ("quiet", "surface"), ("accent", "background")]
+    pairs += [("quiet", "background"), ("quiet", "surface"), ("accent", "background"), ("on_background", "surface")]
     assert {name for pair in pairs for name in pair} == set(colors)
     for text, ground in pairs:
         assert contrast(colors[text], colors[ground]) >= 4.5, f"{theme}: {text} on {ground}"
