@@ -167,7 +167,9 @@ public final class ChatActivity extends Activity {
                 text.setText(words);
             }
             findViewById(R.id.notice_copy).setVisibility(notice.detail.isEmpty() ? View.GONE : View.VISIBLE);
-            findViewById(R.id.notice_retry).setVisibility(chat.state() == Chat.State.BROKEN ? View.VISIBLE : View.GONE);
+            boolean broken = chat.state() == Chat.State.BROKEN;
+            findViewById(R.id.notice_retry).setVisibility(broken ? View.VISIBLE : View.GONE);
+            findViewById(R.id.notice_close).setVisibility(broken ? View.GONE : View.VISIBLE);
         }
     }
 }

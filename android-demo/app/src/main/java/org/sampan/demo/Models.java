@@ -66,7 +66,12 @@ final class Models {
     /** Where `adb push` puts models: the app's folder on the shared storage. */
     File folder() {
         File shared = context.getExternalFilesDir("models");
-        return shared != null ? shared : new File(context.getFilesDir(), "models");
+        if (shared != null) {
+            return shared;
+        }
+        File own = new File(context.getFilesDir(), "models");
+        own.mkdirs();
+        return own;
     }
 
     private File bundledFolder() {

@@ -103,6 +103,15 @@ public final class ModelsActivity extends Activity {
             }).setNegativeButton(R.string.cancel, null).show();
     }
 
+    private String title(String name) {
+        if (name == null) {
+            return getString(R.string.models);
+        }
+        String copied = Words.bytes(this, models.copied());
+        return models.size() == 0 ? getString(R.string.copying_unknown, name, copied)
+            : getString(R.string.copying, name, copied, Words.bytes(this, models.size()));
+    }
+
     private void render() {
         String name = models.copying();
         ProgressBar progress = findViewById(R.id.progress);
@@ -113,12 +122,10 @@ public final class ModelsActivity extends Activity {
         }
         Button add = findViewById(R.id.add);
         add.setText(name == null ? R.string.pick_file : R.string.stop_copying);
-        if (name != null) {
-            setTitle(getString(R.string.copying, name, Words.bytes(this, models.copied()), Words.bytes(this, models.size())));
-        } else if (!copying.isEmpty()) {
+        if (name == null && !copying.isEmpty()) {
             refresh();
         }
-        ((TextView) findViewById(R.id.title)).setText(name == null ? getString(R.string.models) : getTitle());
+        ((TextView) findViewById(R.id.title)).setText(title(name));
         copying = name == null ? "" : name;
         String trouble = models.trouble();
         if (trouble != null) {

@@ -1,7 +1,14 @@
 package org.sampan.demo;
 
 import android.app.Activity;
+import android.graphics.Typeface;
 import android.os.Bundle;
+import android.text.SpannableString;
+import android.text.Spanned;
+import android.text.style.BackgroundColorSpan;
+import android.text.style.RelativeSizeSpan;
+import android.text.style.StyleSpan;
+import android.text.style.TypefaceSpan;
 import android.view.View;
 import android.view.ViewGroup;
 import android.widget.Button;
@@ -10,6 +17,7 @@ import android.widget.TextView;
 import java.util.ArrayList;
 import java.util.List;
 import org.sampan.core.Chat;
+import org.sampan.core.Markup;
 import org.sampan.core.Message;
 import org.sampan.core.Thinking;
 
@@ -118,12 +126,31 @@ final class Rows {
         }
     }
 
-    private void text(int row, int id, String words) {
+    private void text(int row, int id, CharSequence words) {
         TextView view = row(row).findViewById(id);
-        if (!words.contentEquals(view.getText())) {
+        if (!words.toString().contentEquals(view.getText())) {
             view.setText(words);
         }
-        view.setVisibility(words.isEmpty() ? View.GONE : View.VISIBLE);
+        view.setVisibility(words.length() == 0 ? View.GONE : View.VISIBLE);
+    }
+
+    private CharSequence styled(String markdown) {
+        Markup markup = Markup.of(markdown);
+        SpannableString text = new SpannableString(markup.text);
+        for (Markup.Run run : markup.runs) {
+            boolean code = run.kind == Markup.Kind.CODE || run.kind == Markup.Kind.BLOCK;
+            span(text, run, code ? new TypefaceSpan("monospace") : new StyleSpan(Typeface.BOLD));
+            if (code) {
+                span(text, run, new BackgroundColorSpan(activity.getColor(R.color.surface)));
+            } else if (run.kind == Markup.Kind.HEADING) {
+                span(text, run, new RelativeSizeSpan(1.15f));
+            }
+        }
+        return text;
+    }
+
+    private static void span(SpannableString text, Markup.Run run, Object look) {
+        text.setSpan(look, run.start, run.end, Spanned.SPAN_EXCLUSIVE_EXCLUSIVE);
     }
 
     private void answer(int i, Message message) {
@@ -140,7 +167,7 @@ final class Rows {
             answer(i, shown.get(i));
         });
         text(i, R.id.thought, open ? parts.thought : "");
-        text(i, R.id.text, message == null && parts.answer.isEmpty() && !parts.open ? "…" : parts.answer);
+        text(i, R.id.text, styled(message == null && parts.answer.isEmpty() && !parts.open ? "…" : parts.answer));
         text(i, R.id.ending, message == null ? "" : ending(message));
         row.findViewById(R.id.actions).setVisibility(message == null ? View.GONE : View.VISIBLE);
         if (message != null) {

@@ -61,13 +61,13 @@ public final class Chat {
         return state;
     }
 
-    /** The last thing to be told, or null. It stays until it is dismissed. */
+    /** The last thing to be told, or null. It stays until it is dismissed; what is BROKEN stays until it works again. */
     public Notice notice() {
         return notice;
     }
 
     public void dismiss() {
-        notice = null;
+        notice = state == State.BROKEN ? notice : null;
         view.run();
     }
 
@@ -157,12 +157,9 @@ public final class Chat {
 
     /** Another answer to the last question; only in READY. */
     public void again() {
-        int count = conversation.messages.size();
-        while (count > 0 && !conversation.messages.get(count - 1).isUser()) {
-            count--;
-        }
-        if (state == State.READY && count > 0) {
-            keep(conversation.cut(count, System.currentTimeMillis()));
+        Conversation asked = conversation.asked(System.currentTimeMillis());
+        if (state == State.READY && !asked.messages.isEmpty()) {
+            keep(asked);
             answer();
         }
     }
@@ -205,16 +202,18 @@ public final class Chat {
         leave(store.fresh(model == null ? "" : model.getName(), System.currentTimeMillis()));
     }
 
+    /** A saved conversation; the one that is open stays as it is. */
     public void open(Conversation saved) {
-        leave(saved);
+        if (!saved.id.equals(conversation.id)) {
+            leave(saved);
+        }
     }
 
     private void leave(Conversation next) {
         interrupt();
         conversation = next;
         speed = 0;
-        notice = null;
-        view.run();
+        dismiss();
     }
 
     public void delete(String id) {

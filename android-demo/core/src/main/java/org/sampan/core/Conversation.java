@@ -30,8 +30,12 @@ public final class Conversation {
         return new Conversation(id, now, by, longer);
     }
 
-    /** The first `count` messages. */
-    public Conversation cut(int count, long now) {
+    /** Up to the last question. */
+    Conversation asked(long now) {
+        int count = messages.size();
+        while (count > 0 && !messages.get(count - 1).isUser()) {
+            count--;
+        }
         return new Conversation(id, now, model, messages.subList(0, count));
     }
 

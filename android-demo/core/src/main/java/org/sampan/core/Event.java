@@ -35,8 +35,4 @@ public final class Event {
         Object value = members.get(key);
         return value instanceof Number ? ((Number) value).doubleValue() : 0;
     }
-
-    public boolean has(String key) {
-        return members.get(key) != null;
-    }
 }

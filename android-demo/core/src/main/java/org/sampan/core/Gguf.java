@@ -41,7 +41,6 @@ public final class Gguf {
     }
 
     public final String architecture;
-    public final String name;
     /** Bytes of all tensors. */
     public final long tensors;
     /** Rows of the embedding. */
@@ -50,15 +49,10 @@ public final class Gguf {
 
     private Gguf(Map<String, Object> keys, long tensors, long vocabulary) {
         this.keys = keys;
-        this.architecture = text("general.architecture");
-        this.name = text("general.name");
+        Object named = keys.get("general.architecture");
+        this.architecture = named instanceof String ? (String) named : "";
         this.tensors = tensors;
         this.vocabulary = vocabulary;
-    }
-
-    private String text(String key) {
-        Object value = keys.get(key);
-        return value instanceof String ? (String) value : "";
     }
 
     /** A number of the architecture, such as "block_count", or `absent`. */

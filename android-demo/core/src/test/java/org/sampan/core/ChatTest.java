@@ -327,6 +327,30 @@ public class ChatTest {
     }
 
     @Test
+    public void theConversationThatIsOpenIsNotReplacedByItsOldCopy() throws Exception {
+        ready();
+        home(() -> chat.ask("forever"));
+        until("writing", () -> chat.partial().contains("…"));
+        Conversation copy = store.open(at(() -> chat.conversation().id));
+        home(() -> chat.open(copy));
+        assertEquals(Chat.State.ANSWERING, at(chat::state));
+        home(chat::fresh);
+        home(() -> chat.open(store.open(copy.id)));
+        assertEquals("stopped", last().reason);
+    }
+
+    @Test
+    public void whatIsBrokenIsToldUntilItWorks() throws Exception {
+        load("bad.gguf");
+        until(Chat.State.BROKEN);
+        home(chat::dismiss);
+        home(chat::fresh);
+        assertEquals(Notice.Kind.LOAD_FAILED, kind());
+        ready();
+        assertNull(kind());
+    }
+
+    @Test
     public void aFolderThatCannotBeWrittenIsTold() throws Exception {
         ready();
         assertTrue(new File(folder.getRoot(), "conversations").createNewFile());

@@ -16,7 +16,6 @@ public final class Report {
                 Gguf model = Gguf.read(new File(file));
                 Fit fit = Fit.of(model, 8L << 30, 8L << 30);
                 out.put("architecture", model.architecture);
-                out.put("name", model.name);
                 out.put("tensors", model.tensors);
                 out.put("vocabulary", model.vocabulary);
                 out.put("context", fit.context);
