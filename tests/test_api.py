@@ -34,9 +34,8 @@ def test_from_a_checkpoint_to_an_answer(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_names_and_version() -> None:
-    assert (
-        sampan.__version__ == version("sampan") and sampan.open is api.open and set(sampan.__all__) <= set(dir(sampan))
-    )
+    assert sampan.__version__ == version("sampan") and sampan.open is api.open
+    assert set(sampan.__all__) <= set(dir(sampan))
     with pytest.raises(AttributeError, match="module 'sampan' has no attribute 'opne'"):
         _ = sampan.opne
     for count in (0, 3):

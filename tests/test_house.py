@@ -28,7 +28,7 @@ ALLOWED = {
 FACE = {
     ROOT / "core" / "api.py",
     ROOT / "core" / "__init__.py",
-}  # what programs import; the rest only when it is called
+}  # the rest only when it is called
 HEAVY = {
     "torch",
     "transformers",
