@@ -32,6 +32,7 @@ VOCABULARY = {f"tokenizer.ggml.{k}" for k in ("tokens", "token_type", "merges", 
 LONGEST = 4 * LARGEST + 4  # bytes of a value; a chat template that is cut there is longer than may be rendered
 START = 4096  # bytes in which a file says that spaces are put in front in another way
 LOG_ERROR = 4  # enum ggml_log_level
+ADDED = 1 << 4  # LLAMA_TOKEN_ATTR_USER_DEFINED
 # Pre-tokenizers whose tokenizer.json normalises to NFC first, which llama.cpp leaves to its caller.
 NFC = {"qwen2"}
 
@@ -217,6 +218,14 @@ class LlamaEngine:
             if n >= 0:
                 return buffer.raw[:n]
             room = -n
+
+    def added(self) -> Mapping[str, bool]:
+        lib, vocab, found = self._lib, self._vocab, {}
+        for i in range(self.vocab):
+            if (kind := lib.llama_vocab_get_attr(vocab, i)) & (lib.LLAMA_TOKEN_ATTR_CONTROL | ADDED):
+                text = lib.llama_vocab_get_text(vocab, i).decode(errors="replace")
+                found[text] = bool(kind & lib.LLAMA_TOKEN_ATTR_CONTROL) and i not in self._text_tokens
+        return found
 
     def is_end(self, token: int) -> bool:
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token)) if self._ends is None else token in self._ends

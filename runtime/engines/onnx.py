@@ -178,6 +178,9 @@ class OnnxEngine:
     def piece(self, token: int, *, control: bool = False) -> bytes:
         return self._tokenizer.piece(token, control=control)
 
+    def added(self) -> Mapping[str, bool]:
+        return self._tokenizer.added()
+
     def is_end(self, token: int) -> bool:
         return token in self._ends
 
