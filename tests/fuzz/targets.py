@@ -123,7 +123,11 @@ def pieces(random: Random, folder: Path) -> None:
     elif act == 1:  # the settings stand at the end
         raw = raw[:-40] + mutate.data(random, raw[-40:])
     elif act == 2:
-        raw = raw[:at] + random.choice((raw[at - 12 : at], b"\x0a\x00", b"\x12\x02\x18\x01", b"\x0a\xff\xff\x7f")) + raw[at:]
+        raw = (
+            raw[:at]
+            + random.choice((raw[at - 12 : at], b"\x0a\x00", b"\x12\x02\x18\x01", b"\x0a\xff\xff\x7f"))
+            + raw[at:]
+        )
     else:
         raw = raw[:at]
     path.write_bytes(raw)
