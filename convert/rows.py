@@ -37,7 +37,8 @@ def _minus_exp(w: Floats) -> Floats:
 def _length_one(w: Floats) -> Floats:
     """torch.nn.functional.normalize of every row, with its smallest length."""
     length = np.sqrt(np.einsum("ij,ij->i", w, w, dtype=np.float64))
-    return np.divide(w, np.maximum(length, 1e-12).astype(np.float32)[:, None], out=w)
+    w /= np.maximum(length, 1e-12).astype(np.float32)[:, None]
+    return w
 
 
 ONE_PLUS = Map("1 + w", _one_plus)

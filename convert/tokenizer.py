@@ -213,14 +213,18 @@ def read_merges(model: dict[str, Any], path: Path) -> list[str]:
     return joined
 
 
-def special_tokens(w: Whole, tokens: list[str], **unnamed: str) -> tuple[dict[str, int], dict[str, bool]]:
+def special_tokens(
+    w: Whole, tokens: list[str], *, by_name: bool = False, **unnamed: str
+) -> tuple[dict[str, int], dict[str, bool]]:
     """Special ids, and whether bos and eos are put around a text; other tokens around one are refused.
 
-    `unnamed`: texts of roles that no file names.
+    `by_name`: a name in tokenizer_config.json goes before an id in config.json. `unnamed`: texts of roles that no file
+    names.
     """
     around = _around(w.parsed, w.path)
     special, add = _by_gguf(w.folder, tokens)
     special = {role: tokens.index(text) for role, text in unnamed.items() if text in tokens} | special
+    special |= _named(w.folder, tokens) if by_name else {}
     for role, ids in around.items():
         if ids and ids != [special.get(role)]:
             expected = f"no tokens around a text but {role}"

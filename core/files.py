@@ -21,6 +21,7 @@ LIMITS = {
     "merges.txt": 100_000_000,
     "manifest.json": 100_000_000,
     "model.safetensors.index.json": 100_000_000,
+    "tokenizer.model": 6_000_000,
     "chat_template.jinja": 1_000_000,
 }
 LIMIT = 10_000_000

@@ -92,7 +92,7 @@ def test_tokenizer(case: str, tmp_path: Path) -> None:
     refused(case, lambda: read_tokenizer(tmp_path, 8))
 
 
-@pytest.mark.parametrize("case", cases("sentencepiece"))
+@pytest.mark.parametrize("case", cases("tokenizer-model"))
 def test_sentencepiece(case: str, tmp_path: Path) -> None:
     shutil.copy(HERE / case, tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer_config.json").write_text("{}")

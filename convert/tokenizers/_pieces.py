@@ -22,6 +22,7 @@ KINDS = {1: "Unigram", 2: "BPE", 3: "Word", 4: "Char"}
 TYPES = (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE)  # llama.cpp's numbers are SentencePiece's
 MOST_SETTINGS = 20_000  # fields beside the pieces
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_FLOAT = struct.Struct("<f")
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3  # fields of ModelProto
 
 
@@ -40,17 +41,17 @@ class Pieces:
 
 def read_pieces(path: Path, vocab: int) -> Pieces:
     """A SentencePiece model of at most `vocab` pieces; one that is no BPE over bytes is refused by name."""
-    data = memoryview(read_bytes(path))
+    data = read_bytes(path)
     try:
         return _model(path, data, vocab)
     except (IndexError, UnicodeDecodeError, struct.error):
         raise wrong(path, "a SentencePiece model", "bytes that protobuf cannot read; is it truncated?") from None
 
 
-_Field = tuple[int, int, int, memoryview]  # number, wire type, a whole number, bytes
+_Field = tuple[int, int, int, bytes]  # number, wire type, a whole number, bytes
 
 
-def _fields(data: memoryview) -> Iterator[_Field]:
+def _fields(data: bytes) -> Iterator[_Field]:
     """The fields of a message; an IndexError where it runs past the end."""
     at, end, nothing = 0, len(data), data[:0]
     while at < end:
@@ -70,7 +71,7 @@ def _fields(data: memoryview) -> Iterator[_Field]:
         at += length
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def _varint(data: bytes, at: int) -> tuple[int, int]:
     byte = data[at]
     if byte < 128:
         return byte, at + 1
@@ -85,20 +86,20 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
     raise IndexError
 
 
-def _model(path: Path, data: memoryview, vocab: int) -> Pieces:
+def _model(path: Path, data: bytes, vocab: int) -> Pieces:
     texts, scores, types = list[str](), list[float](), list[int]()
     seen, settings = set[str](), 0
     trainer, normalizer = data[:0], data[:0]
     for number, wire, _, value in _fields(data):
         if number == _PIECE and wire == _BYTES:
             text, score, kind = _piece(value)
-            at = f"{path}: piece {len(texts)}"
             if len(texts) >= vocab:
                 raise wrong(path, f"at most vocab_size {vocab} pieces", "more")
             if not text or text in seen:
-                raise wrong(at, "a text of its own", brief(repr(text)))
+                raise wrong(f"{path}: piece {len(texts)}", "a text of its own", brief(repr(text)))
             if not math.isfinite(score) or kind not in TYPES:
-                raise wrong(at, "a finite score and a type from 1 to 6", f"{score} and {kind}")
+                expected = "a finite score and a type from 1 to 6"
+                raise wrong(f"{path}: piece {len(texts)}", expected, f"{score} and {kind}")
             seen.add(text)
             texts.append(text)
             scores.append(score)
@@ -127,20 +128,24 @@ def _model(path: Path, data: memoryview, vocab: int) -> Pieces:
     return Pieces(texts, scores, types, prefix, texts[types.index(UNKNOWN)], *names)
 
 
-def _piece(data: memoryview) -> tuple[str, float, int]:
+def _piece(data: bytes) -> tuple[str, float, int]:
+    rest = data[2 + data[1] :] if data[:1] == b"\n" and data[1] < 128 else b""
+    if len(rest) in (5, 7) and rest[0] == 0x15 and (len(rest) == 5 or (rest[5] == 0x18 and rest[6] < 128)):
+        kind = rest[6] if len(rest) == 7 else NORMAL  # as SentencePiece writes it, without a loop
+        return str(data[2 : 2 + data[1]], "utf-8"), _FLOAT.unpack_from(rest, 1)[0], kind
     text, score, kind = "", 0.0, NORMAL
     for number, wire, whole, value in _fields(data):
         if number == 1 and wire == _BYTES:
             text = str(value, "utf-8")
         elif number == 2 and wire == _FIXED32:
-            score = struct.unpack("<f", value)[0]
+            score = _FLOAT.unpack(value)[0]
         elif number == 3 and wire == _VARINT:
             kind = whole
     return text, score, kind
 
 
-def _settings(path: Path, data: memoryview) -> dict[int, int | memoryview]:
-    found: dict[int, int | memoryview] = {}
+def _settings(path: Path, data: bytes) -> dict[int, int | bytes]:
+    found: dict[int, int | bytes] = {}
     for n, (number, wire, whole, value) in enumerate(_fields(data)):
         if n > MOST_SETTINGS:
             raise InputError(f"{path}: more than {MOST_SETTINGS} settings; is it the right file?")
@@ -148,7 +153,7 @@ def _settings(path: Path, data: memoryview) -> dict[int, int | memoryview]:
     return found
 
 
-def _trainer(path: Path, data: memoryview) -> tuple[str, str]:
+def _trainer(path: Path, data: bytes) -> tuple[str, str]:
     """Texts of bos and eos, empty where there is none; another kind of model is refused."""
     s = _settings(path, data)
     kind = s.get(3, 1)
@@ -164,12 +169,12 @@ def _trainer(path: Path, data: memoryview) -> tuple[str, str]:
         i, value = s.get(identity, 1), s.get(name, default)
         if isinstance(i, int) and i >= 2**31:  # -1: there is none
             return ""
-        return str(value, "utf-8") if isinstance(value, memoryview) else str(value)
+        return str(value, "utf-8") if isinstance(value, bytes) else str(value)
 
     return text(41, 46, "<s>"), text(42, 47, "</s>")
 
 
-def _normalizer(path: Path, data: memoryview) -> bool:
+def _normalizer(path: Path, data: bytes) -> bool:
     """Whether a space is put in front of a text; what changes texts otherwise is refused."""
     s = _settings(path, data)
     where = f"{path}: normalizer_spec"

@@ -70,7 +70,7 @@ def read(w: Whole) -> Tokenizer:
         if types[i] == USER_DEFINED:
             tokens[i] = text.replace(SPACE, " ")  # llama.cpp looks for it before it turns spaces
     _distinct(tokens, path)
-    special, add = special_tokens(w, tokens, bos="<s>", eos="</s>", unk="<unk>")
+    special, add = special_tokens(w, tokens, by_name=pieces is not None, bos="<s>", eos="</s>")
     add = {"bos": False, "eos": False} | add
     text_tokens = tuple(i for i, e in more.items() if types[i] == CONTROL and not e.get("special"))
     return Tokenizer(

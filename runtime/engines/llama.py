@@ -193,7 +193,7 @@ class LlamaEngine:
         if self._prefix in WAYS:
             text = put(text, self._apart[special], self._prefix)
         raw = (unicodedata.normalize("NFC", text) if self._nfc else text).encode()
-        room = len(raw) + 2  # a token is a byte or more; BOS and EOS
+        room = 2 * len(raw) + 3  # a token is a byte or more; spaces put in front of parts; BOS and EOS
         ids = (ctypes.c_int32 * room)()
         n = self._lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, around, special)
         if n < 0:

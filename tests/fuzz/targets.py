@@ -111,6 +111,28 @@ def ranks(random: Random, folder: Path) -> None:
     path.write_bytes(b"\n".join(lines) if act < 3 else mutate.data(random, path.read_bytes()))
 
 
+def pieces(random: Random, folder: Path) -> None:
+    """tokenizer.model: bytes, whole pieces, or settings."""
+    if random.random() < 0.3:
+        json_file("tokenizer_config.json", "generation_config.json")(random, folder)
+    path = folder / "tokenizer.model"
+    raw = path.read_bytes()
+    act, at = random.randrange(4), random.randrange(len(raw))
+    if act == 0:
+        raw = mutate.data(random, raw)
+    elif act == 1:  # the settings stand at the end
+        raw = raw[:-40] + mutate.data(random, raw[-40:])
+    elif act == 2:
+        raw = (
+            raw[:at]
+            + random.choice((raw[at - 12 : at], b"\x0a\x00", b"\x12\x02\x18\x01", b"\x0a\xff\xff\x7f"))
+            + raw[at:]
+        )
+    else:
+        raw = raw[:at]
+    path.write_bytes(raw)
+
+
 def gguf(random: Random, folder: Path) -> None:
     path = folder / "x.gguf"
     raw = path.read_bytes()
@@ -249,6 +271,7 @@ TARGETS = {
     "header": Target(header, lambda f: command("inspect", str(f)), 300),
     "tokenizer": Target(json_file("tokenizer.json", "tokenizer_config.json", "generation_config.json"), both, 150),
     "tiktoken": Target(ranks, both, 100),
+    "pieces": Target(pieces, both, 100),
     "gguf": Target(gguf, read_gguf, 500),
     "onnx": Target(onnx, read_onnx, 400),
     "template": Target(template, read_template, 80),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import spm
 import tiny
 from fuzz.targets import TARGETS
 from onnx_peer import to_onnx
@@ -76,6 +77,15 @@ def test_checkpoint(name: str, tmp_path: Path) -> None:
 
 def test_tiktoken(tmp_path: Path) -> None:
     fuzz("tiktoken", [tiny.KIMI], tmp_path)
+
+
+@pytest.mark.parametrize("own", [(), ("<own>", "[x]")])
+def test_pieces(own: tuple[str, ...], model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model("llama-linear"), tmp_path / "model"))
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(spm.model(2048, own=own))
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true}')
+    fuzz("pieces", [folder], tmp_path)
 
 
 def test_gguf(gguf_folder: Path, tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def made() -> dict[str, tuple[bytes, str]]:
     """File → its bytes and the text that refuses it."""
     files = {f"safetensors/{name}.safetensors": case for name, case in SAFETENSORS.items()}
     files |= {f"gguf/{name}.gguf": case for name, case in GGUF.items()}
-    files |= {f"sentencepiece/{name}.model": case for name, case in SENTENCEPIECE.items()}
+    files |= {f"tokenizer-model/{name}.model": case for name, case in SENTENCEPIECE.items()}
     for folder, cases in (("index", INDEX), ("config", CONFIGS | HYBRIDS), ("tokenizer", TOKENIZERS)):
         for name, (value, line) in cases.items():
             files[f"{folder}/{name}.json"] = json.dumps(value, ensure_ascii=False, indent=1).encode(), line
