@@ -25,11 +25,12 @@ class Gguf:
 
     `interleaved`: pairs of the rotation are neighbours. `derives_heads`: a head is hidden size / heads wide.
     `normalises`: whether the chosen experts' weights are divided by their sum; then every layer has experts; None where
-    the file says. `leading`: dense layers come first, all others have experts, with shared ones. `untied`: it needs a head of its own. `llama3`: it reads rope factors. `rope_dims`, `vocab`: it reads
-    a key for the number of rotated dimensions of a head, of the words. `sections`: it wants those of a rotation; these
-    where a config has none. `deepstack`: it reads in how many layers pictures come in. `tiles_values`: heads of v that
-    share a key stand as far apart as there are keys. `wide`: for which models it is what llama-quant.cpp calls 70B.
-    `pre`: pre-tokenizer → another name of the same split.
+    the file says. `leading`: dense layers come first, all others have experts, with shared ones. `untied`: it needs a
+    head of its own. `llama3`: it reads rope factors. `rope_dims`, `vocab`: it reads a key for the number of rotated
+    dimensions of a head, of the words. `sections`: it wants those of a rotation; these where a config has none.
+    `deepstack`: it reads in how many layers pictures come in. `tiles_values`: heads of v that share a key stand as far
+    apart as there are keys. `wide`: for which models it is what llama-quant.cpp calls 70B. `pre`: pre-tokenizer →
+    another name of the same split.
     """
 
     architecture: str
@@ -91,9 +92,8 @@ def find_family(checkpoint: Checkpoint) -> tuple[str, Family]:
             if kind not in family.model_types:
                 raise wrong(f"{where}: model_type", f"{' or '.join(family.model_types)} with {name}", brief(kind))
             return key, family
-    names = sorted(a for f in known.values() for a in f.architectures)
     hint = "`--to onnx --exporter optimum` may know it" if name else ""
-    raise wrong(f"{where}: architectures", f"one of {', '.join(names)}", brief(name), hint)
+    raise wrong(f"{where}: architectures", f"one of the families {', '.join(known)}", brief(name), hint)
 
 
 def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:

@@ -40,7 +40,7 @@ from ..rope import llama3_factors
 from ..rows import Arrangement, neighbours, tiled, tiled_columns, turned
 from ..tokenizer import COMPOSES, Tokenizer, read_tokenizer
 from ._limits import text_tokens
-from ._llama import YARN_BETAS, check_engine, notes, sections
+from ._llama import YARN_BETAS, check_engine, check_split, notes, sections
 
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -60,6 +60,7 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     typed = [(b, choose_type(scheme, facts(arch, b, wide=wide))) for b in tensors]
     groups = _split(typed, request.split)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
+    check_split(checkpoint.folder, tokenizer)
     generation = resolve(checkpoint.folder, tokenizer)
     metadata = _metadata(checkpoint, llama, arch, tokenizer, generation, scheme, binding)
     files, planned = [], list[PlannedTensor]()
