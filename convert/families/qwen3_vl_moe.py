@@ -31,8 +31,10 @@ FAMILY = replace(
     sources=inside(
         "model.",
         "model.language_model.",
-        qwen3_moe.FAMILY.sources
-        | {f"blk.{{i}}.ffn_{part}_exps.weight": _routed(part) for part in ("gate", "up", "down")},
+        {
+            **qwen3_moe.FAMILY.sources,
+            **{f"blk.{{i}}.ffn_{part}_exps.weight": _routed(part) for part in ("gate", "up", "down")},
+        },
     ),
     gguf=Gguf(architecture="qwen3vlmoe", sections=(24, 20, 20), deepstack=True, normalises=True),
 )
