@@ -101,7 +101,7 @@ def prepare(
     if lossless:
         check_lossless(plan)
     work = cut(
-        plan, len(checkpoint.shards), jobs, max_memory, compare=lossless or scheme.native,
+        plan.tensors, len(checkpoint.shards), jobs, max_memory, compare=lossless or scheme.native,
         streamed=is_streamed(checkpoint),
     )  # fmt: skip
     options = {k: v for k, v in (("context", context), ("accuracy", accuracy)) if v is not None}

@@ -14,21 +14,26 @@ from typing import Any
 
 import onnx
 
-from sampan.artifact import OutputFile, replaced
+from sampan.artifact import OutputFile, manifest_bytes, replaced
 from sampan.checkpoint import Checkpoint
 from sampan.errors import wrong
-from sampan.files import read_json_if_there, there
-from sampan.generation import Generation, read_generation
+from sampan.files import read_json, read_json_if_there, there
+from sampan.generation import Generation
 from sampan.job import open_job, settle
 from sampan.quantize import get_scheme
 
-from . import trial
+from . import added, trial
+from .binding import Binding
 from .config import Config
 from .exporters import optimum
+from .fill import fill
 from .formats.onnx import FORMAT
 from .formats.onnx.folder import as_json, search, texts
 from .formats.onnx.graph import DATA_FILE
-from .formats.onnx.rewrite import rewrite, source_bytes, write
+from .formats.onnx.rewrite import rewrite
+from .generation import notes, resolve_ends
+from .shards import Shards
+from .work import cut
 
 # model types that onnxruntime-genai knows by name; it runs any other plain decoder as llama
 GENAI_TYPES = {"gemma", "gemma2", "llama", "mistral", "nemotron", "olmo", "phi", "phi3", "qwen2", "qwen3", "smollm3"}
@@ -68,17 +73,27 @@ def convert_exported(
         return
     replaced(out, (data,), request.overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
+    generation = _generation(checkpoint)
     with tempfile.TemporaryDirectory(prefix=f"{out.name}.export.", dir=out.parent) as work:
         exported = optimum.export(checkpoint, place, Path(work), request.context)
         new = rewrite(exported.graph, scheme_name, scheme, 4 if request.accuracy is None else request.accuracy)
-        small = {"model.onnx": new.model, **_companions(checkpoint, new.model, exported.context)}
+        small = {"model.onnx": new.model, **_companions(checkpoint, new.model, exported.context, generation)}
         files = [replace(data, size=new.size)]
         files += [OutputFile(out / name, data, len(data), folder=True) for name, data in small.items()]
         jobs = request.jobs or os.cpu_count() or 1
+        graph = replace(checkpoint, folder=exported.graph.parent, shards=new.shards)
+        parts = cut(new.tensors, len(new.shards), jobs, request.max_memory)
         with open_job(out, tuple(files), identity, overwrite=request.overwrite) as job:
-            done = progress(source_bytes(new))
-            with trial.trial(job, out):
-                write(new, job.fds[0], jobs, request.max_memory, done, allow_zero=request.allow_zero)
+            job.records.clear()  # of another tracing
+            done = progress(sum(s.size for s in new.shards))
+            with trial.trial(job, out) as check:
+
+                def step(n: int) -> None:
+                    check()
+                    done(n)
+
+                source = Shards(graph, Binding((), None, {}))
+                fill(parts, source, job, jobs, allow_zero=request.allow_zero, progress=step)
             manifest = {
                 "manifest_version": 1,
                 "sampan": version("sampan"),
@@ -89,9 +104,10 @@ def convert_exported(
                 "export": exported.record,
                 "files": {f.path.name: f.size for f in files},
                 "bits_per_weight": round(new.bits_per_weight, 4),
-                "tensors": {m.name: m.type.name for m in new.matrices if m.type},
+                "tensors": {t.bound.spec.name: t.type.name for t in new.matrices},
+                "notes": notes(generation),
             }
-            job.commit(json.dumps(manifest, indent=1).encode() + b"\n")
+            job.commit(manifest_bytes(manifest))
 
 
 def _identity(checkpoint: Checkpoint, hashes: dict[str, str], scheme: str, request: Request) -> dict[str, Any]:
@@ -114,15 +130,24 @@ def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
     return found
 
 
-def _companions(checkpoint: Checkpoint, model: bytes, context: int) -> dict[str, bytes]:
+def _generation(checkpoint: Checkpoint) -> Generation:
+    """Ends and sampling as for every conversion; the tokenizer's own end by its name in tokenizer.json."""
+    folder = checkpoint.folder
+    vocab = Config(checkpoint.config, str(folder / "config.json")).natural("vocab_size")
+    text, parsed = added.content(added.read_config(folder).get("eos_token")), read_json(folder / "tokenizer.json")
+    entries, model = parsed.get("added_tokens") or [], parsed.get("model")
+    words = model.get("vocab") if isinstance(model, dict) else None
+    ids = {e.get("content"): e.get("id") for e in entries if isinstance(e, dict)} if isinstance(entries, list) else {}
+    eos = ids.get(text, words.get(text) if isinstance(words, dict) else None)
+    return resolve_ends(folder, vocab, eos if type(eos) is int else None)
+
+
+def _companions(checkpoint: Checkpoint, model: bytes, context: int, generation: Generation) -> dict[str, bytes]:
     """Name → bytes of tokenizer, template and configurations."""
     graph = onnx.load_from_string(model).graph
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.input, *graph.output]}
     config = Config(checkpoint.config, str(checkpoint.folder / "config.json"))
     vocab = shapes["logits"][-1] or config.natural("vocab_size")
-    generation = read_generation(checkpoint.folder, vocab)
-    if not generation.ends:
-        raise wrong(config.at("eos_token_id"), "the tokens that end an answer", None)
     genai = _genai(checkpoint, config, shapes, vocab, generation, context)
     return texts(checkpoint.folder, vocab, generation) | {"genai_config.json": as_json(genai)}
 

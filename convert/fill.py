@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -248,6 +248,8 @@ def _read_shard(
         return buffer
 
     for item in items:
+        if item.nbytes and item.offset < position:  # its bytes went to another item, too
+            item = replace(item, nbytes=0)
         while position < item.offset:
             pool.put(take(item.offset))
         tasks.put((item, take(item.offset + item.nbytes)))

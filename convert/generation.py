@@ -21,9 +21,15 @@ END_WORDS = (  # ends by their text (src/llama-vocab.cpp)
 
 def resolve(folder: Path, tokenizer: Tokenizer) -> Generation:
     """What a checkpoint says of generating; the tokenizer's eos_token is an end too, and the first of them."""
-    found = read_generation(folder, len(tokenizer.tokens))
-    eos = [tokenizer.special["eos"]] if "eos" in tokenizer.special else []
-    ends = tuple(dict.fromkeys([*eos, *found.ends]))
+    return resolve_ends(folder, len(tokenizer.tokens), tokenizer.special.get("eos"))
+
+
+def resolve_ends(folder: Path, vocab: int, eos: int | None) -> Generation:
+    """The same with the tokenizer's end among `vocab` words, or None."""
+    found = read_generation(folder, vocab)
+    if eos is not None and not 0 <= eos < vocab:
+        raise wrong(folder / "tokenizer_config.json", f"an eos_token with an id below vocab_size {vocab}", eos)
+    ends = tuple(dict.fromkeys([*([] if eos is None else [eos]), *found.ends]))
     if not ends:
         raise wrong(folder / "tokenizer_config.json", "an eos_token among the added tokens", "none")
     return replace(found, ends=ends)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sampan.errors import wrong
 
 from .binding import Piece
 from .encoding import Read, buffer_size
-from .plan import Plan, PlannedTensor
+from .plan import PlannedTensor
 
 CHUNK_VALUES = 1 << 20  # values in one work item: 4 MB as float32, which stays in the cache
 
@@ -78,13 +78,21 @@ def pool_size(jobs: int) -> int:
     return jobs + 2
 
 
-def cut(plan: Plan, shards: int, jobs: int, max_memory: int, *, compare: bool = False, streamed: bool = False) -> Work:
-    """Cut the plan into items whose buffers stay within `max_memory` bytes (a row is never cut)."""
-    chunk, one_row = CHUNK_VALUES, max(t.bound.columns for t in plan.tensors)
-    work = _cut(plan, shards, chunk, compare, streamed)
+def cut(
+    tensors: Sequence[PlannedTensor],
+    shards: int,
+    jobs: int,
+    max_memory: int,
+    *,
+    compare: bool = False,
+    streamed: bool = False,
+) -> Work:
+    """Cut the tensors of a plan into items whose buffers stay within `max_memory` bytes (a row is never cut)."""
+    chunk, one_row = CHUNK_VALUES, max(t.bound.columns for t in tensors)
+    work = _cut(tensors, shards, chunk, compare, streamed)
     while work.buffers(jobs) > max_memory and chunk > one_row:
         chunk //= 2
-        work = _cut(plan, shards, chunk, compare, streamed)
+        work = _cut(tensors, shards, chunk, compare, streamed)
     if work.buffers(jobs) > max_memory:
         raise wrong(
             "--max-memory",
@@ -95,11 +103,11 @@ def cut(plan: Plan, shards: int, jobs: int, max_memory: int, *, compare: bool = 
     return work
 
 
-def _cut(plan: Plan, shards: int, chunk: int, compare: bool, streamed: bool) -> Work:
+def _cut(tensors: Sequence[PlannedTensor], shards: int, chunk: int, compare: bool, streamed: bool) -> Work:
     units: list[Unit] = []
     number = values = raw = out = 0
     sizes: dict[tuple[object, ...], int] = {}  # the experts of a layer are cut alike
-    for tensor in plan.tensors:
+    for tensor in tensors:
         row_out = tensor.type.row_bytes(tensor.bound.columns)
         for piece in tensor.bound.pieces:
             stored, columns = piece.stored, tensor.bound.stored_columns(piece)

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
-from android_programs import NATIVE, PLAIN, RUNS, Engine, command, user
+from android_programs import NATIVE, RUNS, Engine, user
 from conftest import to_gguf
 from test_chat import CONVERSATIONS, TEMPLATES, VARIABLES
 
@@ -80,7 +73,9 @@ def test_prompts_are_those_of_the_runtime(name: str, engine: Engine, tmp_path: P
     equal = 0
     with runtime.open(tmp_path / "m.gguf", runtime.EngineOptions(vocabulary_only=True)) as session:
         for what, messages in CONVERSATIONS.items():
-            sent = json.loads(unicodedata.normalize("NFC", json.dumps(messages, ensure_ascii=False)) if nfc else json.dumps(messages))
+            sent = json.loads(
+                unicodedata.normalize("NFC", json.dumps(messages, ensure_ascii=False)) if nfc else json.dumps(messages)
+            )
             for variables in VARIABLES:
                 said = engine.ask("render", messages=sent, variables=variables)
                 try:

@@ -18,8 +18,10 @@ from reference import MULTIPLE, assert_close, reference
 
 from sampan import runtime
 from sampan.checkpoint import open_folder
-from sampan.convert.exported import Request, convert_exported
+from sampan.convert.exported import Request, _generation, convert_exported
 from sampan.convert.exporters import optimum
+from sampan.convert.generation import resolve
+from sampan.convert.tokenizer import read_tokenizer
 from sampan.errors import InputError
 
 LLAMA3 = {
@@ -226,3 +228,18 @@ def test_a_quantised_source_is_refused(tmp_path: Path) -> None:
     tiny.edit_json(source / "config.json", quantization_config={"quant_method": "fp8"})
     with pytest.raises(InputError, match=r"quantization_config: expected none, found .*fp8"):
         optimum.export(open_folder(source), tmp_path, tmp_path, None)
+
+
+def test_ends_are_those_of_every_conversion(tmp_path: Path) -> None:
+    """The tokenizer's own end comes first, those of generation_config.json after it."""
+    folder = Path(shutil.copytree(tiny.FIXTURE, tmp_path / "m"))
+    checkpoint = open_folder(folder)
+    resolved = resolve(folder, read_tokenizer(folder, checkpoint.config["vocab_size"]))
+    assert _generation(checkpoint) == resolved and len(resolved.ends) > 1
+    tiny.edit_json(folder / "generation_config.json", eos_token_id=None)
+    tiny.edit_json(folder / "config.json", eos_token_id=None)
+    alone = _generation(open_folder(folder)).ends
+    assert alone == resolved.ends[:1]
+    tiny.edit_json(folder / "tokenizer_config.json", eos_token=None)
+    with pytest.raises(InputError, match="expected an eos_token among the added tokens, found none"):
+        _generation(open_folder(folder))

@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx_peer import relative
 
+from sampan.artifact import OutputFile, manifest_bytes
+from sampan.checkpoint import Checkpoint
+from sampan.convert.binding import Binding
 from sampan.convert.exporters._check import TOLERANCE, check
-from sampan.convert.formats.onnx.rewrite import Rewritten, rewrite, write
+from sampan.convert.fill import fill
+from sampan.convert.formats.onnx.rewrite import Rewritten, rewrite
+from sampan.convert.shards import Shards
+from sampan.convert.work import cut
 from sampan.errors import InputError
+from sampan.job import open_job
 from sampan.quantize import decode_rows, encode_rows, get_scheme, tensor_type
 
 VOCAB, WIDTH, INNER = 200, 64, 96
@@ -100,14 +107,19 @@ def all_through(kind: str, w: Weights) -> Weights:
 
 
 def rewritten(graph: Path, out: Path, quant: str, accuracy: int = 0, **options: Any) -> Rewritten:
+    """Through the cut and the fill of every conversion."""
     new = rewrite(graph, quant, get_scheme(quant), accuracy)
-    out.mkdir()
-    (out / "model.onnx").write_bytes(new.model)
+    work = cut(new.tensors, len(new.shards), 2, options.pop("max_memory", 10**7))
+    files = (
+        OutputFile(out / "model.onnx.data", b"", new.size, folder=True),
+        OutputFile(out / "model.onnx", new.model, len(new.model), folder=True),
+    )
+    source = Shards(Checkpoint("traced", None, graph.parent, {}, new.shards), Binding((), None, {}))
     passed: list[int] = []
-    with (out / "model.onnx.data").open("wb") as f:
-        f.truncate(new.size)
-        write(new, f.fileno(), 2, options.pop("max_memory", 10**7), passed.append, **{"allow_zero": False} | options)
-    assert sum(passed) == sum(m.stored.nbytes for m in new.moves)
+    with open_job(out, files, {"test": str(out)}, overwrite=False) as job:
+        fill(work, source, job, 2, progress=passed.append, **options)
+        job.commit(manifest_bytes({}))
+    assert sum(passed) == sum(s.size for s in new.shards)
     return new
 
 
@@ -138,7 +150,7 @@ def test_a_quantised_graph_computes_with_the_dequantised_weights(
     new = rewritten(decoder(tmp_path / "in", w), tmp_path / "out", quant, max_memory=40_000)
     held = {n: through(kinds[n], v, turn=n != "embed.weight") if n in kinds else v for n, v in w.items()}
     assert relative(run(tmp_path / "out" / "model.onnx"), expected(held)) < 1e-5
-    found = {m.name: m.type.name for m in new.matrices if m.type}
+    found = {t.bound.spec.name: t.type.name for t in new.matrices}
     assert {n: found[n] for n in kinds} == kinds and found["router"] == "f32"
 
 
@@ -227,3 +239,37 @@ def test_other_inputs_are_refused(tmp_path: Path) -> None:
     graph.write_bytes(model.SerializeToString())
     with pytest.raises(InputError, match=r"inputs of a text decoder with a cache, found .*pixel_values"):
         check(graph, TOKENS, [], np.zeros((1, 12, VOCAB), np.float32))
+
+
+def test_an_array_in_two_types_is_read_for_both(tmp_path: Path) -> None:
+    """The embedding is looked up in blocks, and added to something as it is: one place in the file, two readers."""
+    w = weights()
+    graph = decoder(tmp_path / "in", w)
+    model = onnx.load(graph, load_external_data=False)
+    model.graph.node.append(helper.make_node("ReduceMax", ["embed.weight"], ["largest"], "/x/ReduceMax", keepdims=0))
+    model.graph.output.append(helper.make_tensor_value_info("largest", TensorProto.FLOAT, []))
+    graph.write_bytes(model.SerializeToString())
+    rewritten(graph, tmp_path / "out", "int4")
+    assert relative(run(tmp_path / "out" / "model.onnx"), expected(all_through("u4_32", w))) < 1e-5
+    session = ort.InferenceSession(str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
+    feed = {"input_ids": np.array([TOKENS]), "attention_mask": np.ones((1, len(TOKENS)), np.int64)}
+    cache = {"past_key_values.0.key": np.zeros((1, 1, 0, WIDTH), np.float32)}
+    assert session.run(["largest"], feed | cache)[0] == w["embed.weight"].max()
+
+
+def test_other_numbers_than_float32_go_into_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = decoder(tmp_path / "in", weights())
+    model = onnx.load(graph, load_external_data=False)
+    inner = next(i for i in model.graph.initializer if i.name == "inner")
+    (tmp_path / "in" / "ints.bin").write_bytes(np.array([INNER], np.int64).tobytes())
+    inner.ClearField("raw_data")
+    inner.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "ints.bin"), ("offset", "0"), ("length", "8")):
+        inner.external_data.add(key=key, value=value)
+    graph.write_bytes(model.SerializeToString())
+    new = rewritten(graph, tmp_path / "out", "f32")
+    assert relative(run(tmp_path / "out" / "model.onnx"), expected(weights())) < 1e-6
+    assert {s.name for s in new.shards} == {"d.bin", "ints.bin"}
+    monkeypatch.setattr("sampan.convert.formats.onnx.rewrite.MOST_INSIDE", 4)
+    with pytest.raises(InputError, match=r"model.onnx: inner: expected at most 4 bytes of other numbers .* found 8"):
+        rewrite(graph, "f32", get_scheme("f32"))

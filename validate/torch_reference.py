@@ -21,17 +21,18 @@ class TorchModel:
     def __init__(self, folder: Path, threads: int | None) -> None:
         try:
             import torch
-            from transformers import AutoModelForCausalLM
+            from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
         except ImportError as e:
             raise InputError(f"--reference torch: {e}; pip install 'sampan[reference]'") from None
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        local = {"trust_remote_code": False, "local_files_only": True}
         try:
-            self._model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
-            ).eval()
+            config: Any = AutoConfig.from_pretrained(folder, **local)
+            auto = AutoModelForCausalLM if config.get_text_config() is config else AutoModelForImageTextToText
+            self._model: Any = auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **local).eval()
         except (ValueError, OSError, RuntimeError) as e:
             raise InputError(f"{folder}: transformers cannot load it: {brief(str(e))}") from None
-        self.vocab: int = self._model.config.vocab_size
+        self.vocab: int = config.get_text_config().vocab_size
 
     def logit_slices(self, tokens: Sequence[int], *, first: int = 0) -> Iterator[NDArray[np.float32]]:
         """Logits of the positions from `first`, float32 [at most 64, vocab] each."""

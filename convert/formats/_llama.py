@@ -23,6 +23,7 @@ from ..architecture import (
 from ..config import yarn_mscale
 from ..family import Gguf
 from ..tokenizer import NORMAL, Tokenizer
+from ..tokenizers.byte_level import CASES
 from ._limits import limits
 
 YARN_BETAS = (32.0, 1.0)  # of the graphs whose loader reads none
@@ -86,6 +87,15 @@ def check_engine(config: Path, llama: Gguf, arch: Architecture) -> None:
             )  # fmt: skip
     if llama.untied and arch.tied:
         raise wrong(f"{config}: tie_word_embeddings", f"false, since llama.cpp's {engine} needs {HEAD}", "true")
+
+
+def check_split(folder: Path, tokenizer: Tokenizer) -> None:
+    """Refuse a split of words that llama.cpp has in another form under its name (`LLAMA_VOCAB_PRE_TYPE_MINIMAX_M2`)."""
+    if tokenizer.pre == CASES:
+        raise InputError(
+            f"{folder / 'tokenizer.json'}: pre_tokenizer: llama.cpp's {CASES} does not split before capitals of other "
+            "scripts than Latin and splits at combining marks, this tokenizer does the opposite; --to onnx converts it"
+        )
 
 
 def _check_leading(config: Path, engine: str, arch: Architecture) -> None:

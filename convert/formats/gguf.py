@@ -41,7 +41,7 @@ from ..rows import Arrangement, neighbours, turned
 from ..tokenizer import Tokenizer, read_tokenizer
 from ..tokenizers.byte_level import COMPOSES
 from ._limits import text_tokens
-from ._llama import YARN_BETAS, check_engine, check_merges, notes, sections
+from ._llama import YARN_BETAS, check_engine, check_merges, check_split, notes, sections
 from ._recurrent import arrange_recurrent, key_heads, recurrent_keys
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -63,6 +63,7 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     groups = _split(typed, request.split)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
     check_merges(checkpoint.folder, tokenizer)
+    check_split(checkpoint.folder, tokenizer)
     generation = resolve(checkpoint.folder, tokenizer)
     metadata = _metadata(checkpoint, llama, arch, tokenizer, generation, scheme, binding)
     files, planned = [], list[PlannedTensor]()

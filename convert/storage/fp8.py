@@ -41,7 +41,7 @@ def _rule(config: Config, group: Config) -> Rule:
     if config.get("quant_method") == "modelopt":
         return Rule(ENCODING, Scaling(0, 0, suffix="_scale"), read_modelopt(config, 8, None))
     only(config, *KNOWN, *ABOUT)
-    config.is_default("fmt", "e4m3")
+    config.is_default("fmt", "e4m3", "float8_e4m3fn")  # MiniMax's name of the same
     config.is_default("scale_fmt", "float", "ue8m0")  # ue8m0: float32 scales that are powers of two
     config.is_default("expert_dtype", "fp8")
     key = "modules_to_not_convert" if config.get("modules_to_not_convert") is not None else "ignored_layers"

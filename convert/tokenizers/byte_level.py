@@ -41,6 +41,7 @@ KIMI_SPLIT = "|".join(
         r"\s+",
     )
 )
+CASES = "minimax-m2"  # GPT-4o's split too; llama.cpp has another under this name, see formats/_llama.py
 # llama.cpp's name for a pre-tokenizer (src/llama-vocab.cpp), by the regexes that split a text one after the other
 PRE_TOKENIZERS = {
     (added.QWEN2_SPLIT,): "qwen2",
@@ -56,6 +57,11 @@ PRE_TOKENIZERS = {
         "|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+"
         r"|\s+(?!\S)|\s+",
     ): "deepseek-v3",
+    (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ): CASES,
 }
 COMPOSES = ("qwen2",)  # those whose text sampan.runtime brings into NFC unless the file says otherwise
 WHOLE = ("llama-bpe",)  # for these llama.cpp takes a word that is a token before any merge, and does not normalise

@@ -228,6 +228,72 @@ CONFIGS |= {
     "vision-no-text": (vision(text_config=None), "model_type: expected deepseek_v3 or kimi_k2, found None"),
     "vision-tied-outside": (vision(tie_word_embeddings=True), "tie_word_embeddings: expected False, found True"),
 }  # fmt: skip
+VL = {
+    "architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl",
+    "text_config": CONFIG | {"model_type": "qwen3_vl_text"}, "vision_config": {"deepstack_visual_indexes": [1, 2, 3]},
+}  # fmt: skip
+GLM = LATENT | {
+    "architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "num_key_value_heads": 2, "head_dim": 128,
+    "topk_method": None,
+}  # fmt: skip
+FLASH = LATENT | {"architectures": ["Glm4MoeLiteForCausalLM"], "model_type": "glm4_moe_lite"}
+MINIMAX = CONFIG | {
+    "architectures": ["MiniMaxM2ForCausalLM"], "model_type": "minimax_m2", "num_local_experts": 4,
+    "num_experts_per_tok": 2, "rotary_dim": 64, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def sections(numbers: object) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": numbers}
+    return VL | {"text_config": VL["text_config"] | {"rope_parameters": rope}}
+
+
+def deepstack(found: object) -> dict[str, Any]:
+    return VL | {"vision_config": {"deepstack_visual_indexes": found}}
+
+
+CONFIGS |= {
+    "pictures-sections-of-another-head": (sections([12, 10, 10]), "[12, 10, 10] are not the 64 rotated pairs"),
+    "pictures-four-sections": (sections([24, 20, 10, 10]), "mrope_section: three numbers of pairs, found"),
+    "pictures-sections-as-text": (sections("24"), "mrope_section: three numbers of pairs, found 24"),
+    "pictures-in-more-layers": (deepstack([1, 2, 3, 4, 5]), "expected at most 4 layers, found 5"),
+    "pictures-in-no-list": (deepstack("all"), "deepstack_visual_indexes: expected a list of layers, found all"),
+    "pictures-no-object": (VL | {"vision_config": [1]}, "vision_config: expected an object, found [1]"),
+    "glm-no-shared-expert": (
+        GLM | {"n_shared_experts": 0}, "n_shared_experts: expected at least 1, as llama.cpp's glm4moe has, found 0",
+    ),
+    "glm-all-dense": (GLM | {"first_k_dense_replace": 4}, "first_k_dense_replace: expected fewer than 4 layers"),
+    "glm-norms-as-text": (GLM | {"use_qk_norm": "yes"}, "use_qk_norm: expected true or false, found yes"),
+    "flash-dense-in-between": (
+        FLASH | {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"]},
+        "mlp_layer_types: expected 4 layers, dense ones first, then sparse, found",
+    ),
+    "flash-few-layer-types": (FLASH | {"mlp_layer_types": ["dense"]}, "mlp_layer_types: expected 4 layers, "),
+    "flash-two-counts-of-dense": (
+        FLASH | {"mlp_layer_types": ["dense"] * 2 + ["sparse"] * 2}, "first_k_dense_replace: expected 2, found 1",
+    ),
+    "flash-three-dense": (FLASH | {"first_k_dense_replace": 3}, "first_k_dense_replace: expected 1, found 3"),
+    "minimax-norm-by-head": (
+        MINIMAX | {"qk_norm_type": "per_head"}, "qk_norm_type: expected 'per_layer', found per_head",
+    ),
+    "minimax-no-norm": (MINIMAX | {"use_qk_norm": False}, "use_qk_norm: expected True, found False"),
+    "minimax-softmax": (MINIMAX | {"scoring_func": "softmax"}, "scoring_func: expected 'sigmoid', found softmax"),
+    "minimax-shared-expert": (
+        MINIMAX | {"shared_intermediate_size": 64}, "shared_intermediate_size: expected 0, found 64",
+    ),
+    "minimax-linear-layers": (
+        MINIMAX | {"attn_type_list": [1, 0, 1, 1]}, "attn_type_list: expected 1, full attention, in every layer",
+    ),
+    "minimax-rotates-more-than-a-head": (
+        MINIMAX | {"rotary_dim": 256}, "rotary_dim: expected a whole number from 1 to 128, found 256",
+    ),
+    "minimax-two-rotations": (
+        MINIMAX | {"partial_rotary_factor": 0.25}, "partial_rotary_factor: expected 0.5, found 0.25",
+    ),
+    "minimax-tied": (
+        MINIMAX | {"tie_word_embeddings": True}, "tie_word_embeddings: expected false, since llama.cpp's minimax-m2",
+    ),
+}  # fmt: skip
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
@@ -250,7 +316,7 @@ CONFIGS |= {
         "text_config: quantization_config: expected the same as quantization_config at the top, found another",
     ),
     "fp8-unknown-key": (quantised(**FP8, rotation="hadamard"), "expected only quant_method, fmt,"),
-    "fp8-e5m2": (quantised(**FP8 | {"fmt": "e5m2"}), "fmt: expected 'e4m3', found e5m2"),
+    "fp8-e5m2": (quantised(**FP8 | {"fmt": "e5m2"}), "fmt: expected 'e4m3' or 'float8_e4m3fn', found e5m2"),
     "fp8-block-of-one": (
         quantised(**FP8 | {"weight_block_size": [128]}),
         "weight_block_size: expected rows and columns of a block, found [128]",

@@ -6,12 +6,11 @@ else stays, byte for byte.
 
 from __future__ import annotations
 
+import hashlib
 import math
-import os
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,22 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from sampan.errors import InputError, brief, wrong
-from sampan.quantize import Scheme, TensorFacts, TensorType, choose_name, encode_rows
+from sampan.checkpoint import Shard
+from sampan.errors import brief, wrong
+from sampan.quantize import Scheme, TensorFacts, TensorType, choose_name, tensor_type
 from sampan.quantize.blocked import BlockType
+from sampan.safetensors import TensorInfo
 
+from ...architecture import EMBEDDING, TensorSpec
+from ...binding import Bound, Piece
+from ...encoding import Part, StoredTensor, buffer_size, read_parts
+from ...plan import PlannedTensor
+from ...storage import plain
 from .graph import CONTRIB, DATA_FILE, FLOAT, FLOAT16, UINT8
 from .weights import PAGE, held_type
 
-MOST_VALUES = 1 << 22  # of a panel: 16 MB; wider panels are read in longer pieces
-COPIED = 1 << 22  # bytes that are copied at once
+MOST_VALUES = 1 << 22  # that are compared at once
+MOST_INSIDE = 1 << 26  # bytes of one array that is copied into the graph
 LAYER = re.compile(r"/(?:layers|h|blocks|block)\.(\d+)/")
 # the last part of a node's path → the canonical tensor that schemes have rules for
 CANONICAL = {
@@ -36,7 +42,6 @@ CANONICAL = {
     "up_proj": "ffn_up", "down_proj": "ffn_down", "gate": "ffn_gate_inp", "router": "ffn_gate_inp",
     "lm_head": "output",
 }  # fmt: skip
-EMBEDDING = "token_embd.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,44 +55,23 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """What becomes of a stored array: encoded as `type`, or copied where that is None.
-
-    `transposed`: the matrix [rows, columns] that is encoded is stored as [columns, rows]. `offsets`: of each array of
-    the type in the new data file.
-    """
-
-    name: str
-    stored: Stored
-    type: TensorType | None
-    transposed: bool
-    offsets: tuple[int, ...]
-
-    @property
-    def rows(self) -> int:
-        return self.stored.shape[-1] if self.transposed else math.prod(self.stored.shape[:-1])
-
-    @property
-    def columns(self) -> int:
-        return self.stored.shape[0] if self.transposed else self.stored.shape[-1]
-
-
-@dataclass(frozen=True, slots=True)
 class Rewritten:
-    """The new graph, its data file's size, and how that is filled."""
+    """The new graph, and a plan of its data file: the size, the tensors, and the files that they come from."""
 
     model: bytes
     size: int
-    moves: tuple[Move, ...]
+    tensors: tuple[PlannedTensor, ...]
+    shards: tuple[Shard, ...]
 
     @property
-    def matrices(self) -> tuple[Move, ...]:
-        return tuple(m for m in self.moves if m.type is not None)
+    def matrices(self) -> tuple[PlannedTensor, ...]:
+        """Without what is neither a matrix of a product nor an embedding."""
+        return tuple(t for t in self.tensors if not t.bound.spec.may_be_zero)
 
     @property
     def bits_per_weight(self) -> float:
-        values = sum(m.rows * m.columns for m in self.matrices)
-        return 8 * sum(m.rows * m.type.row_bytes(m.columns) for m in self.matrices if m.type) / max(values, 1)
+        values = sum(t.bound.rows * t.bound.columns for t in self.matrices)
+        return 8 * sum(t.nbytes for t in self.matrices) / max(values, 1)
 
 
 def rewrite(path: Path, scheme_name: str, scheme: Scheme, accuracy: int = 4) -> Rewritten:
@@ -105,7 +89,8 @@ class _Rewriter:
         self._stored = {i.name: _stored(i, path) for i in self._graph.initializer if _is_external(i)}
         plain = {i.name for i in self._graph.initializer if i.data_type == FLOAT and len(i.dims) == 2}
         self._matrices = plain & self._stored.keys()
-        self._moves: dict[str, Move] = {}
+        self._placed: dict[tuple[str, str], PlannedTensor] = {}  # by array and type
+        self._files = sorted({s.file for s in self._stored.values()})
         self._new: list[Any] = []  # initializers
         self._end = 0
 
@@ -132,8 +117,22 @@ class _Rewriter:
         self._graph.initializer.extend(self._new)
         if all(o.domain != CONTRIB for o in self._model.opset_import):
             self._model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
-        moves = tuple(sorted(self._moves.values(), key=lambda m: m.stored.offset))
-        return Rewritten(self._model.SerializeToString(deterministic=True), self._end, moves)
+        model = self._model.SerializeToString(deterministic=True)
+        return Rewritten(model, self._end, tuple(self._placed.values()), tuple(map(self._shard, self._files)))
+
+    def _shard(self, file: Path) -> Shard:
+        """A data file of the graph as the pass over shards reads it."""
+        tensors = {n: self._part(n).info for n, s in self._stored.items() if s.file == file}
+        layout = hashlib.sha256(repr(sorted(tensors.items())).encode()).hexdigest()
+        return Shard(file.name, file, file.stat().st_size, layout, None, tensors)
+
+    def _part(self, name: str) -> Part:
+        s = self._stored[name]
+        return Part(self._files.index(s.file), TensorInfo(name, "F32", s.shape, s.offset, s.nbytes))
+
+    def _source(self, name: str, transposed: bool) -> StoredTensor:
+        stored = StoredTensor(name, self._stored[name].shape or (1,), plain.ENCODING, (self._part(name),))
+        return plain.turned(stored, name) if transposed else stored
 
     def _type(self, canonical: str, name: str, layer: int, tied: bool) -> TensorType:
         facts = TensorFacts(
@@ -149,13 +148,14 @@ class _Rewriter:
         """Whether the head is the embedding, transposed: then both take the same bytes."""
         if head not in self._stored:
             return False
-        a, b = (Move(n, self._stored[n], None, t, ()) for n, t in ((embedding, False), (head, True)))
-        if (a.rows, a.columns) != (b.rows, b.columns):
+        a, b = self._source(embedding, False), self._source(head, True)
+        if a.shape != b.shape:
             return False
         step = max(1, MOST_VALUES // a.columns)
-        spans = [(i, min(i + step, a.rows)) for i in range(0, a.rows, step)]
-        with _Files() as files:
-            return all(np.array_equal(files.panel(a, *s), files.panel(b, *s)) for s in spans)
+        with ExitStack() as opened:
+            files = {n: opened.enter_context(f.open("rb")).fileno() for n, f in enumerate(self._files)}
+            spans = ((start, min(step, a.shape[0] - start)) for start in range(0, a.shape[0], step))
+            return all(np.array_equal(_values(a, *span, files), _values(b, *span, files)) for span in spans)
 
     def _gather(self, node: Any, kind: TensorType) -> list[Any]:
         name, path = node.input[0], node.name
@@ -163,8 +163,8 @@ class _Rewriter:
             return [node]  # a row cannot be padded
         if not isinstance(kind, BlockType):
             return self._plain(node, 0, kind)
-        move = self._place(name, kind, False)
-        arrays, casts = self._blocks(f"{path}/weight", move, kind, flat=True)
+        placed = self._place(name, kind, False)
+        arrays, casts = self._blocks(f"{path}/weight", placed, kind, flat=True)
         attributes = {"bits": kind.width, "block_size": kind.block, "gather_axis": 0, "quantize_axis": 1}
         inputs = [arrays[0], node.input[1], *arrays[1:]]
         return [
@@ -183,9 +183,8 @@ class _Rewriter:
         if not isinstance(kind, BlockType):
             return self._plain(node, 1, kind)
         k, n = self._stored[name].shape
-        same = shared is not None and shared in self._moves and self._moves[shared].type == kind
-        move = self._moves[str(shared)] if same else self._place(name, kind, True)
-        arrays, casts = self._blocks(f"{path}/weight", move, kind, flat=False)
+        twin = self._placed.get((shared or "", kind.name))
+        arrays, casts = self._blocks(f"{path}/weight", twin or self._place(name, kind, True), kind, flat=False)
         attributes = {
             "K": k, "N": n, "bits": kind.width, "block_size": kind.block, "accuracy_level": self._accuracy
         }  # fmt: skip
@@ -195,42 +194,43 @@ class _Rewriter:
     def _plain(self, node: Any, position: int, kind: TensorType) -> list[Any]:
         """float32 stays; float16 gets a Cast, folded when the graph is loaded."""
         name = node.input[position]
-        move = self._place(name, kind, False)
+        shape, (offset,) = self._stored[name].shape, self._place(name, kind, False).offsets
         if kind.name == "f32":
-            self._initializer(name, FLOAT, move.stored.shape, move.offsets[0])
+            self._initializer(name, FLOAT, shape, offset)
             return [node]
-        self._initializer(f"{name}/f16", FLOAT16, move.stored.shape, move.offsets[0])
+        self._initializer(f"{name}/f16", FLOAT16, shape, offset)
         cast = helper.make_node("Cast", [f"{name}/f16"], [f"{node.name}/f32"], f"{node.name}/Cast", to=FLOAT)
         node.input[position] = f"{node.name}/f32"
         return [cast, node]
 
-    def _place(self, name: str, kind: TensorType | None, transposed: bool) -> Move:
-        """Room in the data file; the same array is placed once in a type."""
-        move = Move(name, self._stored[name], kind, transposed, ())
-        sizes = [move.stored.nbytes] if kind is None else [move.rows * b for b in kind.part_bytes(move.columns)]
-        before = self._moves.get(name)
-        if before is not None and before.type == kind:
-            return before
+    def _place(self, name: str, kind: TensorType, transposed: bool, *, aside: bool = False) -> PlannedTensor:
+        """Room in the data file; the same array is placed once in a type. `aside`: it is no matrix."""
+        if (name, kind.name) in self._placed:
+            return self._placed[name, kind.name]
+        stored = self._source(name, transposed)
+        rows = math.prod(stored.shape[:-1])
+        spec = TensorSpec(name, (rows, stored.columns), may_be_zero=aside)
         offsets = []
-        for nbytes in sizes:
-            step = PAGE if nbytes >= PAGE else 64
+        for row in kind.part_bytes(stored.columns):
+            step = PAGE if rows * row >= PAGE else 64
             offsets.append(-(-self._end // step) * step)
-            self._end = offsets[-1] + nbytes
-        move = replace(move, offsets=tuple(offsets))
-        self._moves[name if before is None else f"{name} as {kind.name if kind else 'it is'}"] = move
-        return move
+            self._end = offsets[-1] + rows * row
+        placed = PlannedTensor(Bound(spec, (Piece(stored, 0, rows, 0),)), kind, 0, tuple(offsets))
+        self._placed[name, kind.name] = placed
+        return placed
 
-    def _blocks(self, name: str, move: Move, kind: BlockType, *, flat: bool) -> tuple[list[str], list[Any]]:
+    def _blocks(self, name: str, placed: PlannedTensor, kind: BlockType, *, flat: bool) -> tuple[list[str], list[Any]]:
         """Names of values, scales and zero points, and the Cast of the scales."""
-        blocks, block = kind.blocks(move.columns), kind.block * kind.width // 8
-        packed = (move.rows, blocks * block) if flat else (move.rows, blocks, block)
-        self._initializer(name, UINT8, packed, move.offsets[0])
-        self._initializer(f"{name}/f16", FLOAT16, (move.rows, blocks), move.offsets[1])
+        rows, columns, offsets = placed.bound.rows, placed.bound.columns, placed.offsets
+        blocks, block = kind.blocks(columns), kind.block * kind.width // 8
+        packed = (rows, blocks * block) if flat else (rows, blocks, block)
+        self._initializer(name, UINT8, packed, offsets[0])
+        self._initializer(f"{name}/f16", FLOAT16, (rows, blocks), offsets[1])
         cast = helper.make_node("Cast", [f"{name}/f16"], [f"{name}/scales"], f"{name}/Cast", to=FLOAT)
         names = [name, f"{name}/scales"]
         if kind.zero_points:
             names.append(f"{name}/zero_points")
-            self._initializer(names[-1], UINT8, (move.rows, kind.part_bytes(move.columns)[2]), move.offsets[2])
+            self._initializer(names[-1], UINT8, (rows, kind.part_bytes(columns)[2]), offsets[2])
         return names, [cast]
 
     def _initializer(self, name: str, kind: int, shape: tuple[int, ...], offset: int) -> None:
@@ -248,11 +248,24 @@ class _Rewriter:
         for old in self._graph.initializer:
             if old.name not in used or old.name in there:
                 continue
-            if old.name in self._stored:
-                (offset,) = self._place(old.name, None, False).offsets
-                self._initializer(old.name, old.data_type, tuple(old.dims), offset)
-            else:
+            if old.name not in self._stored:
                 self._new.append(old)
+            elif old.data_type == FLOAT:
+                (offset,) = self._place(old.name, tensor_type("f32"), False, aside=True).offsets
+                self._initializer(old.name, FLOAT, tuple(old.dims), offset)
+            else:
+                self._new.append(self._inside(old))
+
+    def _inside(self, old: Any) -> Any:
+        """An array of another type than float32, in the graph file."""
+        stored = self._stored[old.name]
+        if stored.nbytes > MOST_INSIDE:
+            where = f"{self._path.name}: {brief(old.name)}"
+            raise wrong(where, f"at most {MOST_INSIDE} bytes of other numbers than float32", stored.nbytes)
+        with stored.file.open("rb") as f:
+            f.seek(stored.offset)
+            data = f.read(stored.nbytes)
+        return onnx.TensorProto(name=old.name, data_type=old.data_type, dims=old.dims, raw_data=data)
 
 
 def _gathers_ids(node: Any) -> bool:
@@ -283,114 +296,10 @@ def _stored(tensor: Any, graph: Path) -> Stored:
     return Stored(file, offset, nbytes, shape)
 
 
-class _Files:
-    """Open data files of a graph."""
-
-    def __enter__(self) -> _Files:
-        self._fds: dict[Path, int] = {}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for fd in self._fds.values():
-            os.close(fd)
-
-    def open(self, path: Path) -> int:
-        if path not in self._fds:
-            self._fds[path] = os.open(path, os.O_RDONLY)
-        return self._fds[path]
-
-    def read(self, stored: Stored, start: int, out: memoryview) -> None:
-        got = os.preadv(self.open(stored.file), [out], stored.offset + start)
-        if got != len(out):
-            raise wrong(stored.file.name, f"{len(out)} bytes at {stored.offset + start}", got)
-
-    def panel(self, move: Move, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows `start` to `stop` of the matrix, float32 [rows, columns]; columns of the stored one if transposed."""
-        if not move.transposed:
-            out = np.empty((stop - start, move.columns), np.float32)
-            self.read(move.stored, start * move.columns * 4, out.data.cast("B"))
-            return out
-        raw = np.empty((move.columns, stop - start), np.float32)
-        for k in range(move.columns):
-            self.read(move.stored, (k * move.rows + start) * 4, raw[k].data.cast("B"))
-        return np.ascontiguousarray(raw.T)
-
-
-Span = tuple[Move, int, int]
-
-
-def write(
-    new: Rewritten, fd: int, jobs: int, max_memory: int, progress: Callable[[int], None], *, allow_zero: bool
-) -> None:
-    """Fill the data file by `jobs` threads, in panels whose buffers stay within `max_memory` bytes.
-
-    Raises InputError for NaN, Inf, a matrix of zeros, a value that its type cannot hold.
-    """
-    values = min(MOST_VALUES, max_memory // (jobs * 13))  # stored, turned and encoded at most at once
-    alive: set[str] = set()
-    with _Files() as files, ThreadPoolExecutor(jobs) as pool:
-        for move in new.moves:
-            files.open(move.stored.file)
-        tasks: dict[Future[bool], Span] = {
-            pool.submit(_encode if s[0].type else _copy, files, fd, s): s for s in _spans(new, values)
-        }
-        try:
-            for task in as_completed(tasks):
-                move, start, stop = tasks[task]
-                if task.result():
-                    alive.add(move.name)
-                progress((stop - start) * (4 * move.columns if move.type else 1))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    dead = next((m.name for m in new.matrices if m.name not in alive), None)
-    if dead is not None and not allow_zero:
-        raise wrong(dead, "values", "nothing but zeros", "--allow-zero converts it all the same")
-
-
-def source_bytes(new: Rewritten) -> int:
-    """Bytes that `write` reads."""
-    return sum(m.stored.nbytes for m in new.moves)
-
-
-def _spans(new: Rewritten, values: int) -> Iterator[Span]:
-    for move in new.moves:
-        step = COPIED if move.type is None else max(1, values // move.columns)
-        total = move.stored.nbytes if move.type is None else move.rows
-        for start in range(0, total, step):
-            yield move, start, min(total, start + step)
-
-
-def _copy(files: _Files, fd: int, span: Span) -> bool:
-    move, start, stop = span
-    data = np.empty(stop - start, np.uint8)
-    files.read(move.stored, start, data.data)
-    _pwrite(fd, data, move.offsets[0] + start)
-    return True
-
-
-def _encode(files: _Files, fd: int, span: Span) -> bool:
-    """Returns whether any value is other than zero."""
-    move, start, stop = span
-    assert move.type is not None  # noqa: S101 - such moves are copied
-    values = files.panel(move, start, stop)
-    low, high = float(values.min()), float(values.max())  # NaN wins both
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise wrong(move.name, "finite values", f"{low if not np.isfinite(low) else high}")
-    encoded = np.empty((stop - start) * move.type.row_bytes(move.columns), np.uint8)
-    try:
-        encode_rows(move.type, values, encoded)
-    except InputError as e:
-        raise InputError(f"{move.name}: {e}; choose another --quant") from None
-    at = 0
-    for offset, row in zip(move.offsets, move.type.part_bytes(move.columns), strict=True):
-        _pwrite(fd, encoded[at : at + (stop - start) * row], offset + start * row)
-        at += (stop - start) * row
-    return low != 0 or high != 0
-
-
-def _pwrite(fd: int, data: NDArray[np.uint8], position: int) -> None:
-    view = data.data
-    while view:
-        written = os.pwrite(fd, view, position)
-        view, position = view[written:], position + written
+def _values(stored: StoredTensor, start: int, rows: int, files: dict[int, int]) -> NDArray[np.float32]:
+    """Float32 [rows, columns]."""
+    reads = stored.encoding.reads(stored, start, rows)
+    buffers = read_parts(stored, reads, files, np.empty(buffer_size(reads), np.uint8))
+    out = np.empty((rows, stored.columns), np.float32)
+    stored.encoding.decode(stored, buffers, start, out)
+    return out
