@@ -104,6 +104,7 @@ def chat(number: int, messages: list[dict[str, str]], thinks: bool) -> None:
     if asked == "forever":
         reason = "stopped"
         time.sleep(0.1)
+        say("text", number, text=" late")
     say("done", number, reason=reason, tokens=8, prompt_tokens=31, cached=20, prefill_ms=4, decode_ms=500)
 
 

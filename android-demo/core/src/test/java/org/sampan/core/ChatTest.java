@@ -148,7 +148,7 @@ public class ChatTest {
         home(chat::fresh);
         home(() -> chat.ask("next"));
         until(Chat.State.READY);
-        assertEquals("You said: next (1)", last().said());
+        assertEquals("nothing of the old answer", "<think>weighing</think>You said: next (1)", last().text);
         assertNull(kind());
         Conversation kept = store.open(old);
         assertEquals("stopped", kept.messages.get(1).reason);
@@ -218,8 +218,8 @@ public class ChatTest {
     @Test
     public void anEngineThatDiesUnseenSleepsUntilTheUserLooks() throws Exception {
         ready();
-        home(() -> chat.ask("die"));
         home(() -> chat.setVisible(false));
+        home(() -> chat.ask("die"));
         until(Chat.State.ASLEEP);
         assertEquals(1, engines.size());
         home(() -> chat.setVisible(true));
