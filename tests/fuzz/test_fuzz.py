@@ -16,6 +16,7 @@ import tiny
 from fuzz.targets import TARGETS
 from onnx_peer import to_onnx
 from test_resume import kill_on_the_way
+from test_sentencepiece import LLAMA, NAMES, write_json
 
 pytestmark = pytest.mark.slow
 SEED = 1
@@ -86,6 +87,13 @@ def test_pieces(own: tuple[str, ...], model: Callable[[str], Path], tmp_path: Pa
     (folder / "tokenizer.model").write_bytes(spm.model(2048, own=own))
     (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true}')
     fuzz("pieces", [folder], tmp_path)
+
+
+@pytest.mark.parametrize("steps", ["prepend", "first"])
+def test_tokenizer_with_byte_fallback(steps: str, model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model("llama-linear"), tmp_path / "model"))
+    write_json(folder, LLAMA if steps == "prepend" else NAMES, steps)
+    fuzz("tokenizer", [folder], tmp_path)
 
 
 def test_gguf(gguf_folder: Path, tmp_path: Path) -> None:
