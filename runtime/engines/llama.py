@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.errors import InputError, wrong
+from sampan.extras import advice
 from sampan.files import read_start
 from sampan.generation import ENDS_KEY, end_ids
 from sampan.prefix import PREFIX_KEY, WAYS, put
@@ -80,7 +81,7 @@ def _library() -> Any:
     try:
         from llama_cpp import llama_cpp as lib
     except ImportError as e:
-        raise InputError(f"llama_cpp: cannot be imported ({e}); pip install llama-cpp-python==0.3.36") from None
+        raise InputError(f"llama_cpp: cannot be imported ({e}); {advice('llama_cpp')}") from None
     if _log_callback is None:
 
         @lib.llama_log_callback  # type: ignore[untyped-decorator]
