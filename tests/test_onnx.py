@@ -84,8 +84,12 @@ def test_quantised_graphs_compute_their_dequantised_weights(
 
 @pytest.mark.parametrize("quant", ["int4", "int4_zp", "q4_0"])
 @pytest.mark.parametrize(
-    "name", ["qwen2_moe", "qwen3_moe", "deepseek_v3", "deepseek_v3-groups", "qwen3_5_moe", "kimi_linear"]
-)
+    "name",
+    [
+        "qwen2_moe", "qwen3_moe", "deepseek_v3", "deepseek_v3-groups", "qwen3_5_moe", "kimi_linear", "qwen3_vl_moe",
+        "glm4_moe", "minimax_m2",
+    ],
+)  # fmt: skip
 def test_quantised_experts_compute_their_dequantised_weights(
     name: str, quant: str, model: Model, tmp_path: Path
 ) -> None:
@@ -138,8 +142,12 @@ def test_a_tied_head_is_written_once(model: Model, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quant", ["int4", "int4_zp", "int4_head8", "int8", "fp16", "fp32"])
 @pytest.mark.parametrize(
-    "name", ["qwen2", "qwen3", "llama", "qwen2_moe", "qwen3_moe", "deepseek_v3", "qwen3_next", "qwen3_5", "kimi_linear"]
-)
+    "name",
+    [
+        "qwen2", "qwen3", "llama", "qwen2_moe", "qwen3_moe", "deepseek_v3", "qwen3_next", "qwen3_5", "kimi_linear",
+        "minimax_m2",
+    ],
+)  # fmt: skip
 def test_graphs_are_clean(name: str, quant: str, model: Model, tmp_path: Path) -> None:
     """The checker, a type and shape on every edge, names that are paths, and no word from ONNX Runtime."""
     path = to_onnx(model(name), tmp_path / "out", quant).out / "model.onnx"
