@@ -144,7 +144,7 @@ def convert(
 def _identity(c: Conversion, allow_zero: bool) -> dict[str, Any]:
     """What must be the same for an unfinished output to be continued."""
     return {
-        "version": f"{version('sampan')}, llama-cpp-python {version('llama-cpp-python')}",
+        "version": f"{version('sampan')}, llama-cpp-python {installed('llama-cpp-python')}",
         "source": _source_identity(c.checkpoint),
         "options": {
             "plan": c.plan.digest(),
