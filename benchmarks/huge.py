@@ -272,7 +272,6 @@ def child(folder: Path, kinds: Path, out: Path, scheme: str, jobs: int, layers: 
 
     The shards have their headers elsewhere; the output, too large for the disk, is laid out with holes.
     """
-    from sampan import artifact
     from sampan.checkpoint import ShardFile, assemble, file_reader
     from sampan.convert.conversion import convert, prepare
 
@@ -295,7 +294,7 @@ def child(folder: Path, kinds: Path, out: Path, scheme: str, jobs: int, layers: 
     conversion = prepare(checkpoint, out, "gguf", scheme, jobs=jobs)
     if layers:
         os.posix_fallocate = lambda fd, offset, size: os.truncate(fd, size)
-        artifact.shutil.disk_usage = lambda path: shutil._ntuple_diskusage(2**50, 0, 2**50)  # type: ignore
+        shutil.disk_usage = lambda path: shutil._ntuple_diskusage(2**50, 0, 2**50)  # type: ignore
         with contextlib.suppress(EnoughError):
             convert(conversion, progress=progress)
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -318,8 +317,8 @@ def run(work: Path, options: argparse.Namespace, layers: int) -> dict[str, Any]:
     places = Path(__file__).parent, work / "model", work / "kinds", work / "out.gguf"
     arguments = map(str, (*places, options.scheme, options.jobs, layers))
     process = subprocess.run([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE)
-    for file in work.glob("out.gguf*"):
-        file.unlink()
+    for left in work.glob("out.gguf*"):  # a stopped run's folder
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     if process.returncode:
         sys.exit("it failed")
     result: dict[str, Any] = json.loads(process.stdout)
@@ -336,8 +335,13 @@ def measure(model: str, work: Path, options: argparse.Namespace) -> None:
     layers, kinds = options.layers or LAYERS[model], work / "kinds"
     kinds.mkdir()
     for kind, layer, found in shards(work / "model"):
-        if layer < layers and not (kinds / kind).exists():
-            write_kind(kinds / kind, found)
+        if (path := kinds / kind).exists():
+            continue
+        if layer < layers:
+            write_kind(path, found)
+        else:  # looked at and never read
+            path.touch()
+            os.truncate(path, header(found)[1])
     done = run(work, options, layers)
     hours = (done["cpu"] - plan["cpu"]) * plan["values"] / done["values"] / 3600
     row(model, options.scheme, layers, done, f"{hours:.1f} h")

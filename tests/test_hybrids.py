@@ -83,6 +83,13 @@ def test_graphs_of_hybrids_run_as_gguf_has_them(name: str, model: Model, tmp_pat
     assert kld(fine) < kld(coarse) / 5
 
 
+@pytest.mark.parametrize("name", ["kimi_linear", "qwen3_next"])
+def test_files_of_hybrids_drift_less_with_more_bits(name: str, model: Model, gguf: Callable[[str, str], Path]) -> None:
+    coarse, fine = (run(gguf(name, q), model(name), ONE) for q in ("q4_k_m", "q8_0"))
+    assert findings(coarse) == findings(fine) == {}
+    assert kld(fine) < kld(coarse) / 5
+
+
 def test_epsilons_that_llama_cpp_shares_are_named(model: Model, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(model("kimi_linear"), tmp_path / "m"))
     tiny.edit_json(folder / "config.json", rms_norm_eps=1e-5)
