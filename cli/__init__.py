@@ -61,8 +61,8 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         _fail(str(e), EXIT_BAD_INPUT)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; run the same command again to continue", EXIT_INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as e:
+        _fail("; ".join(["interrupted", *map(str, (e.__cause__ or e).args)]), EXIT_INTERRUPTED)
     except ReaderLeftError:  # nothing to say, nobody to say it to
         abandon_output()
         sys.exit(EXIT_BAD_INPUT)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,14 @@ from ._out import block, line, show_json
 
 if TYPE_CHECKING:
     from sampan.convert.conversion import Conversion
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("run the same command again to continue") from None
 
 
 @click.command("convert", short_help="Convert a checkpoint to GGUF or ONNX at 4 or 8 bits.")
@@ -43,6 +53,7 @@ if TYPE_CHECKING:
     "--validate", "check", is_flag=True, help="Measure the drift afterwards; the verdict goes into the manifest."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
+@_resumable()
 def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
     split_size: str | None, context: int | None, accuracy_level: str | None, exporter: str | None, make_exporter: bool,

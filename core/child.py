@@ -55,3 +55,21 @@ def ended(code: int, said: str, when: str = "") -> str:
     how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     lines = said.strip().splitlines()
     return f"{how}{when}: {brief(lines[-1], 300)}" if lines else how + when
+
+
+def tool(
+    *command: str, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.PIPE, stderr: IO[bytes] | int | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a program of the system, such as adb; its pipes carry bytes."""
+    return subprocess.Popen([*command], stdin=stdin, stdout=stdout, stderr=stderr, env=environment())
+
+
+def asked(*command: str, seconds: float) -> tuple[int, str, str]:
+    """Run a program of the system to its end: exit code, standard output and error; or TimeoutError."""
+    with tool(*command, stderr=subprocess.PIPE) as process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise TimeoutError from None
+        return process.returncode, out.decode(errors="replace"), err.decode(errors="replace")

@@ -26,7 +26,7 @@ from .journal import Journal
 from .units import human
 
 JOURNAL, DATA, OLD, SHARD = "sampan.journal", "data", "old", "shard"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MEND = {errno.ENOSPC: "make room", errno.EDQUOT: "make room in your quota", errno.EFBIG: "raise ulimit -f"}
 
 
 def work_folder(out: Path) -> Path:
@@ -150,10 +150,10 @@ def _full_disk(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if e.errno not in FULL:
+        if e.errno not in MEND:
             raise
         raise UnfinishedError(
-            f"{out}: {e.strerror or 'the disk is full'}: make room and run again: what was converted is kept"
+            f"{out}: {e.strerror or 'the disk is full'}: {MEND[e.errno]} and run again: what was converted is kept"
         ) from None
 
 
@@ -243,7 +243,7 @@ def _lay_out(job: Job, identity: dict[str, Any]) -> None:
                 written = os.pwrite(fd, rest, at)
                 rest, at = rest[written:], at + written
         except OSError as e:
-            if e.errno not in FULL:
+            if e.errno not in MEND:
                 raise
             free = shutil.disk_usage(data).free
             raise wrong(file.path, f"{human(file.size)} of free disk", f"{human(free)}") from None

@@ -82,6 +82,14 @@ def test_no_card_stops_a_conversion(name: str, tmp_path: Path) -> None:
     prepare(open_folder(folder), tmp_path / "n.gguf", "gguf", "q8_0")
 
 
+def test_a_name_that_is_no_text_does_not_lose_the_card(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny.FIXTURE, tmp_path / "m"))
+    tiny.edit_json(folder / "config.json", _name_or_path=7)
+    (folder / "README.md").write_bytes(b"---\nlicense: mit\n---\n")
+    to_gguf(folder, tmp_path / "m.gguf", "q8_0")
+    assert b"general.license" in (tmp_path / "m.gguf").read_bytes()
+
+
 def test_what_is_left_out_is_named(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny.FIXTURE, tmp_path / "m"))
     expected = {

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from sampan import runtime
 from sampan.checkpoint import open_folder
 from sampan.convert.conversion import convert, prepare
-from sampan.convert.generation import KNOWN
+from sampan.convert.generation import END_WORDS
 from sampan.convert.tokenizer import PRE_TOKENIZERS, read_tokenizer
 from sampan.errors import InputError
 from sampan.validate.artifact import open_artifact
@@ -144,7 +144,7 @@ def test_ends_that_llama_cpp_does_not_know_get_a_role(folder: Path, tmp_path: Pa
     """GLM's chat turns end with the next speaker's token."""
     added = {t["content"]: t["id"] for t in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]}
     eos = json.loads((folder / "tokenizer_config.json").read_text())["eos_token"]
-    others = [i for text, i in added.items() if text != eos and text not in KNOWN]
+    others = [i for text, i in added.items() if text != eos and text not in END_WORDS]
     path = folder / "generation_config.json"
     path.write_text(json.dumps({"eos_token_id": [added[eos], *others[:2]]}))
     to_gguf(folder, tmp_path / "m.gguf", "q8_0")

@@ -281,9 +281,12 @@ def _heuristic(card: dict[str, Any], checkpoint: Checkpoint, name: Path, total: 
     """What the gguf package makes of card, config and name; without a card that it stumbles over."""
     import gguf
 
+    config = dict(checkpoint.config)
+    if not isinstance(config.get("_name_or_path"), str):  # the package takes it for a text
+        config.pop("_name_or_path", None)
     for used in (card, {}):
         with suppress(ValueError, TypeError, KeyError, AttributeError, IndexError):
-            return gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), used, dict(checkpoint.config), name, total)
+            return gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), used, config, name, total)
     return gguf.Metadata()
 
 

@@ -1,0 +1,115 @@
+"""How much memory llama.cpp needs for a GGUF file, from its header alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sampan.errors import InputError, brief, wrong
+from sampan.files import size_of
+from sampan.gguf import Header, padded, read_header
+
+DEFAULT_CONTEXT = 4096  # tokens, or the model's own where that is less
+CELLS = 256  # llama.cpp rounds a context up to this many
+BATCH = 512  # tokens of a prompt that llama.cpp computes at once: their logits and activations in float32
+# The engine itself, and what its tokenizer holds for one token; the app reckons with the same numbers.
+ENGINE, TOKEN = 32 << 20, 256
+LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes for a context of so many tokens: weights, cache (float16 keys and values, recurrent states), the rest."""
+
+    context: int
+    weights: int
+    cache: int
+    margin: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.margin
+
+
+def need(path: Path, context: int | None = None) -> Need:
+    """What a model in one GGUF file needs; InputError where the header does not tell."""
+    header, size = read_header(path), size_of(path)
+    keys = _Keys(path, header)
+    if keys.number("split.count", 1) > 1:
+        raise wrong(path, "a model in one file", "one part of a split one", "convert it without --split-size")
+    layers = keys.number(f"{keys.arch}.block_count")
+    if layers > len(header.tensors):
+        raise wrong(f"{path}: {keys.arch}.block_count", f"at most {len(header.tensors)}, one tensor a layer", layers)
+    trained = keys.number(f"{keys.arch}.context_length")
+    context = min(DEFAULT_CONTEXT, trained) if context is None else context
+    kinds = _recurrent(keys, layers)
+    cache = sum(0 if kinds[i] else _cell(keys, i, layers) for i in range(layers)) * padded(context, CELLS)
+    cache += sum(kinds) * (_state(keys) if any(kinds) else 0)
+    vocabulary = header.metadata.get("tokenizer.ggml.tokens")
+    words = len(vocabulary.value) if vocabulary and isinstance(vocabulary.value, list) else 0
+    activations = 8 * keys.number(f"{keys.arch}.embedding_length")
+    activations += 3 * keys.per_layer("feed_forward_length", 0, layers, 0) if layers else 0
+    margin = 4 * BATCH * (words + activations) + ENGINE + TOKEN * words
+    return Need(context, size - header.data_start, cache, margin)
+
+
+def _cell(keys: _Keys, layer: int, layers: int) -> int:
+    """Bytes of one token in an attention layer, as llama.cpp lays them out: latent attention keeps no values."""
+    heads = keys.per_layer("attention.head_count", layer, layers)
+    shared = keys.per_layer("attention.head_count_kv", layer, layers, heads)
+    width = keys.number(f"{keys.arch}.embedding_length") // max(1, heads)
+    key = keys.number(f"{keys.arch}.attention.key_length", width)
+    value = keys.number(f"{keys.arch}.attention.value_length", width)
+    latent = f"{keys.arch}.attention.key_length_mla" in keys.values
+    return 2 * shared * (key + (0 if latent else value))
+
+
+def _state(keys: _Keys) -> int:
+    """Bytes of one recurrent layer's state, in float32: those of the convolution and of the recurrence."""
+    kernel, inner, state, groups = (
+        keys.number(f"{keys.arch}.ssm.{k}") for k in ("conv_kernel", "inner_size", "state_size", "group_count")
+    )
+    return 4 * ((max(1, kernel) - 1) * (inner + 2 * groups * state) + state * inner)
+
+
+def _recurrent(keys: _Keys, layers: int) -> list[bool]:
+    """Which layers keep a state instead of keys and values."""
+    listed = keys.values.get(f"{keys.arch}.attention.recurrent_layers")
+    if listed is not None:
+        if not isinstance(listed, list) or len(listed) != layers:
+            raise wrong(f"{keys.path}: attention.recurrent_layers", f"{layers} values", brief(listed))
+        return [bool(x) for x in listed]
+    interval = keys.number(f"{keys.arch}.full_attention_interval", 1)
+    return [(i + 1) % max(1, interval) != 0 for i in range(layers)]
+
+
+class _Keys:
+    """Metadata as whole numbers from 0 to 2³¹ - 1."""
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path = path
+        self.values: dict[str, Any] = {k: v.value for k, v in header.metadata.items()}
+        arch = self.values.get("general.architecture")
+        if not isinstance(arch, str) or not header.tensors:
+            raise InputError(f"{path}: this GGUF file holds no model: no general.architecture, or no tensors")
+        self.arch = arch
+
+    def number(self, key: str, default: int | None = None) -> int:
+        return self._whole(key, self.values.get(key, default))
+
+    def per_layer(self, name: str, layer: int, layers: int, default: int | None = None) -> int:
+        """A number for all layers, or one of a list."""
+        key = f"{self.arch}.{name}"
+        value = self.values.get(key, default)
+        if isinstance(value, list):
+            if len(value) != layers:
+                raise wrong(f"{self.path}: {brief(key)}", f"{layers} values", len(value))
+            value = value[layer]
+        return self._whole(key, value)
+
+    def _whole(self, key: str, value: Any) -> int:
+        if type(value) is not int or not 0 <= value <= LARGEST:
+            found = "none" if value is None else brief(value)
+            raise wrong(f"{self.path}: {brief(key)}", "a whole number below 2³¹", found, "is the file damaged?")
+        return value
