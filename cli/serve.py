@@ -52,6 +52,9 @@ def command(
     from sampan.runtime import EngineOptions, open
 
     try:
+        import starlette  # noqa: F401 - as an ImportError
+        import uvicorn  # noqa: F401
+
         from sampan.runtime.server import app
         from sampan.runtime.server.settings import Settings
     except ImportError as e:

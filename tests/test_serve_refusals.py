@@ -147,7 +147,7 @@ def test_fields_that_change_nothing_are_ignored(url: str) -> None:
 
 def test_what_the_session_refuses_is_an_error_of_the_request(url: str) -> None:
     given = post(url, {"messages": [{"role": "user", "content": "x" * 5000}], "stream": True})
-    refused(given, 400, "the prompt has 5019 tokens, and the context 4096")
+    refused(given, 400, "the prompt has 5018 tokens, and the context 4096")
     assert given[2]["error"]["code"] == "context_length_exceeded"
     refused(post(url, {"prompt": [999]}, "/v1/completions"), 400, "token ids from 0 to 256")
     refused(post(url, {"prompt": ""}, "/v1/completions"), 400, "at least one token")

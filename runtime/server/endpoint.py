@@ -27,6 +27,7 @@ REASONS = {"stop": "stop", "stop_string": "stop", "tool_calls": "tool_calls", "l
 JSON = [(b"content-type", b"application/json")]
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store"),
           (b"x-accel-buffering", b"no")]  # fmt: skip
+DISCARDED = 16 << 20  # bytes of a body beyond the limit: who still sends when we close sees no answer
 
 
 class GoneError(Exception):
@@ -202,22 +203,23 @@ async def body(scope: Scope, receive: Receive, limit: int) -> Any:
     kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if kind != b"application/json":
         raise RefusalError(415, f"content-type: expected application/json, found {kind.decode('latin-1') or 'none'}")
-    if int(headers.get(b"content-length", 0)) > limit:
-        _too_large(limit)
-    read = bytearray()
+    read, size = bytearray(), 0
     try:
         async with asyncio.timeout(BODY_SECONDS):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise RefusalError(400, "the connection ended inside of the body")
-                read += message.get("body", b"")
-                if len(read) > limit:
-                    _too_large(limit)
-                if not message.get("more_body"):
+                part = message.get("body", b"")
+                size += len(part)
+                read += part if size <= limit else b""
+                if not message.get("more_body") or size > limit + DISCARDED:
                     break
     except TimeoutError:
         raise RefusalError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
+    if size > limit:
+        allowed = f"the {limit} bytes that are allowed; --max-body sets another limit"
+        raise RefusalError(413, f"the body has more than {allowed}", None, "body_too_large")
     try:
         return json.loads(read.decode(), parse_constant=_no_constant)
     except UnicodeDecodeError as e:
@@ -230,8 +232,3 @@ async def body(scope: Scope, receive: Receive, limit: int) -> Any:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is none of its numbers")
-
-
-def _too_large(limit: int) -> NoReturn:
-    raise RefusalError(413, f"the body has more than the {limit} bytes that are allowed; --max-body sets another limit",
-                       None, "body_too_large")  # fmt: skip
