@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import os
 import re
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,10 @@ import pytest
 from conftest import run_cli
 from server_engine import Scripted, serving
 from test_serve import client
-from test_serve_refusals import CHAT, HELLO, refused
+from test_serve_refusals import HELLO, ask_aside, exchange, refused, request, wait
 
 from sampan.runtime import Session
+from sampan.runtime.server import app
 from sampan.runtime.server.app import PAGE
 
 MAIN = "from sampan.cli import main; main()"
@@ -89,30 +88,18 @@ def test_sigterm_finishes_what_runs_and_refuses_what_waits(start: Callable[..., 
     events: list[Any] = []
 
     def ask() -> None:
-        never = {"logit_bias": {}, "temperature": 1.5, "seed": 1}
-        for event in client(served.url).chat.completions.create(
-            model="trained-q8_0", messages=HELLO, max_tokens=20, stream=True, extra_body=never
-        ):
-            events.append((time.monotonic(), event))
+        answer = client(served.url).chat.completions.create(
+            model="trained-q8_0", messages=HELLO, max_tokens=20, stream=True, temperature=1.5, seed=1
+        )
+        events.extend((time.monotonic(), event) for event in answer)
 
     running = threading.Thread(target=ask)
     running.start()
-    while len(events) < 2:
-        time.sleep(0.01)
+    metrics = request("/metrics")
+    wait(lambda: b"sampan_requests_running 1\n" in exchange(served.url, metrics))
     late: list[Any] = []
-
-    def wait() -> None:
-        body = json.dumps(CHAT).encode()
-        headers = {"content-type": "application/json"}
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"{served.url}/v1/chat/completions", body, headers))
-        except urllib.error.HTTPError as e:
-            late.append((e.code, dict(e.headers), json.loads(e.read())))
-
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    while "sampan_requests_waiting 1" not in urllib.request.urlopen(f"{served.url}/metrics").read().decode():
-        time.sleep(0.01)
+    waiting = ask_aside(served.url, late)
+    wait(lambda: b"sampan_requests_waiting 1\n" in exchange(served.url, metrics))
     told = time.monotonic()
     code, err = served.end(signal.SIGTERM)
     running.join()
@@ -149,48 +136,49 @@ def test_without_its_packages_the_server_says_what_to_add(gguf: Callable[[str, s
 # The page
 
 DRIVER = """
-const wait = async what => { for (let i = 0; i < 200 && !what(); i++) await new Promise(done => setTimeout(done, 50)); };
 const told = { wide: document.documentElement.scrollWidth, room: innerWidth, lang: document.documentElement.lang };
+const until = async what => {
+  for (let i = 0; i < 400 && !what(); i++) await new Promise(done => setTimeout(done, 25));
+  if (!what()) throw new Error("in vain: " + what);
+};
+const write = text => { at("text").value = text; at("send").click(); };
+const last = () => [...document.querySelectorAll(".assistant")].at(-1);
+const tell = () => ask("/v1/completions", { model, prompt: "TOLD" + JSON.stringify(told) });
 (async () => {
-  await wait(() => model);
-  told.model = at("model").textContent;
-  told.dark = getComputedStyle(document.body).backgroundColor;
-  at("text").value = "<b>你好</b>";
-  at("send").click();
+  await until(() => !at("keyrow").hidden);
+  at("key").value = "k";
+  at("enter").click();
+  await until(() => model);
+  told.model = [at("model").textContent, at("keyrow").hidden];
+  told.back = getComputedStyle(document.body).backgroundColor;
+  write("<b>你好</b>");
   told.stop = at("send").textContent;
-  await wait(() => !running);
-  told.answer = document.querySelector(".assistant > div").textContent;
+  await until(() => !running);
+  told.answer = last().lastChild.textContent;
   told.thought = document.querySelector("details > div").textContent;
-  told.user = document.querySelector(".user").innerHTML;
-  told.wideWithAnswer = document.querySelector("main").scrollWidth - document.querySelector("main").clientWidth;
-  at("text").value = "again";
+  told.user = document.querySelector(".user").textContent;
+  told.over = at("talk").scrollWidth - at("talk").clientWidth;
+  write("again");
+  await until(() => !running);
+  told.second = last().lastChild.textContent;
+  write("slow");
+  await until(() => last().textContent.length > 20);
   at("send").click();
-  await wait(() => !running);
-  told.second = document.querySelectorAll(".assistant")[1].lastChild.textContent;
+  await until(() => !running);
   told.turns = turns.length;
-  at("text").value = "slow";
-  at("send").click();
-  await wait(() => document.querySelectorAll(".assistant")[2]?.textContent.length > 20);
-  at("send").click();
-  await wait(() => !running);
-  told.stopped = turns.length;
+  told.least = Math.min(...[...document.querySelectorAll("button")].filter(b => b.offsetHeight)
+    .map(b => Math.min(b.offsetHeight, b.offsetWidth)));
   at("tongue").click();
   told.other = [document.documentElement.lang, at("send").textContent];
-  told.small = Math.min(...[...document.querySelectorAll("button:not([hidden])")]
-    .filter(b => b.offsetHeight).map(b => Math.min(b.offsetHeight, b.offsetWidth)));
+  write("x".repeat(9000));
+  await until(() => document.querySelector(".bad"));
+  told.bad = document.querySelector(".bad").textContent;
+  told.kept = at("text").value.length;
   at("fresh").click();
-  told.fresh = [turns.length, document.querySelectorAll(".turn").length];
-  parent.postMessage(JSON.stringify(told), "*");
-})().catch(e => parent.postMessage(JSON.stringify({ error: String(e), told }), "*"));
+  told.fresh = [turns.length, document.querySelectorAll(".turn, .bad").length];
+  await tell();
+})().catch(e => { told.error = String(e); tell(); });
 """
-
-
-def say(text: str) -> str:
-    """A long word, markup, reasoning; what was asked, turned round."""
-    asked = text.split("[user]")[-1].split("\n")[0]
-    if asked == "slow":
-        return "slow " * 700
-    return "Hm.\n</think>\n\n" + f"<i>{asked[::-1]}</i> " + "long" * 100
 
 
 def test_the_page_asks_for_nothing_from_elsewhere() -> None:
@@ -202,39 +190,49 @@ def test_the_page_asks_for_nothing_from_elsewhere() -> None:
     assert en == zh
 
 
-@pytest.mark.parametrize(("language", "dark"), [("zh-CN", False), ("en-GB", True)])
-def test_the_page_works_on_a_phone(tmp_path: Path, language: str, dark: bool) -> None:
-    """In a real browser, in a frame as wide as a phone; the frame's own script is let in by a policy of the test."""
+def visit(url: str, folder: Path, language: str, dark: bool, done: threading.Event) -> str:
+    """Have a browser open a page, as wide as a phone, until `done`; what it complains of."""
     browser = os.environ.get("CHROMIUM", "chromium")
-    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}<think>{# </think> #}"
-    with serving(Session(Scripted(say, seconds=0.002, template=template))) as (url, service):
-        page = PAGE.read_text().replace("</script>", DRIVER + "</script>")
-        from sampan.runtime.server import app
-
-        with pytest.MonkeyPatch.context() as patch:
-            driven = tmp_path / "page.html"
-            driven.write_text(page)
-            patch.setattr(app, "PAGE", driven)
-            with serving(service.session) as (url, _):
-                phone = tmp_path / "phone.html"
-                phone.write_text(FRAME.replace("URL", url))
-                command = [
-                    browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-                    "--disable-background-networking", "--disable-component-update", f"--lang={language}",
-                    f"--accept-lang={language}", f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-                    f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=60000", "--dump-dom", phone.as_uri(),
-                ]  # fmt: skip
-                try:
-                    shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
-                except FileNotFoundError:
-                    assert "CI" not in os.environ, "CI needs a browser: apt-get install chromium"
-                    pytest.skip("no chromium here: set CHROMIUM to a browser's path")
-    found = re.search(r"<p>(\{.*\})</p>", shown.stdout)
-    assert found, shown.stdout + shown.stderr
-    told = json.loads(html.unescape(found[1]))
-    assert told.keys() > {"fresh"}, told
-    print(told)
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", f"--accept-lang={language}",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=360,740", "--enable-logging=stderr",
+        "--remote-debugging-port=0", f"--user-data-dir={folder / 'profile'}", url,
+    ]  # fmt: skip
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        assert "CI" not in os.environ, "CI needs a browser: apt-get install chromium"
+        pytest.skip("no chromium here: set CHROMIUM to a browser's path")
+    deadline = time.monotonic() + 90
+    while not done.wait(0.1) and process.poll() is None and time.monotonic() < deadline:
+        pass
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert done.is_set(), err
+    return "\n".join(line for line in err.splitlines() if "CONSOLE" in line)
 
 
-FRAME = """<iframe width="360" height="700" src="URL"></iframe><p></p>
-<script>onmessage = e => { document.querySelector("p").textContent = e.data }</script>"""
+@pytest.mark.parametrize(("language", "dark"), [("zh-CN", False), ("en-GB", True)])
+def test_the_page_works_on_a_phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: str, dark: bool) -> None:
+    """A script at the end of the page's own uses it, and says what it saw in a last request."""
+    told: list[dict[str, Any]] = []
+    done = threading.Event()
+
+    def say(text: str) -> str:
+        if text.startswith("TOLD"):
+            told.append(json.loads(text.removeprefix("TOLD")))
+            done.set()
+            return ""
+        asked = text.split("[user]")[-1].split("\n")[0]
+        return "slow " * 700 if asked == "slow" else f"Hm.\n</think>\n\n<i>{asked[::-1]}</i> " + "long" * 100
+
+    driven = tmp_path / "page.html"
+    driven.write_text(PAGE.read_text().replace("</script>", DRIVER + "</script>"))
+    monkeypatch.setattr(app, "PAGE", driven)
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}{# </think> #}<think>"
+    with serving(Session(Scripted(say, seconds=0.001, template=template)), api_key="k") as (url, service):
+        complaints = visit(url, tmp_path, language, dark, done)
+        assert service.inside <= 1
+    assert told[0].keys() > {"fresh"}, told
+    print(told, complaints)
