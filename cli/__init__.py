@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from sampan.errors import InputError
+from sampan.extras import advice
 from sampan.printable import printable
 from sampan.registry import load, names
 
@@ -66,6 +67,12 @@ def main() -> None:
     except ReaderLeftError:  # nothing to say, nobody to say it to
         abandon_output()
         sys.exit(EXIT_BAD_INPUT)
+    except ModuleNotFoundError as e:
+        if debug:
+            traceback.print_exc()
+        if not e.name or e.name.startswith("sampan"):
+            _internal(e, debug)
+        _fail(f"{e.name} is not installed; {advice(e.name)}", EXIT_BAD_INPUT)
     except OSError as e:
         if debug:
             traceback.print_exc()

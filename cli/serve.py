@@ -48,18 +48,13 @@ def command(
       sampan serve qwen.gguf
       SAMPAN_API_KEY=secret sampan serve qwen.gguf --host 0.0.0.0
     """
-    from sampan.errors import InputError
+    import starlette  # noqa: F401 - before a model is loaded
+    import uvicorn  # noqa: F401
+
     from sampan.runtime import EngineOptions, open
+    from sampan.runtime.server import app
+    from sampan.runtime.server.settings import Settings
 
-    try:
-        import starlette  # noqa: F401 - as an ImportError
-        import uvicorn  # noqa: F401
-
-        from sampan.runtime.server import app
-        from sampan.runtime.server.settings import Settings
-    except ImportError as e:
-        missing = f"the server needs a package that is missing ({e.name})"
-        raise InputError(f'{missing}; pip install "sampan[server]"') from None
     settings = Settings(name or model.resolve().stem, host, port, api_key, cors, queue, max_body, max_tokens, timeout)
     sock = app.bind(settings)
     with sock, open(model, EngineOptions(context=context, threads=threads, kv=kv)) as session:

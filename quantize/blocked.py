@@ -27,6 +27,7 @@ Bytes = NDArray[np.uint8]
 # Student and Laplace values (benchmarks/blocks.py).
 STEPS = (-8.0, 7.0, -8.5, -8.8, -7.6, -8.2, -7.3, -6.1)
 TINY = np.float32(1e-30)
+UNDER_HALF = np.nextafter(np.float32(0.5), np.float32(0))  # added before a cut it rounds, halves away from zero
 AT_ONCE = 4096  # blocks that a search holds: they stay in the second-level cache
 STRETCHES = (1.0, 1.08, 0.96, 1.18)  # of the range that 16 steps with a zero point span, chosen in the same way
 
@@ -195,14 +196,25 @@ def _inverse(scale: Floats) -> Floats:
     return np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > TINY)
 
 
-def _ggml(name: str, x: Floats) -> tuple[Bytes, NDArray[np.float16], None]:
-    """The numbers of ggml's q4_0 (element j in the low, j + 16 in the high nibble) or q8_0, in this layout."""
-    kind = number_type(name)
+def _q8_0(x: Floats) -> tuple[Bytes, NDArray[np.float16], None]:
+    """8 bits around 128, as ggml's `quantize_row_q8_0_ref`: scale peak / 127, halves away from zero."""
+    out, scales = np.empty(x.shape, np.uint8), np.empty(len(x), np.float16)
+    for part in _parts(len(x)):
+        scale = np.abs(x[part]).max(axis=1) / np.float32(127)
+        t = x[part] * _inverse(scale)[:, None]
+        t += np.copysign(UNDER_HALF, t)
+        np.bitwise_xor(t.astype(np.int8).view(np.uint8), 0x80, out=out[part])
+        with np.errstate(over="ignore"):  # infinite scales are refused when they are packed
+            scales[part] = scale
+    return out, scales, None
+
+
+def _q4_0(x: Floats) -> tuple[Bytes, NDArray[np.float16], None]:
+    """The numbers of ggml's q4_0 (element j in the low, j + 16 in the high nibble), by its library."""
+    kind = number_type("q4_0")
     raw = np.empty((len(x), kind.block_bytes), np.uint8)
     ggml.encode_rows(kind, np.ascontiguousarray(x), raw.reshape(-1))
     scales = np.ascontiguousarray(raw[:, :2]).view(np.float16).reshape(-1)
-    if name == "q8_0":
-        return np.bitwise_xor(raw[:, 2:], 0x80, dtype=np.uint8), scales, None  # int8 → uint8 around 128
     return np.concatenate([raw[:, 2:] & 15, raw[:, 2:] >> 4], axis=1), scales, None
 
 
@@ -213,7 +225,7 @@ BLOCK_TYPES = {
         BlockType("u4_128", 4, 128, False, _symmetric),
         BlockType("u4_32z", 4, 32, True, _asymmetric),
         BlockType("u4_128z", 4, 128, True, _asymmetric),
-        BlockType("q4_0", 4, 32, False, lambda x: _ggml("q4_0", x)),
-        BlockType("q8_0", 8, 32, False, lambda x: _ggml("q8_0", x)),
+        BlockType("q4_0", 4, 32, False, _q4_0),
+        BlockType("q8_0", 8, 32, False, _q8_0),
     )
 }

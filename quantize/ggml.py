@@ -1,4 +1,5 @@
-"""Encode and decode rows with ggml's own kernels, from the libggml inside the installed llama_cpp package.
+"""Encode and decode rows with ggml's own kernels, from the libggml inside the installed llama_cpp package, and plain
+numbers without it.
 
 `ggml_quantize_chunk` is what `llama_model_quantize` calls, so the bytes are the same. ctypes releases
 the GIL for the call: threads scale.
@@ -16,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.errors import InputError
+from sampan.extras import advice
 
+from . import plain
 from .types import NumberType
 
 F16_MAX = 65504.0
@@ -33,10 +36,13 @@ def encode_rows(
     Raises InputError when the encoded blocks are not valid: a scale or value that the type cannot hold.
     """
     n, k = rows.shape
-    lib = _library()
     if kind.name == "f16" and max(-float(rows.min()), float(rows.max())) > F16_MAX:
         raise InputError("its values do not fit f16 (beyond ±65504)")
-    written = lib.ggml_quantize_chunk(
+    if kind.name in plain.NAMES:
+        if not plain.encode(kind.name, rows, out):
+            raise _no_fit(kind)
+        return
+    written = _library().ggml_quantize_chunk(
         kind.id,
         rows.ctypes.data,
         out.ctypes.data,
@@ -52,8 +58,16 @@ def encode_rows(
 
 def validate_rows(kind: NumberType, data: NDArray[np.uint8]) -> None:
     """Refuse encoded blocks whose scale is not finite."""
-    if not _library().ggml_validate_row_data(kind.id, data.ctypes.data, data.nbytes):
-        raise InputError(f"its values do not fit {kind.name} (a scale overflows float16)")
+    if kind.name in plain.NAMES:
+        fits = plain.valid(kind.name, data)
+    else:
+        fits = _library().ggml_validate_row_data(kind.id, data.ctypes.data, data.nbytes)
+    if not fits:
+        raise _no_fit(kind)
+
+
+def _no_fit(kind: NumberType) -> InputError:
+    return InputError(f"its values do not fit {kind.name} (a scale overflows float16)")
 
 
 def pack_q4_0(codes: NDArray[np.uint8], scales: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
@@ -72,8 +86,8 @@ def decode_rows(kind: NumberType, data: NDArray[np.uint8], out: NDArray[np.float
     """Decode uint8 [n · row_bytes(k)] into `out`, float32 [n, k] (contiguous, no more than `data` holds)."""
     if data.nbytes < out.shape[0] * kind.row_bytes(out.shape[1]) or not out.flags.c_contiguous:
         raise AssertionError(f"{data.nbytes} bytes of {kind.name} for float32 {out.shape}")
-    if kind.name == "f32":
-        out[:] = data[: out.nbytes].view(np.float32).reshape(out.shape)
+    if kind.name in plain.NAMES:
+        plain.decode(kind.name, data, out)
     else:
         _library().ggml_get_type_traits(kind.id).contents.to_float(data.ctypes.data, out.ctypes.data, out.size)
 
@@ -100,7 +114,7 @@ def _library() -> Any:
     if not found:
         raise InputError(
             "llama_cpp: expected libggml-base in the installed package, found none; "
-            "install it with `pip install llama-cpp-python==0.3.36`"
+            f"install it with `{advice('llama_cpp')}`"
         )
     lib = ctypes.CDLL(str(found[0]))
     lib.ggml_quantize_chunk.restype = ctypes.c_size_t

@@ -58,6 +58,9 @@ class Engine(Protocol):
     def piece(self, token: int, *, control: bool = False) -> bytes:
         """The bytes that a token stands for; control tokens stand for none, or with `control` for their own text."""
 
+    def added(self) -> Mapping[str, bool]:
+        """Tokens that are recognised as a whole, by their text; whether each is a control token."""
+
     def is_end(self, token: int) -> bool:
         """Whether generation ends with this token."""
 

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -27,7 +28,8 @@ from .engine import Engine, EngineOptions
 from .markers import StopStrings
 from .reply import Parts, Reply, joined, parsers
 from .sampling import Sampler, Sampling
-from .stream import SEEDS, Candidate, Chunk, FinishReason, Options, Stream, Usage, most_probable
+from .sanitize import BREAK, broken, control_tokens, tokenize
+from .stream import SEEDS, Chunk, FinishReason, Options, Stream, Usage, most_probable
 
 SLICE = 16  # positions whose logits are handed out together
 EXIT_SECONDS = 60.0  # that the end of the process waits for an engine at most
@@ -56,6 +58,7 @@ class Session:
         # at exit: a daemon thread that still streams halts between two tokens, not inside of the engine
         weakref.finalize(self, self._turn.acquire, timeout=EXIT_SECONDS)
         self._cached: list[int] = []  # what the engine's cache holds at least
+        self._added: dict[str, bool] = {}  # as `Engine.added`, once it was asked for
         self._user: object = None  # whose tokens those are
         self.metadata = engine.metadata()
 
@@ -109,10 +112,31 @@ class Session:
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        sanitize_control_tokens: bool = False,
         **variables: Any,
     ) -> list[int]:
-        """Token ids of what `render_chat` gives; the template alone says whether a conversation begins with BOS."""
-        return self.tokenize(self.render_chat(messages, tools, **variables), around=False)
+        """Token ids of what `render_chat` gives; the template alone says whether a conversation begins with BOS.
+
+        With `sanitize_control_tokens` those in messages, tools and variables stay text, as they must where strangers
+        write.
+        """
+        return self._chat_tokens(messages, tools, sanitize_control_tokens, variables)[1]
+
+    def _chat_tokens(
+        self, messages: Messages, tools: Messages | None, sanitize: bool, variables: dict[str, Any]
+    ) -> tuple[str, list[int]]:
+        """The text of a conversation and its tokens."""
+        controls: list[str] = []
+        if sanitize:
+            with self._turn:
+                self._added = self._added or dict(self._engine.added())
+            controls = control_tokens(self._added, choose(self.chat_templates, tools=tools is not None))
+            messages, tools, variables = (broken(value, controls) for value in (messages, tools, variables))
+        text = self.render_chat(messages, tools, **variables)
+        return text.replace(BREAK, "") if sanitize else text, tokenize(
+            text, controls, partial(self.tokenize, around=False)
+        )
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of some tokens; bytes that are no UTF-8 become replacement characters."""
@@ -218,13 +242,15 @@ class Session:
         messages: Messages,
         tools: Messages | None = None,
         options: Options | None = None,
+        *,
+        sanitize_control_tokens: bool = False,
         **variables: Any,
     ) -> Stream:
-        """Stream the next turn of a conversation. `tools` and `variables` as for `render_chat`, errors as `stream`."""
-        text = self.render_chat(messages, tools, **variables)
+        """Stream the next turn of a conversation. The arguments as for `tokenize_chat`, errors as `stream`."""
+        text, tokens = self._chat_tokens(messages, tools, sanitize_control_tokens, variables)
         template = choose(self.chat_templates, tools=tools is not None)
         reply = Reply(parsers(template, tools), tools, text)
-        return self._begin(self.tokenize(text, around=False), options, reply)
+        return self._begin(tokens, options, reply)
 
     def _begin(self, prompt: Sequence[int], options: Options | None, reply: Reply | None = None) -> Stream:
         options = options or Options()
@@ -260,7 +286,7 @@ class Session:
                 last = token = sampler.choose(logits)
                 ended, raw = self._engine.is_end(token), self._engine.piece(token)
                 mark = b"" if ended or raw else self._marker(token, reply)
-                logprob, top = self._logprobs(logits, token, options.logprobs)
+                logprob, top = most_probable(logits, token, options.logprobs, self._engine.piece)
             tokens.append(token)
             parts = reply.feed("" if ended else stops.feed(text.decode(raw or mark)))
             if ended:
@@ -289,14 +315,6 @@ class Session:
         """The text of a control token that a parser reads; nothing of others."""
         text = self._engine.piece(token, control=True) if reply.markers else b""
         return text if text.decode(errors="replace") in reply.markers else b""
-
-    def _logprobs(
-        self, logits: NDArray[np.float32], token: int, n: int | None
-    ) -> tuple[float | None, tuple[Candidate, ...]]:
-        if n is None:
-            return None, ()
-        logprob, best = most_probable(logits, token, n)
-        return logprob, tuple(Candidate(i, self._engine.piece(i), value) for i, value in best)
 
     def render_chat(
         self,

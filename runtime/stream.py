@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -181,10 +181,14 @@ class Stream(Iterator[Chunk]):
         )
 
 
-def most_probable(logits: NDArray[np.float32], token: int, n: int) -> tuple[float, list[tuple[int, float]]]:
-    """The log probability of a token, and ids with those of the `n` most probable ones, the best first."""
+def most_probable(
+    logits: NDArray[np.float32], token: int, n: int | None, piece: Callable[[int], bytes]
+) -> tuple[float | None, tuple[Candidate, ...]]:
+    """The log probability of a token, and the `n` most probable ones, the best first; nothing where n is None."""
+    if n is None:
+        return None, ()
     logprobs = log_probabilities(logits)
     n = min(n, len(logprobs))
     best = np.argpartition(logprobs, -n)[-n:] if n else np.empty(0, np.intp)
     best = best[np.lexsort((best, -logprobs[best]))]
-    return float(logprobs[token]), [(int(i), float(logprobs[i])) for i in best]
+    return float(logprobs[token]), tuple(Candidate(int(i), piece(int(i)), float(logprobs[i])) for i in best)

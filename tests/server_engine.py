@@ -45,6 +45,9 @@ class Scripted:
     def piece(self, token: int, *, control: bool = False) -> bytes:
         return b"" if token == END else bytes([token])
 
+    def added(self) -> Mapping[str, bool]:
+        return {}
+
     def is_end(self, token: int) -> bool:
         return token == END
 

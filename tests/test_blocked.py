@@ -39,6 +39,24 @@ def test_the_numbers_are_ggmls(name: str) -> None:
     assert np.array_equal(decoded(name, x), ggml)
 
 
+def test_q8_0_is_ggmls_for_every_kind_of_value() -> None:
+    """Halves, blocks of zeros, of numbers that are hardly any, and of very large ones."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((4000, 64)).astype(np.float32) * np.exp2(rng.integers(-60, 20, (4000, 1))).astype(
+        np.float32
+    )
+    x[:500] = rng.integers(-254, 255, (500, 64)) / np.float32(2)
+    x[:500, ::32] = 127  # the scale is 1
+    x[500:510] = 0
+    kind, blocks = number_type("q8_0"), BLOCK_TYPES["q8_0"]
+    raw = np.empty((len(x) * 2, kind.block_bytes), np.uint8)
+    encode_rows(kind, x, raw.reshape(-1))
+    ours = encoded("q8_0", x)
+    codes, scales = ours[: x.size].reshape(-1, 32), ours[x.size :].reshape(-1, 2)
+    assert blocks.width == 8 and np.array_equal(scales, raw[:, :2])
+    assert np.array_equal(codes ^ 0x80, raw[:, 2:])
+
+
 @pytest.mark.parametrize("name", ["u4_32", "u4_128"])
 def test_no_step_alone_is_better_than_the_search(name: str) -> None:
     """Per block: at most the error of each scale peak / step with its nearest values."""

@@ -135,14 +135,18 @@ def test_logits_that_differ_a_little_choose_the_same_tokens() -> None:
 def test_log_probabilities_are_torchs() -> None:
     import torch
 
+    def piece(token: int) -> bytes:
+        return b"%d" % token
+
     logits = np.random.default_rng(9).standard_normal(300).astype(np.float32) * 5
     expected = torch.log_softmax(torch.from_numpy(logits).double(), -1).numpy()
     best = np.argsort(-logits)[:4]
-    logprob, top = most_probable(logits, 17, 4)
+    logprob, top = most_probable(logits, 17, 4, piece)
     assert logprob == pytest.approx(expected[17], abs=1e-5)
-    assert [i for i, _ in top] == best.tolist()
-    np.testing.assert_allclose([p for _, p in top], expected[best], atol=1e-5)
-    assert most_probable(logits, 17, 0) == (logprob, []) and len(most_probable(logits, 17, 999)[1]) == 300
+    assert [(c.token, c.raw) for c in top] == [(i, b"%d" % i) for i in best]
+    np.testing.assert_allclose([c.logprob for c in top], expected[best], atol=1e-5)
+    assert most_probable(logits, 17, 0, piece) == (logprob, ()) and len(most_probable(logits, 17, 999, piece)[1]) == 300
+    assert most_probable(logits, 17, None, piece) == (None, ())
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,10 @@ class JsonTokenizer:
         ids: list[int] = self._reader.encode(text, add_special_tokens=around).ids
         return ids
 
+    def added(self) -> dict[str, bool]:
+        """As `Engine.added`."""
+        return {t.content: t.special for t in self._added.values()}
+
     def piece(self, token: int, *, control: bool) -> bytes:
         """As `Engine.piece`; unused ids stand for nothing."""
         if (added := self._added.get(token)) is not None:

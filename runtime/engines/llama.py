@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.errors import InputError, wrong
+from sampan.extras import advice
 from sampan.generation import ENDS_KEY, end_ids
 
 from ..chat import LARGEST
@@ -29,6 +30,7 @@ KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's numbers
 VOCABULARY = {f"tokenizer.ggml.{k}" for k in ("tokens", "token_type", "merges", "scores")}  # megabytes as text
 LONGEST = 4 * LARGEST + 4  # bytes of a value; a chat template that is cut there is longer than may be rendered
 LOG_ERROR = 4  # enum ggml_log_level
+ADDED = 1 << 4  # LLAMA_TOKEN_ATTR_USER_DEFINED
 # Pre-tokenizers whose tokenizer.json normalises to NFC first, which llama.cpp leaves to its caller.
 NFC = {"qwen2"}
 
@@ -76,7 +78,7 @@ def _library() -> Any:
     try:
         from llama_cpp import llama_cpp as lib
     except ImportError as e:
-        raise InputError(f"llama_cpp: cannot be imported ({e}); pip install llama-cpp-python==0.3.36") from None
+        raise InputError(f"llama_cpp: cannot be imported ({e}); {advice('llama_cpp')}") from None
     if _log_callback is None:
 
         @lib.llama_log_callback  # type: ignore[untyped-decorator]
@@ -191,6 +193,14 @@ class LlamaEngine:
             if n >= 0:
                 return buffer.raw[:n]
             room = -n
+
+    def added(self) -> Mapping[str, bool]:
+        lib, vocab, found = self._lib, self._vocab, {}
+        for i in range(self.vocab):
+            if (kind := lib.llama_vocab_get_attr(vocab, i)) & (lib.LLAMA_TOKEN_ATTR_CONTROL | ADDED):
+                text = lib.llama_vocab_get_text(vocab, i).decode(errors="replace")
+                found[text] = bool(kind & lib.LLAMA_TOKEN_ATTR_CONTROL) and i not in self._text_tokens
+        return found
 
     def is_end(self, token: int) -> bool:
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token)) if self._ends is None else token in self._ends

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sampan.chat_template import DEFAULT, KEY, SPECIAL_KEY, read_templates, special_tokens
 from sampan.errors import InputError, brief, wrong
+from sampan.extras import advice
 from sampan.files import read_json_if_there
 from sampan.generation import end_ids, read_generation
 from sampan.onnx import GRAPH, read_graph, refuse_slow
@@ -99,7 +100,7 @@ class OnnxEngine:
         try:
             import onnxruntime as ort
         except ImportError as e:
-            raise InputError(f"onnxruntime: cannot be imported ({e}); pip install onnxruntime") from None
+            raise InputError(f"onnxruntime: cannot be imported ({e}); {advice('onnxruntime')}") from None
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = options.threads or len(os.sched_getaffinity(0))
         settings.log_severity_level = 3
@@ -177,6 +178,9 @@ class OnnxEngine:
 
     def piece(self, token: int, *, control: bool = False) -> bytes:
         return self._tokenizer.piece(token, control=control)
+
+    def added(self) -> Mapping[str, bool]:
+        return self._tokenizer.added()
 
     def is_end(self, token: int) -> bool:
         return token in self._ends

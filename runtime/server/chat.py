@@ -110,7 +110,7 @@ def tools(name: str, value: Any) -> list[dict[str, Any]]:
 def variables(name: str, value: Any) -> dict[str, Any]:
     """A check: variables of the chat template, none of them a part of the conversation."""
     for key in mapping(name, value):
-        if key in ("self", "messages", "tools", "options"):
+        if key in ("self", "messages", "tools", "options", "sanitize_control_tokens"):
             raise bad(f"{name}.{key}", "this is no variable of a template; leave it out")
     return dict(value)
 
@@ -148,7 +148,8 @@ def parse(body: Any, session: Session, settings: Settings) -> Asked:
 
 def begin(asked: Asked, session: Session) -> Stream:
     """Start to answer."""
-    return session.chat(asked.messages or [], asked.tools, asked.options, **(asked.variables or {}))
+    named = asked.variables or {}
+    return session.chat(asked.messages or [], asked.tools, asked.options, sanitize_control_tokens=True, **named)
 
 
 def whole(chunks: Sequence[Chunk], stream: Stream, asked: Asked) -> dict[str, Any]:
