@@ -60,7 +60,7 @@ $(VENV)/llama: $(VENV)/bin/python pyproject.toml
 	@touch $@
 
 $(VENV)/sampan: $(VENV)/llama pyproject.toml
-	$(PIP) install --quiet --editable .
+	$(PIP) install --quiet --editable ".[gguf,onnx]"
 	@touch $@
 
 # torch first: a CPU build where the index offers one under this exact version

@@ -11,6 +11,7 @@ from typing import Any
 from sampan.artifact import manifest_bytes
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, wrong
+from sampan.extras import installed
 from sampan.job import Job, open_job
 from sampan.quantize import get_scheme
 from sampan.registry import load
@@ -143,7 +144,7 @@ def convert(
 def _identity(c: Conversion, allow_zero: bool) -> dict[str, Any]:
     """What must be the same for an unfinished output to be continued."""
     return {
-        "version": f"{version('sampan')}, llama-cpp-python {version('llama-cpp-python')}",
+        "version": f"{version('sampan')}, llama-cpp-python {installed('llama-cpp-python')}",
         "source": _source_identity(c.checkpoint),
         "options": {
             "plan": c.plan.digest(),
@@ -178,7 +179,7 @@ def _manifest(c: Conversion, filled: Filled) -> dict[str, Any]:
         "sampan": version("sampan"),
         # an engine may rely on what our graphs do beside the usual
         **({"graph": "sampan"} if c.plan.files[0].folder else {}),
-        "llama_cpp_python": version("llama-cpp-python"),
+        "llama_cpp_python": installed("llama-cpp-python"),
         "source": {"id": c.checkpoint.source, "revision": c.checkpoint.revision, "sha256": filled.sha256},
         "stored": sources(c.plan.tensors),
         "family": c.plan.arch.family,

@@ -17,5 +17,15 @@ def advice(module: str) -> str:
     return "pip install --force-reinstall sampan"
 
 
+def installed(distribution: str) -> str | None:
+    """The version of a package, None where it is not there."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -16,7 +16,7 @@ import pytest
 import tiny
 from onnx_peer import to_onnx
 
-from sampan.extras import advice
+from sampan.extras import advice, installed
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -61,6 +61,10 @@ def test_what_to_install() -> None:
     }.items():  # fmt: skip
         assert advice(module) == f'pip install "sampan[{extra}]"'
     assert advice("jinja2") == "pip install --force-reinstall sampan"
+
+
+def test_versions_of_what_is_there_and_what_is_not() -> None:
+    assert installed("numpy") == metadata.version("numpy") and installed("no-such-package-of-ours") is None
 
 
 def without(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
