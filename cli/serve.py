@@ -1,0 +1,65 @@
+"""sampan serve: an OpenAI-compatible server and a chat page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ._out import line
+
+if TYPE_CHECKING:
+    from sampan.runtime.engine import KV
+
+
+@click.command("serve", short_help="Serve a model: OpenAI's API and a chat page.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address; one beyond this machine needs a key.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port; 0: a free one.")
+@click.option(
+    "--api-key", envvar="SAMPAN_API_KEY", show_envvar=True, metavar="KEY", help="Key that every request must bring."
+)
+@click.option("--cors", multiple=True, metavar="ORIGIN", help="Web pages of this origin may ask. Can be repeated.")
+@click.option("--name", help="Name of the model in the API.  [default: the file's]")
+@click.option("--queue", type=click.IntRange(0), default=64, show_default=True, help="Requests that may wait.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: the context's rest]")
+@click.option("--max-body", type=click.IntRange(1), default=2 << 20, show_default=True, help="Bytes of a request.")
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), default=600, show_default=True,
+    help="Seconds for a request, waiting and answer together.",
+)  # fmt: skip
+@click.option("--context", type=click.IntRange(1), help="Tokens of context.  [default: the model's, up to 4096]")
+@click.option(
+    "--kv", type=click.Choice(["f32", "f16", "q8_0"]), help="Number type of the cache.  [default: the engine's]"
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each core]")
+def command(
+    model: Path, host: str, port: int, api_key: str | None, cors: tuple[str, ...], name: str | None, queue: int,
+    max_tokens: int | None, max_body: int, timeout: float, context: int | None, kv: KV | None, threads: int | None,
+) -> None:  # fmt: skip
+    """Serve MODEL, a GGUF file or an ONNX folder, until Ctrl-C or SIGTERM.
+
+    Clients of OpenAI's API get the address with /v1 as their base URL; a browser gets a chat page at the address
+    itself. One answer is computed at a time, the others wait in order.
+
+    \b
+    Examples:
+      sampan serve qwen.gguf
+      SAMPAN_API_KEY=secret sampan serve qwen.gguf --host 0.0.0.0
+    """
+    import starlette  # noqa: F401 - before a model is loaded
+    import uvicorn  # noqa: F401
+
+    from sampan.runtime import EngineOptions, open
+    from sampan.runtime.server import app
+    from sampan.runtime.server.settings import Settings
+
+    settings = Settings(name or model.resolve().stem, host, port, api_key, cors, queue, max_body, max_tokens, timeout)
+    sock = app.bind(settings)
+    with sock, open(model, EngineOptions(context=context, threads=threads, kv=kv)) as session:
+        service = app.service(session, settings)
+        sock.listen()
+        address, number = sock.getsockname()[:2]
+        line(f"serving {settings.name} on http://{f'[{address}]' if ':' in address else address}:{number}")
+        app.run(service, sock)

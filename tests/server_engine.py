@@ -1,0 +1,106 @@
+"""An engine that says what a script tells it, and a server over it on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampan.chat_template import KEY
+from sampan.runtime import Session
+from sampan.runtime.server import app
+from sampan.runtime.server.endpoint import Service
+from sampan.runtime.server.settings import Settings
+
+END, VOCAB = 256, 257  # tokens are bytes
+TEMPLATE = (
+    "{# by which parsers know a model: <tool_call> arguments </think> #}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}[assistant]{% if think %}<think>{% endif %}"
+)
+
+
+class Scripted:
+    """Implements `Engine`: `say` maps the text in front of an answer to that answer."""
+
+    vocab, longest, kv, batch = VOCAB, 65536, "f32", 4096
+
+    def __init__(self, say: Callable[[str], str], *, seconds: float = 0.0, template: str = TEMPLATE) -> None:
+        self._say, self._seconds, self._template = say, seconds, template
+        self.context = 4096
+        self._cache: list[int] = []
+        self._answers: dict[bytes, bytes] = {}
+        self.evaluated = 0
+        self._prompt, self._answer = b"", b""
+
+    def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
+        return list(text.encode())
+
+    def piece(self, token: int, *, control: bool = False) -> bytes:
+        return b"" if token == END else bytes([token])
+
+    def added(self) -> Mapping[str, bool]:
+        return {}
+
+    def is_end(self, token: int) -> bool:
+        return token == END
+
+    def keep(self, n: int) -> int:
+        self._cache = self._cache[:n]
+        return n
+
+    def evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
+        time.sleep(self._seconds)
+        self.evaluated += 1
+        self._cache += tokens
+        logits = np.zeros((wanted, VOCAB), np.float32)
+        if wanted:
+            logits[-1, self._next()] = 50
+        return logits
+
+    def _next(self) -> int:
+        """The byte behind what was said already of the answer to this prompt."""
+        text = bytes(self._cache)
+        done = text[len(self._prompt) :]
+        if not (self._prompt and text.startswith(self._prompt) and done and self._answer.startswith(done)):
+            self._prompt, done = text, b""
+            self._answer = self._say(text.decode()).encode()
+        return self._answer[len(done)] if len(done) < len(self._answer) else END
+
+    def take_experts(self) -> dict[int, NDArray[np.int32]]:
+        return {}
+
+    def metadata(self) -> Mapping[str, str]:
+        return {KEY: self._template}
+
+    def close(self) -> None: ...
+
+
+@contextlib.contextmanager
+def serving(session: Session, **settings: Any) -> Iterator[tuple[str, Service]]:
+    """A server's address and what answers behind it."""
+    chosen = Settings(**{"name": "tiny", "port": 0} | settings)
+    sock = app.bind(chosen)
+    service = app.service(session, chosen)
+    sock.listen()
+    server = app.server(service)
+    thread = threading.Thread(target=server.run, args=([sock],))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}", service
+    finally:
+        service.worker.stop()
+        server.should_exit = server.force_exit = True
+        thread.join()
+        service.worker.join()
+
+
+def call(name: str, **arguments: Any) -> str:
+    """A call of a tool as Hermes models write it."""
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
