@@ -42,7 +42,12 @@ def signature(path: Path) -> str:
 
 def manifest(path: Path) -> str:
     said = badging(path)
-    for line in (f"sdkVersion:'{MIN_API}'", f"targetSdkVersion:'{TARGET_API}'", "native-code: 'arm64-v8a'", "launchable-activity:"):
+    for line in (
+        f"sdkVersion:'{MIN_API}'",
+        f"targetSdkVersion:'{TARGET_API}'",
+        "native-code: 'arm64-v8a'",
+        "launchable-activity:",
+    ):
         if line not in said:
             raise BuildError(f"{path}: aapt2's badging has no {line}")
     if asked := re.findall(r"uses-permission\S* name='([^']+)'", said):
@@ -96,7 +101,7 @@ def calls(path: Path) -> str:
     """Every method and field of Android and Java that the bytecode names exists in the API it was compiled against."""
     with zipfile.ZipFile(path) as z, tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(android_jar()) as jar:
         said = "".join(run("dexdump", "-d", z.extract(n, folder)) for n in z.namelist() if n.endswith(".dex"))
-        ours = {name: members_of for name, members_of in map(dex_members, said.split("  Class descriptor  : ")[1:])}
+        ours = dict(map(dex_members, said.split("  Class descriptor  : ")[1:]))
         uses = set(re.findall(r"(?:invoke-\S+ \{[^}]*\}|[is](?:get|put)\S* [^L\[]*), \[*L([^;]+);\.(\S+)", said))
         known = {n.removesuffix(".class") for n in jar.namelist() if n.endswith(".class")}
 
@@ -110,7 +115,9 @@ def calls(path: Path) -> str:
             there = members(name)
             return member in there.own or any(has(p, member) for p in there.parents)
 
-        foreign = sorted((owner, member) for owner, member in uses if owner not in ours or member not in ours[owner].own)
+        foreign = sorted(
+            (owner, member) for owner, member in uses if owner not in ours or member not in ours[owner].own
+        )
         for owner, member in foreign:
             if not has(owner, member):
                 raise BuildError(f"{path}: the bytecode uses {owner}.{member}, which API {TARGET_API} does not have")

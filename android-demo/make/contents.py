@@ -36,12 +36,15 @@ def sbom(apk: Path, files: dict[str, Path]) -> str:
     parts = [_part("sampan", "application", version, "Apache-2.0", "https://spdx.org/licenses/Apache-2.0.html")]
     for name, licence, source, _ in PARTS:
         at, digest = pins()[source]
-        parts.append(_part(name, "library", f"as in {source} {at}", licence, f"pkg:pypi/{source}@{at}?checksum=sha256:{digest}"))
+        parts.append(
+            _part(name, "library", f"as in {source} {at}", licence, f"pkg:pypi/{source}@{at}?checksum=sha256:{digest}")
+        )
     inside = [{"type": "file", "name": n, "hashes": _hash(sha256(p))} for n, p in sorted(files.items())]
     serial = hashlib.sha256(apk.read_bytes()).hexdigest()
+    app = {"type": "application", "name": apk.name, "version": version}
     document = {
         "bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1,
-        "metadata": {"component": {"type": "application", "name": apk.name, "version": version, "hashes": _hash(serial)}},
+        "metadata": {"component": app | {"hashes": _hash(serial)}},
         "components": parts + inside,
     }  # fmt: skip
     return json.dumps(document, indent=1) + "\n"
@@ -49,7 +52,9 @@ def sbom(apk: Path, files: dict[str, Path]) -> str:
 
 def _part(name: str, kind: str, version: str, licence: str, source: str) -> dict[str, object]:
     expression = {"expression": licence} if " " in licence else {"license": {"id": licence}}
-    reference = {"type": "distribution", "url": source} if source.startswith("pkg:") else {"type": "license", "url": source}
+    reference = (
+        {"type": "distribution", "url": source} if source.startswith("pkg:") else {"type": "license", "url": source}
+    )
     return {"type": kind, "name": name, "version": version, "licenses": [expression], "externalReferences": [reference]}
 
 
