@@ -10,12 +10,13 @@ LLAMA := $(shell sed -n 's/.*"llama-cpp-python==\([0-9.]*\)".*/\1/p' pyproject.t
 # instructions of the processor that compiled it, so every kind of processor has a folder of its own.
 SAMPAN_WHEELS ?= build/wheels
 CPU := $(shell { uname -m; grep -m 1 -E '^(flags|Features)' /proc/cpuinfo; } 2>/dev/null | cksum | cut -d ' ' -f 1)
+SAMPAN_ANDROID ?= build/android-cache
 WHEELS := $(SAMPAN_WHEELS)/$(CPU)
 
 # The same for `make test-arm`: a root of Debian packages, wheels, and llama.cpp, cross-compiled in about 5 minutes.
 export SAMPAN_ARM ?= $(CURDIR)/build/arm
 
-.PHONY: demo test test-all test-arm lint types bench docs clean
+.PHONY: demo android-demo test test-all test-arm lint types bench docs clean
 
 demo: $(VENV)/sampan
 	$(BIN)/python examples/demo.py
@@ -49,6 +50,10 @@ bench: $(VENV)/test
 
 docs: $(VENV)/sampan
 	$(BIN)/python docs/generate.py
+
+# The app for Android phones in build/android. Its downloads and the compiled engine are kept in SAMPAN_ANDROID.
+android-demo: $(VENV)/sampan
+	SAMPAN_ANDROID=$(SAMPAN_ANDROID) $(BIN)/python android-demo/make/build.py
 
 clean:
 	rm -rf $(VENV) build

@@ -11,7 +11,6 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-static const double BIG = 0.7;  // of the fastest core's: middle cores reach it, little ones do not
 static const size_t MOST = 8;   // threads that wait for each other at every step
 
 static int64_t number_in(const std::string & path) {
@@ -22,14 +21,18 @@ static int64_t number_in(const std::string & path) {
 
 std::vector<int> big_cores(const std::string & folder, const std::vector<int> & allowed) {
     std::vector<int> chosen;
+    if (allowed.empty()) {
+        return chosen;
+    }
     for (const char * file : {"/cpu_capacity", "/cpufreq/cpuinfo_max_freq"}) {
         std::vector<int64_t> speed;
         for (int core : allowed) {
             speed.push_back(number_in(folder + "/cpu" + std::to_string(core) + file));
         }
-        const int64_t fastest = speed.empty() ? 0 : *std::max_element(speed.begin(), speed.end());
+        const int64_t fastest = *std::max_element(speed.begin(), speed.end());
+        const int64_t slowest = *std::min_element(speed.begin(), speed.end());
         for (size_t i = 0; fastest > 0 && i < allowed.size(); i++) {
-            if ((double) speed[i] >= BIG * (double) fastest) {
+            if (speed[i] - slowest >= fastest - speed[i]) {  // the middle cores of three kinds are near the fastest
                 chosen.push_back(allowed[i]);
             }
         }

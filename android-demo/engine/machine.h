@@ -5,7 +5,7 @@
 #include <vector>
 
 // The fast cores among `allowed`, by cpu_capacity or else by their highest frequency under `folder`
-// (/sys/devices/system/cpu); all of them where the folder tells neither.
+// (/sys/devices/system/cpu): those nearer the fastest than the slowest; all of them where the folder tells neither.
 std::vector<int> big_cores(const std::string & folder, const std::vector<int> & allowed);
 
 std::vector<int> allowed_cores();

@@ -101,7 +101,7 @@ def calls(path: Path) -> str:
     """Every method and field of Android and Java that the bytecode names exists in the API it was compiled against."""
     with zipfile.ZipFile(path) as z, tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(android_jar()) as jar:
         said = "".join(run("dexdump", "-d", z.extract(n, folder)) for n in z.namelist() if n.endswith(".dex"))
-        ours = {name: members_of for name, members_of in map(dex_members, said.split("  Class descriptor  : ")[1:])}
+        ours = dict(map(dex_members, said.split("  Class descriptor  : ")[1:]))
         uses = set(re.findall(r"(?:invoke-\S+ \{[^}]*\}|[is](?:get|put)\S* [^L\[]*), \[*L([^;]+);\.(\S+)", said))
         known = {n.removesuffix(".class") for n in jar.namelist() if n.endswith(".class")}
 

@@ -41,9 +41,10 @@ def sbom(apk: Path, files: dict[str, Path]) -> str:
         )
     inside = [{"type": "file", "name": n, "hashes": _hash(sha256(p))} for n, p in sorted(files.items())]
     serial = hashlib.sha256(apk.read_bytes()).hexdigest()
+    app = {"type": "application", "name": apk.name, "version": version}
     document = {
         "bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1,
-        "metadata": {"component": {"type": "application", "name": apk.name, "version": version, "hashes": _hash(serial)}},
+        "metadata": {"component": app | {"hashes": _hash(serial)}},
         "components": parts + inside,
     }  # fmt: skip
     return json.dumps(document, indent=1) + "\n"

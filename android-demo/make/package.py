@@ -75,7 +75,8 @@ def build(out: Path, programs: dict[str, Path], models: dict[str, Path], texts: 
         run("zipalign", "-p", "4", plain, aligned)
         signer, signed = key(), work / "signed.apk"
         run(
-            "apksigner", "sign", "--ks", signer.store, "--ks-key-alias", signer.alias, "--ks-pass", "env:STORE_PASSWORD",
+            "apksigner", "sign", "--ks", signer.store, "--ks-key-alias", signer.alias,
+            "--ks-pass", "env:STORE_PASSWORD",
             "--key-pass", "env:KEY_PASSWORD", "--v1-signing-enabled", "false", "--v2-signing-enabled", "true",
             "--v3-signing-enabled", "true", "--v4-signing-enabled", "false",
             "--min-sdk-version", str(MIN_API), "--out", signed, aligned, env=os.environ | signer.environment,

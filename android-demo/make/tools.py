@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PINS = HERE / "pins.txt"
-CACHE = Path(os.environ.get("SAMPAN_ANDROID") or ROOT / "build/android-cache")
+CACHE = Path(os.environ.get("SAMPAN_ANDROID") or ROOT / "build/android-cache").resolve()
 FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")
 DEBIAN = {  # program or file → package
     "aapt2": "aapt", "zipalign": "zipalign", "apksigner": "apksigner", "dexdump": "dexdump",
