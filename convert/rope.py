@@ -13,9 +13,13 @@ Floats = NDArray[np.float32]
 
 
 def periods(rope: Rope) -> Floats:
-    """Positions a radian without scaling, float32 [dims / 2], as transformers computes them."""
+    """Positions a radian without scaling, float32 [dims / 2], as transformers computes them.
+
+    Powers come by way of float64: numpy's in float32 have other last digits on other processors.
+    """
     exponents = np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
-    return np.float32(rope.theta) ** exponents
+    powers: Floats = np.power(np.float32(rope.theta), exponents, dtype=np.float64).astype(np.float32)
+    return powers
 
 
 def llama3_factors(rope: Rope, scaling: Llama3Scaling) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -185,6 +186,20 @@ def test_context_trims_the_rotary_tables(model: Model, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"made for 1 to {context}:"):
             runtime.open(conversion.out, runtime.EngineOptions(context=context + 1))
     assert sizes[512] - sizes[64] == 2 * (512 - 64) * 64 * 4  # cos and sin of half a head
+
+
+def test_rotary_tables_are_the_same_without_vector_instructions() -> None:
+    code = (
+        "import hashlib\nfrom sampan.convert.architecture import Rope\n"
+        "from sampan.convert.formats.onnx.rope import tables\n"
+        "print([hashlib.sha256(t.tobytes()).hexdigest() for t in tables(Rope(1e6, 64, None), 1024)])"
+    )
+    features = "AVX2 FMA3 AVX512F AVX512CD AVX512_SKX X86_V3 X86_V4"  # those that numpy does not know are left alone
+    found = {
+        subprocess.check_output([sys.executable, "-c", code], env=os.environ | more, text=True)
+        for more in ({}, {"NPY_DISABLE_CPU_FEATURES": features})
+    }
+    assert len(found) == 1
 
 
 def test_an_interrupted_folder_is_continued(model: Model, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What is done on both processors and compared: `on_arm.py` imports it here and runs it as a program there.
 
 both.py convert OUT FORMAT:SCHEME…     # the tiny Qwen3, each into OUT/FORMAT-SCHEME
-both.py answer OUT ARTIFACT…           # greedy answers and logits of each, into OUT.json and OUT.npz
+both.py answer OUT ARTIFACT…           # greedy answers and logits of each to OUT.prompts, into OUT.json and OUT.npz
 """
 
 from __future__ import annotations
@@ -37,15 +37,21 @@ def convert_all(folder: Path, kinds: list[str]) -> None:
         convert(prepare(open_folder(MODEL), artifact(folder, kind), *kind.split(":"), jobs=1), overwrite=True)
 
 
-def answers(path: Path) -> tuple[list[list[int]], NDArray[np.float32]]:
-    """Token ids of the greedy answers, and the logits [questions, vocab] that their first tokens come from."""
+def prompts(path: Path) -> list[str]:
+    """The questions by the model's template: rendered here, since emulation takes longer than a template may."""
+    with runtime.open(path, runtime.EngineOptions(vocabulary_only=True)) as session:
+        return [session.render_chat([{"role": "user", "content": q.text}]) for q in QUESTIONS]
+
+
+def answers(path: Path, asked: list[str]) -> tuple[list[list[int]], NDArray[np.float32]]:
+    """Token ids of the greedy answers, and the logits [prompts, vocab] that their first tokens come from."""
     found, first = [], []
     with runtime.open(path, runtime.EngineOptions(context=256, threads=1)) as session:
         engine = session._engine
-        for question in QUESTIONS:
+        for prompt in asked:
             ids: list[int] = []
             engine.keep(0)
-            logits = engine.evaluate(session.tokenize_chat([{"role": "user", "content": question.text}]), 1)[0]
+            logits = engine.evaluate(session.tokenize(prompt, around=False), 1)[0]
             first.append(logits.copy())
             while not engine.is_end(token := int(logits.argmax())) and len(ids) < LONGEST:
                 ids.append(token)
@@ -58,7 +64,8 @@ def main(command: str, out: str, *arguments: Any) -> None:
     if command == "convert":
         convert_all(Path(out), list(arguments))
         return
-    found = {path: answers(Path(path)) for path in arguments}
+    asked = json.loads(Path(f"{out}.prompts").read_text())
+    found = {path: answers(Path(path), asked[path]) for path in arguments}
     Path(f"{out}.json").write_text(json.dumps({p: ids for p, (ids, _) in found.items()}))
     np.savez(f"{out}.npz", **{str(n): logits for n, (_, logits) in enumerate(found.values())})
 

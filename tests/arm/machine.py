@@ -113,7 +113,7 @@ def root() -> Path:
 def llama() -> Path:
     """A wheel of llama-cpp-python for processors with dotprod, and beside it its libraries otherwise compiled.
 
-    `i8mm/`: all of them, for processors with i8mm. `exact/`: ggml-base alone, without fused multiply-add.
+    `i8mm/`: with a ggml-cpu for processors with i8mm. `exact/`: with a ggml-base without fused multiply-add.
     """
 
     def build(folder: Path) -> None:
@@ -140,15 +140,17 @@ def llama() -> Path:
             CMAKE_ARGS=" ".join(options),
             _PYTHON_HOST_PLATFORM="linux-aarch64",
         )
-        shutil.copytree(source / "llama_cpp" / "lib", folder / "i8mm")
-        (folder / "exact").mkdir()
         for name, target, option in (
             ("i8mm", "ggml-cpu", f"-DGGML_CPU_ARM_ARCH={I8MM}"),
             ("exact", "ggml-base", "-DCMAKE_C_FLAGS=-ffp-contract=off"),
         ):
             run("cmake", "-S", source / "vendor" / "llama.cpp", "-B", work / name, *CROSS, *ALONE, option)
             run("cmake", "--build", work / name, "--target", target, "--parallel")
-            shutil.copy(next((work / name).rglob(f"lib{target}.so")), folder / name)
+            new = next((work / name).rglob(f"lib{target}.so"))
+            shutil.copytree(source / "llama_cpp" / "lib", folder / name)
+            for library in (folder / name).glob(f"{new.name}*"):  # its names with versions too
+                library.unlink()
+                shutil.copy(new, library)
 
     compiler = run("aarch64-linux-gnu-g++", "--version")
     return made("llama", f"{(HERE / 'llama.txt').read_text()}{DOTPROD}{I8MM}{CROSS}{ALONE}{compiler}", build)

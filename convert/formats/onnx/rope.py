@@ -14,7 +14,11 @@ def tables(rope: Rope, context: int) -> tuple[Floats, Floats]:
     """cos and sin, float32 [context, dims / 2], for the first `context` positions."""
     inverse, factor = _frequencies(rope)
     angles = np.arange(context, dtype=np.float32)[:, None] * inverse
-    return np.cos(angles) * factor, np.sin(angles) * factor
+    cos, sin = np.empty((2, *angles.shape), np.float32)
+    for function, out in ((np.cos, cos), (np.sin, sin)):  # by way of float64, see `periods`
+        function(angles, out=out, dtype=np.float64, casting="same_kind")
+        out *= factor
+    return cos, sin
 
 
 def _frequencies(rope: Rope) -> tuple[Floats, np.float32]:
