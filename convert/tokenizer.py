@@ -99,9 +99,9 @@ def _find(folder: Path, vocab: int) -> tuple[Kind, Whole]:
         parsed = kind.form(folder, vocab)
         return kind, Whole(folder, path, parsed if kind.alone else added.complete(parsed, path, folder), vocab)
     if not there(path):
-        files = ", ".join(k.file for k in known.values())
+        files = " or ".join(k.file for k in known.values())
         raise InputError(
-            f"{folder}: no tokenizer.json, {files}; load the tokenizer with transformers and save it with "
+            f"{folder}: no tokenizer.json or {files}; load the tokenizer with transformers and save it with "
             "save_pretrained() first"
         )
     parsed = added.complete(read_json(path), path, folder)

@@ -244,7 +244,7 @@ def test_no_config(copy: Path) -> None:
 
 def test_no_tokenizer(copy: Path) -> None:
     (copy / "tokenizer.json").unlink()
-    assert_refused(copy, "tiktoken.model; load the tokenizer with transformers and save it")
+    assert_refused(copy, "no tokenizer.json or vocab.json or tokenizer.model or tiktoken.model; load the tokenizer")
 
 
 def test_unreadable_tokenizer_config(copy: Path) -> None:

@@ -33,9 +33,13 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         CONFIG | {"architectures": ["MambaForCausalLM"]},
         "found MambaForCausalLM; `--to onnx --exporter optimum` may know it",
     ),
-    "internlm2": (
-        CONFIG | {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2"},
-        "found InternLM2ForCausalLM; `--to onnx --exporter optimum` may know it",
+    "first-baichuan": (
+        CONFIG | {"architectures": ["BaiChuanForCausalLM"], "model_type": "baichuan"},
+        "found BaiChuanForCausalLM; `--to onnx --exporter optimum` may know it",
+    ),
+    "baichuan-13b": (
+        CONFIG | {"architectures": ["BaichuanForCausalLM"], "model_type": "baichuan", "num_hidden_layers": 40},
+        "Baichuan's 13B biases attention by distance (ALiBi), which is not written; its 7B has",
     ),
     "no-architecture": (CONFIG | {"architectures": None}, "architectures: expected one of"),
     "other-model-type": (
