@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -24,7 +25,9 @@ NEEDED = "the tests of android-demo need a JDK and JUnit 4: apt-get install defa
 @pytest.fixture(scope="module")
 def java(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`java(main class, *arguments)` runs one of the core's classes, compiled as for the app: no warning, Java 8."""
-    assert shutil.which("javac") and all(jar.exists() for jar in JARS), NEEDED
+    if not (shutil.which("javac") and all(jar.exists() for jar in JARS)):
+        assert "CI" not in os.environ, NEEDED
+        pytest.skip(NEEDED)
     out = tmp_path_factory.mktemp("classes")
     path = ":".join(map(str, [out, *JARS]))
     sources = sorted(CORE.rglob("*.java"))
