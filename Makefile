@@ -13,10 +13,7 @@ CPU := $(shell { uname -m; grep -m 1 -E '^(flags|Features)' /proc/cpuinfo; } 2>/
 SAMPAN_ANDROID ?= build/android-cache
 WHEELS := $(SAMPAN_WHEELS)/$(CPU)
 
-# The same for `make test-arm`: a root of Debian packages, wheels, and llama.cpp, cross-compiled in about 5 minutes.
-export SAMPAN_ARM ?= $(CURDIR)/build/arm
-
-.PHONY: demo android-demo test test-all test-arm lint types bench docs clean
+.PHONY: demo android-demo test test-all lint types bench docs clean
 
 demo: $(VENV)/sampan
 	$(BIN)/python examples/demo.py
@@ -30,11 +27,6 @@ test: $(VENV)/test
 
 test-all: $(VENV)/test
 	$(PYTEST)
-
-# On an emulated aarch64 (Debian: qemu-user-static g++-aarch64-linux-gnu); what it makes is kept in SAMPAN_ARM
-test-arm: $(VENV)/test
-	$(BIN)/python tests/arm/machine.py
-	$(BIN)/python -m pytest tests/arm/on_arm.py
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
