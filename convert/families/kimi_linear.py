@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from sampan.errors import InputError, brief, wrong
 
-from ..architecture import KDA, Architecture, Attention, Block, Dense, MoE
+from ..architecture import KDA, Architecture, Attention, Block
 from ..config import Config
 from ..family import Gguf
 from ..latent import read_latent_attention, read_sigmoid_experts
@@ -37,7 +37,7 @@ def read(config: Config) -> Architecture:
         "full_attention": read_latent_attention(config, rotated=False),
         "linear_attention": _read_kda(config),
     }
-    ffns = _read_ffns(config)
+    ffns = read_sigmoid_experts(config)
     return assemble(config, [Block(kinds[k], f) for k, f in zip(_read_kinds(config), ffns, strict=True)])
 
 
@@ -88,18 +88,6 @@ def _shared_out(linear: Config, layers: int) -> list[str]:
         where = linear.at(f"{KDA_LAYERS} and {FULL_LAYERS}")
         raise wrong(where, f"all {layers} layers in them", f"no {kinds.index(None) + 1}")
     return [str(k) for k in kinds]
-
-
-def _read_ffns(config: Config) -> list[Dense | MoE]:
-    """transformers saves mlp_layer_types where the makers have first_k_dense_replace."""
-    named, layers = config.get("mlp_layer_types"), read_layers(config)
-    if named is None:
-        return read_sigmoid_experts(config)
-    dense = named.count("dense") if isinstance(named, list) else 0
-    if named != ["dense"] * dense + ["sparse"] * (layers - dense):
-        raise wrong(config.at("mlp_layer_types"), f"{layers} layers, first dense ones, then sparse ones", brief(named))
-    config.is_default("first_k_dense_replace", dense)
-    return read_sigmoid_experts(replace(config, values={**config.values, "first_k_dense_replace": dense}))
 
 
 def _moe(name: str) -> tuple[Layout, ...]:

@@ -114,7 +114,7 @@ HYBRIDS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "kimi-saved-sparse-first": (
         SAVED | {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"]},
-        "mlp_layer_types: expected 4 layers, first dense ones, then sparse ones, found",
+        "mlp_layer_types: expected 4 layers, dense ones first, then sparse, found",
     ),
     "kimi-two-lists": (
         SAVED | {"linear_attn_config": LISTS | {"kda_layers": [2, 3, 4], "full_attn_layers": [1]}},
