@@ -42,11 +42,12 @@ for line in sys.stdin:
         say(asked["id"], "prompt", tokens=len(ids), cached=0)
         start, n = time.monotonic(), 0
         greedy = replace(session.sampling, temperature=asked["temperature"])
-        answer = session.generate(ids, max_tokens=asked["max_tokens"], sampling=greedy)
-        for piece in answer:
+        answer = session.stream(ids, runtime.Options(max_tokens=asked["max_tokens"], sampling=greedy))
+        for chunk in answer:
             n += 1
             first = time.monotonic() if n == 1 else first
-            say(asked["id"], "text", text=piece)
+            if chunk.text:
+                say(asked["id"], "text", text=chunk.text)
         ms = dict(prefill_ms=1000 * (first - start), decode_ms=1000 * (time.monotonic() - first))
         say(asked["id"], "done", reason=answer.finish_reason, tokens=n, prompt_tokens=len(ids), cached=0, **ms)
 """
