@@ -19,6 +19,7 @@ from sampan.quantize.types import number_type_by_id
 
 # those that llama.cpp has too
 SCHEMES = [n for n in registry.names("sampan.quantize.schemes") if get_scheme(n).file_type is not None]
+SEARCHED = ("iq4_nl", "iq4_xs")  # a third of the time goes into these two, so not of every model
 QUICK = {"qwen2", "qwen3-odd-widths", "qwen3_moe-8-experts"}
 MODELS = ("trained", "trained-kimi", *tiny.MODELS)
 NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MODELS]
@@ -67,7 +68,7 @@ def test_each_scheme_has_the_bytes_of_llama_model_quantize(
 ) -> None:
     exact = "bf16" if name.startswith("trained") or tiny.MODELS[name].dtype == "bfloat16" else "f32"
     for scheme in SCHEMES:
-        if scheme == exact:
+        if scheme == exact or (scheme in SEARCHED and name not in QUICK | {"trained-kimi", "qwen3_5", "kimi_linear"}):
             continue
         ours, peer = tmp_path / "ours.gguf", tmp_path / "peer.gguf"
         quantize_with_llama(gguf(name, exact), peer, get_scheme(scheme).file_type)
