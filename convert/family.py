@@ -102,7 +102,7 @@ def find_family(checkpoint: Checkpoint) -> tuple[str, Family]:
             if kind not in family.model_types:
                 raise wrong(f"{where}: model_type", f"{' or '.join(family.model_types)} with {name}", brief(kind))
             return key, family
-    if name in NOT_CONVERTED:
+    if isinstance(name, str) and name in NOT_CONVERTED:
         raise InputError(f"{where}: architectures: {name} is not converted: {NOT_CONVERTED[name]}")
     names = sorted(a for f in known.values() for a in f.architectures)
     hint = "`--to onnx --exporter optimum` may know it" if name else ""

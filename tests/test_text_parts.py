@@ -19,7 +19,7 @@ from sampan import runtime
 from sampan.checkpoint import open_folder
 from sampan.convert.encoding import Part, StoredTensor, buffer_size, read_parts
 from sampan.convert.storage.plain import ENCODING, turned
-from sampan.convert.tokenizer import CASES, PRE_TOKENIZERS
+from sampan.convert.tokenizers.byte_level import CASES, PRE_TOKENIZERS
 from sampan.errors import InputError
 from sampan.gguf import read_header
 from sampan.safetensors import TensorInfo
@@ -132,7 +132,7 @@ def test_words_of_minimax_are_refused_by_gguf_and_right_in_onnx(model: Model, tm
     file = folder / "tokenizer.json"
     parsed = json.loads(file.read_text())
     split = next(s for s in parsed["pre_tokenizer"]["pretokenizers"] if s["type"] == "Split")
-    split["pattern"] = {"Regex": next(regex for regex, name in PRE_TOKENIZERS.items() if name == CASES)}
+    split["pattern"] = {"Regex": next(regexes[0] for regexes, name in PRE_TOKENIZERS.items() if name == CASES)}
     file.write_text(json.dumps(parsed))
     tiny.edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     with pytest.raises(InputError, match=r"pre_tokenizer: llama.cpp's minimax-m2 .* --to onnx converts"):
@@ -155,7 +155,7 @@ def test_llama_cpp_splits_otherwise_than_minimax(model: Model, tmp_path: Path) -
     lead, rest = r"[^\r\n\p{L}\p{N}]?", r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     upper, lower = r"((?=[\p{L}])([^a-z]))", r"((?=[\p{L}])([^A-Z]))"
     theirs = regex.compile(f"{lead}{upper}*{lower}+{ends}|{lead}{upper}+{lower}*{ends}|{rest}")
-    ours = regex.compile(next(r for r, name in PRE_TOKENIZERS.items() if name == CASES))
+    ours = regex.compile(next(regexes[0] for regexes, name in PRE_TOKENIZERS.items() if name == CASES))
     words = [[m[0] for m in r.finditer("приветМир हिन्दी helloWorld")] for r in (ours, theirs)]
     assert words[0] == ["привет", "Мир", " हिन्दी", " hello", "World"]
     assert words[1][0] == "приветМир" and " हिन्दी" not in words[1] and words[1][-2:] == [" hello", "World"]
