@@ -93,6 +93,7 @@ def chat(number: int, messages: list[dict[str, str]], thinks: bool) -> None:
     if asked == "nonsense":
         put(b"this is no event\n")
     if asked in ("too_long", "template", "internal"):
+        running.clear()
         say("error", number, code=asked, message="because")
         return
     if asked in ("length", "context"):
@@ -105,6 +106,7 @@ def chat(number: int, messages: list[dict[str, str]], thinks: bool) -> None:
         reason = "stopped"
         time.sleep(0.1)
         say("text", number, text=" late")
+    running.clear()  # first, since the next request may come as soon as this is read
     say("done", number, reason=reason, tokens=8, prompt_tokens=31, cached=20, prefill_ms=4, decode_ms=500)
 
 
@@ -129,8 +131,7 @@ def main() -> None:
         request = json.loads(line)
         number = request["id"]
         op = request["op"]
-        busy = any(thread.is_alive() for thread in running)
-        fault = wrong(request) or ("one chat at a time" if op == "chat" and busy else "")
+        fault = wrong(request) or ("one chat at a time" if op == "chat" and running else "")
         if fault:
             say("error", number, code="bad_request", message=fault)
         elif op == "load":
