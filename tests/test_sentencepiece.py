@@ -174,6 +174,17 @@ def test_spaces_of_metaspace_are_announced(folder: Path, tmp_path: Path) -> None
         assert session.metadata["sampan.tokenizer.prefix"] == "first"
 
 
+def test_a_way_of_spaces_that_is_not_known(folder: Path, tmp_path: Path) -> None:
+    write_json(folder, LLAMA, "prepend")
+    path = tmp_path / "m.gguf"
+    convert(prepare(open_folder(folder), path, "gguf", "q8_0"))
+    raw, key = path.read_bytes(), b"sampan.tokenizer.prefix"
+    at = raw.index(b"first", raw.index(key))
+    path.write_bytes(raw[:at] + b"third" + raw[at + 5 :])
+    with pytest.raises(InputError, match="prefix: expected missing or first, among the first keys, found third"):
+        runtime.open(path, runtime.EngineOptions(vocabulary_only=True))
+
+
 @pytest.mark.parametrize("at", [0, 500])
 def test_merges_that_llama_cpp_would_make_otherwise_are_refused(at: int, folder: Path) -> None:
     write_json(folder, NAMES, "prepend")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sampan.errors import InputError, wrong
+from sampan.errors import InputError, brief, wrong
 from sampan.extras import advice
 from sampan.files import read_start
 from sampan.generation import ENDS_KEY, end_ids
@@ -33,7 +33,6 @@ VOCABULARY = {f"tokenizer.ggml.{k}" for k in ("tokens", "token_type", "merges", 
 LONGEST = 4 * LARGEST + 4  # bytes of a value; a chat template that is cut there is longer than may be rendered
 START = 4096  # bytes in which a file says that spaces are put in front in another way
 LOG_ERROR = 4  # enum ggml_log_level
-ADDED = 1 << 4  # LLAMA_TOKEN_ATTR_USER_DEFINED
 # Pre-tokenizers whose tokenizer.json normalises to NFC first, which llama.cpp leaves to its caller.
 NFC = {"qwen2"}
 
@@ -157,7 +156,9 @@ class LlamaEngine:
         self._nfc = self._meta("tokenizer.ggml.pre") in NFC if says is None else says == "true"
         # tokens that llama.cpp keeps to itself by their look, whose text belongs to an answer
         self._text_tokens = set(map(int, re.findall(r"\d+", self._meta("sampan.tokenizer.text_tokens") or "")))
-        self._prefix = self._meta(PREFIX_KEY) if spaced else None
+        self._prefix = self._meta(PREFIX_KEY)
+        if spaced != (self._prefix in WAYS):  # else its texts would get other ids in silence
+            raise wrong(f"{path}: {PREFIX_KEY}", f"{' or '.join(WAYS)}, among the first keys", brief(self._prefix))
         self._apart = {s: self._special_texts(s) for s in (True, False)} if self._prefix in WAYS else {}
         self._ends = self._end_tokens()
         self._batch = lib.llama_batch_init(BATCH, 0, 1)
@@ -223,7 +224,8 @@ class LlamaEngine:
     def added(self) -> Mapping[str, bool]:
         lib, vocab, found = self._lib, self._vocab, {}
         for i in range(self.vocab):
-            if (kind := lib.llama_vocab_get_attr(vocab, i)) & (lib.LLAMA_TOKEN_ATTR_CONTROL | ADDED):
+            kind = lib.llama_vocab_get_attr(vocab, i)
+            if kind & (lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED):
                 text = lib.llama_vocab_get_text(vocab, i).decode(errors="replace")
                 found[text] = bool(kind & lib.LLAMA_TOKEN_ATTR_CONTROL) and i not in self._text_tokens
         return found
