@@ -87,7 +87,8 @@ class _Scan:
         if depth > DEPTH:
             raise InputError(f"{self.path}: its messages are nested deeper than {DEPTH} levels; is it damaged?")
         data, known, out, kept, begin = self.data, self.schema[name], bytearray(), at, at
-        self.cost += PART
+        inside, texts, varints, raw = known.inside, known.texts, known.varints, known.raw
+        fields, cost = self.fields, self.cost + PART  # local names: this loop is where the time goes
         while at < end:
             start = at
             tag = data[at]
@@ -97,44 +98,52 @@ class _Scan:
             number, wire = tag >> 3, tag & 7
             if number == 0:
                 raise IndexError
-            self.fields += 1
-            self.cost += ITEM
-            if wire == VARINT:
-                _, at = self._varint(at, end)
-            elif wire == FIXED64:
-                at += 8
-            elif wire == FIXED32:
-                at += 4
-            elif wire == BYTES:
+            fields += 1
+            cost += ITEM
+            if cost > MEMORY or fields > MAX_FIELDS:
+                raise self._too_large()
+            if wire == BYTES:
                 length = data[at]
                 at += 1
                 if length > 127:
                     length, at = self._varint(at - 1, end)
                 if at + length > end:
                     raise IndexError
-                if number in known.inside:
-                    part = self.message(known.inside[number], at, at + length, depth + 1)
+                if number in inside:
+                    self.fields, self.cost = fields, cost
+                    part = self.message(inside[number], at, at + length, depth + 1)
+                    fields, cost = self.fields, self.cost
                     if part is not None:
                         out += data[kept:start] + _encoded(tag) + _encoded(len(part)) + part
                         kept = at + length
-                elif number == known.raw and length >= BLOB:
+                elif number == raw and length >= BLOB:
                     out += data[kept:start]
                     kept = at + length
-                else:
-                    if number in known.texts:
+                elif length:
+                    if number in texts:
                         data[at : at + length].decode("utf-8")  # protobuf says so only when a text is used
-                    self.cost += length * (24 if number in known.varints else 2)
+                    cost += length * (24 if number in varints else 2)
                 at += length
+            elif wire == VARINT:
+                _, at = self._varint(at, end)
+            elif wire == FIXED64:
+                at += 8
+            elif wire == FIXED32:
+                at += 4
             else:  # groups, which ONNX does not use, or damage
                 raise IndexError
-            if self.cost > MEMORY or self.fields > MAX_FIELDS:
-                raise InputError(
-                    f"{self.path}: this graph would take more than {human(MEMORY)} of memory or has more than "
-                    f"{MAX_FIELDS} fields; is it the right file?"
-                )
+        self.fields, self.cost = fields, cost
+        if cost > MEMORY:
+            raise self._too_large()
         if at != end:
             raise IndexError
         return None if kept == begin else bytes(out) + data[kept:end]
+
+    def _too_large(self) -> InputError:
+        return InputError(
+            f"{self.path}: this graph would take more than {human(MEMORY)} of memory or has more than "
+            f"{MAX_FIELDS} fields; is it the right file?"
+        )
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
         value = shift = 0

@@ -15,7 +15,7 @@ import tiny
 import watched
 
 GB = 10**9
-SECONDS = 4  # of a processor: two where this was measured, and as much again for slower or busy ones
+SECONDS = 3  # of an idle processor: two, and room for how far the measured speed is off
 Break = Callable[[Path], object]
 
 
