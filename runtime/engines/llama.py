@@ -178,7 +178,8 @@ class LlamaEngine:
     def _context_params(self, options: EngineOptions) -> Any:
         p = self._lib.llama_context_default_params()
         p.n_ctx, p.n_batch, p.n_ubatch = self.context, BATCH, BATCH
-        p.n_threads = p.n_threads_batch = options.threads or len(os.sched_getaffinity(0))
+        if options.threads:
+            p.n_threads = p.n_threads_batch = options.threads
         p.type_k = p.type_v = KV_TYPES[self.kv]
         if self._experts is not None:
             p.cb_eval = self._experts.callback

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,7 +101,7 @@ class OnnxEngine:
         except ImportError as e:
             raise InputError(f"onnxruntime: cannot be imported ({e}); {advice('onnxruntime')}") from None
         settings = ort.SessionOptions()
-        settings.intra_op_num_threads = options.threads or len(os.sched_getaffinity(0))
+        settings.intra_op_num_threads = options.threads or 0
         settings.log_severity_level = 3
         # small blocks that idle threads fetch: cores differ, or have other work
         settings.add_session_config_entry("session.dynamic_block_base", "4")
