@@ -51,6 +51,8 @@ class Engine(Protocol):
     longest: int  # most that `context` can be
     kv: str  # number type of the cache
     batch: int  # most tokens of one `evaluate`
+    library: str  # what computes, with its version
+    threads: int  # that compute; 0: as many as the library likes
 
     def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
         """Token ids, as `Session.tokenize`."""

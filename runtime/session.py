@@ -18,7 +18,6 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sampan import registry
 from sampan.chat_template import choose, named_templates, named_tokens
 from sampan.errors import ContextLengthError, InputError, brief, wrong
 
@@ -29,7 +28,7 @@ from .reply import Parts, Reply, joined, parsers
 from .sampling import Sampler, Sampling
 from .sanitize import BREAK, broken, control_tokens, tokenize
 from .stream import SEEDS, Chunk, FinishReason, Options, Stream, Usage, most_probable
-from .target import DEFAULT, Target
+from .target import DEFAULT, open_engine
 
 SLICE = 16  # positions whose logits are handed out together
 EXIT_SECONDS = 60.0  # that the end of the process waits for an engine at most
@@ -383,11 +382,7 @@ def open(path: str | os.PathLike[str], options: EngineOptions | None = None, *, 
 
     Raises InputError when no engine claims the artifact, or when the engine refuses it.
     """
-    artifact = Path(path)
-    if not artifact.exists():
-        raise wrong(artifact, "an artifact", "no such file")
-    chosen: Target = registry.load("sampan.runtime.targets", target, "TARGET", "target")
     options, began = options or EngineOptions(), time.perf_counter()
-    engine = chosen.open(artifact, options)
+    engine = open_engine(Path(path), options, target)
     seconds = time.perf_counter() - began
     return Session(engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds)

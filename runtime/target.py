@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sampan.errors import wrong
+from sampan.registry import load
+
 from .engine import Engine, EngineOptions
 from .machine import Machine
 
@@ -25,3 +28,11 @@ class Target:
     summary: str
     found: Callable[[Machine], list[str]]
     open: Callable[[Path, EngineOptions], Engine]
+
+
+def open_engine(path: Path, options: EngineOptions, target: str) -> Engine:
+    """Open an artifact on a target by its file's name; InputError where there is no such target or artifact."""
+    if not path.exists():
+        raise wrong(path, "an artifact", "no such file")
+    chosen: Target = load("sampan.runtime.targets", target, "TARGET", "target")
+    return chosen.open(path, options)
