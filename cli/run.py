@@ -55,12 +55,14 @@ SWITCHES = ("enable_thinking", "thinking")  # variables of templates: Qwen's and
 @click.option(
     "--kv", type=click.Choice(["f32", "f16", "q8_0"]), help="Number type of the cache.  [default: the engine's]"
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each core]")
+@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each fast core]")
+@click.option("--target", default="cpu", show_default=True, help="Where it runs; `sampan doctor` lists what is there.")
 def command(
     model: Path, prompt: str | None, chat: bool, system: str | None, variables: tuple[str, ...], raw: bool,
     max_tokens: int, temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None,
     repeat_penalty: float | None, seed: int | None, stops: tuple[str, ...], think: bool | None, as_json: bool,
     stats: bool, context: int | None, kv: KV | None, threads: int | None,
+    target: str,
 ) -> None:  # fmt: skip
     """Answer PROMPT with MODEL, a GGUF file or an ONNX folder.
 
@@ -90,7 +92,7 @@ def command(
     asked: dict[str, Any] = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repeat_penalty
     }  # fmt: skip
-    with open(model, EngineOptions(context=context, threads=threads, kv=kv)) as session:
+    with open(model, EngineOptions(context=context, threads=threads, kv=kv), target=target) as session:
         sampling = replace(session.sampling, **{k: v for k, v in asked.items() if v is not None})
         if temperature == 0 and repeat_penalty is None and sampling.repetition_penalty != 1:
             penalty = f"the model's repetition penalty of {sampling.repetition_penalty:g}"
