@@ -23,7 +23,9 @@ LONGEST = 512  # tokens of an answer that nobody can stop
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("prompt", required=False)
 @click.option("--chat", is_flag=True, help="Hold a conversation: at a terminal, or one line of input for each turn.")
+@click.option("--file", type=click.Path(path_type=Path), help="A UTF-8 file with the prompt, or what follows PROMPT.")
 @click.option("--system", help="A system message.")
+@click.option("--system-file", type=click.Path(path_type=Path), help="A UTF-8 file with the system message.")
 @click.option(
     "--var",
     "variables",
@@ -57,35 +59,42 @@ LONGEST = 512  # tokens of an answer that nobody can stop
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each core]")
 def command(
-    model: Path, prompt: str | None, chat: bool, system: str | None, variables: tuple[str, ...], raw: bool,
+    model: Path, prompt: str | None, chat: bool, file: Path | None, system: str | None, system_file: Path | None,
+    variables: tuple[str, ...], raw: bool,
     max_tokens: int | None, temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None,
     repeat_penalty: float | None, seed: int | None, stops: tuple[str, ...], think: bool | None, as_json: bool,
     stats: bool, context: int | None, kv: KV | None, threads: int | None,
 ) -> None:  # fmt: skip
     """Answer PROMPT with MODEL, a GGUF file or an ONNX folder.
 
-    Text that comes through a pipe or from a file on standard input is the prompt, or follows PROMPT after an empty
-    line. Without any of them a terminal gets a conversation: /help there lists its commands.
+    Text of a file, through a pipe or on standard input is the prompt, or follows PROMPT after an empty line. Without
+    any of them a terminal gets a conversation: /help there lists its commands.
 
     \b
     Examples:
       sampan run qwen.gguf "Why is the sky blue?"
       git diff | sampan run qwen.gguf --system "Review this change."
+      sampan run qwen.gguf "Summarise this text." --file report.txt
       sampan run qwen.gguf --chat --var enable_thinking=false
     """
     from sampan.errors import InputError, wrong
+    from sampan.files import read_text
     from sampan.runtime import EngineOptions, Options, open
 
     from ._converse import Talk, converse_lines, switch
 
-    if chat and (raw or prompt is not None):
-        raise wrong("--chat", "no PROMPT and no --raw beside it", "one")
+    if chat and (raw or prompt is not None or file is not None):
+        raise wrong("--chat", "no PROMPT, no --file and no --raw beside it", "one")
+    if system_file is not None:
+        if system is not None:
+            raise wrong("--system-file", "no --system beside it", "both")
+        system = read_text(system_file).removesuffix("\n")  # editors put it there
     if not chat:
-        piped = piped_text()
-        text = "\n\n".join(part for part in (plain_text(prompt or ""), piped) if part.strip())
+        parts = [plain_text(prompt or ""), read_text(file) if file is not None else "", piped_text()]
+        text = "\n\n".join(part for part in parts if part.strip())
         chat = not text and not raw and not as_json and sys.stdin.isatty() and sys.stdout.isatty()
         if not text and not chat:
-            raise InputError("there is no prompt; give PROMPT, text on standard input, or --chat")
+            raise InputError("there is no prompt; give PROMPT, --file, text on standard input, or --chat")
     named = dict(map(_variable, variables))
     if raw and (named or think is not None):
         option = "--var" if named else "--think"
