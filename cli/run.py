@@ -48,6 +48,8 @@ SWITCHES = ("enable_thinking", "thinking")  # variables of templates: Qwen's and
 )
 @click.option("--seed", type=click.IntRange(0), help="Seed of the sampling.  [default: random; --stats tells it]")
 @click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End in front of this text. Can be repeated.")
+@click.option("--schema", metavar="JSON|FILE", help="JSON schema that the answer is held to.")
+@click.option("--grammar", type=click.Path(path_type=Path), help="Grammar that the answer is held to, as Lark's.")
 @click.option("--think/--no-think", default=None, help="Switch reasoning on or off, where the template can.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, with reasoning, reason and usage.")
 @click.option("--stats", is_flag=True, help="Print the seed, counts and speeds on standard error.")
@@ -60,7 +62,7 @@ def command(
     model: Path, prompt: str | None, chat: bool, system: str | None, variables: tuple[str, ...], raw: bool,
     max_tokens: int, temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None,
     repeat_penalty: float | None, seed: int | None, stops: tuple[str, ...], think: bool | None, as_json: bool,
-    stats: bool, context: int | None, kv: KV | None, threads: int | None,
+    schema: str | None, grammar: Path | None, stats: bool, context: int | None, kv: KV | None, threads: int | None,
 ) -> None:  # fmt: skip
     """Answer PROMPT with MODEL, a GGUF file or an ONNX folder.
 
@@ -76,6 +78,8 @@ def command(
     from sampan.errors import InputError, wrong
     from sampan.runtime import EngineOptions, Options, open
 
+    from ._held import held
+
     if chat and (raw or prompt is not None):
         raise wrong("--chat", "no PROMPT and no --raw beside it", "one")
     if not chat:
@@ -87,6 +91,7 @@ def command(
     if raw and (named or think is not None):
         option = "--var" if named else "--think"
         raise InputError(f"{option} is for the chat template, which --raw leaves out; give one of them")
+    wanted = held(schema, grammar)
     asked: dict[str, Any] = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repeat_penalty
     }  # fmt: skip
@@ -97,7 +102,7 @@ def command(
             click.echo(f"temperature 0 takes the most probable token, after {penalty}", err=True)
         if think is not None:
             named |= _switch(session, think)
-        options = Options(max_tokens, sampling, seed, tuple(map(plain_text, stops)))
+        options = Options(max_tokens, sampling, seed, tuple(map(plain_text, stops)), **wanted)
         show = Show(as_json, stats, session.context)
         messages: list[dict[str, Any]] = []
         if system is not None:

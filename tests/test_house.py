@@ -43,6 +43,7 @@ HEAVY = {
     "re2",
     "starlette",
     "uvicorn",
+    "llguidance",
 }
 
 
