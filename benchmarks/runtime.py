@@ -3,6 +3,7 @@
 
     python benchmarks/runtime.py sampling
     python benchmarks/runtime.py schema qwen.gguf kimi.gguf   # with the words of these artifacts; weights are not read
+    python benchmarks/runtime.py state qwen.gguf qwen-onnx    # a prefill, and its state saved and loaded
 
 Medians over the steps of one answer at the vocabularies of Qwen3 and Kimi K2, after a prompt of 4,000 tokens; seconds
 of the thread that computes, so that other work on the machine counts little. "peaked" logits have a few likely words
@@ -13,6 +14,7 @@ documents of a schema at temperature 1: the ratio is to the same step without a 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,13 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan import runtime
-from sampan.runtime import EngineOptions, Sampling
+from sampan.runtime import EngineOptions, Options, Sampling
 from sampan.runtime.grammar import Constraint, Schema, Words, source
 from sampan.runtime.sampling import Sampler, log_probabilities
 from sampan.table import table
 
 WORDS = (151_936, 163_840)
 STEPS = 200
+LONG = 1000  # tokens of a document
 SETTINGS = {
     "greedy": Sampling(),
     "temperature": Sampling(1.0),
@@ -116,6 +119,32 @@ def schema(paths: list[Path]) -> None:
     print(table(lines, right="acdef"))
 
 
+def state(paths: list[Path]) -> None:
+    lines: list[list[object]] = [["artifact", "tokens", "prefill s", "save s", "MB", "load s", "ratio"]]
+    print(table([*lines, *map(reopened, paths)], right="bcdefg"))
+
+
+def reopened(path: Path) -> list[object]:
+    """Seconds of the clock; the load reads from the page cache, and its first token is in it as in the prefill."""
+    options, once = EngineOptions(context=LONG + 1), Options(1, Sampling())
+    with runtime.open(path, options) as session, tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "state"
+        tokens = np.random.default_rng(0).integers(0, session.vocab, LONG).tolist()
+        prefill = seconds(lambda: session.stream(tokens, once).read())
+        save = seconds(lambda: session.save(file))
+        size = file.stat().st_size / 1e6
+        with runtime.open(path, options) as other:
+            load = seconds(lambda: (other.load(file), other.stream(tokens, once).read()))
+    return [
+        path.name,
+        LONG,
+        *(f"{s:.2f}" for s in (prefill, save)),
+        f"{size:.0f}",
+        f"{load:.2f}",
+        round(prefill / load),
+    ]
+
+
 def timed(work: Callable[[NDArray[np.float32]], object], logits: list[NDArray[np.float32]]) -> list[str]:
     seconds = []
     for step in range(STEPS):
@@ -130,12 +159,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     commands.add_parser("sampling")
-    commands.add_parser("schema").add_argument("artifacts", type=Path, nargs="+")
+    for name in ("schema", "state"):
+        commands.add_parser(name).add_argument("artifacts", type=Path, nargs="+")
     asked = parser.parse_args()
     if asked.what == "sampling":
         sampling()
     else:
-        schema(asked.artifacts)
+        (schema if asked.what == "schema" else state)(asked.artifacts)
 
 
 if __name__ == "__main__":
