@@ -4,6 +4,7 @@
     python benchmarks/runtime.py sampling
     python benchmarks/runtime.py schema qwen.gguf kimi.gguf   # with the words of these artifacts; weights are not read
     python benchmarks/runtime.py speed MODEL.gguf [--llama-bench PROGRAM] [--runs 5] [--threads 2] [--depth 0]
+    python benchmarks/runtime.py state qwen.gguf qwen-onnx    # a prefill, and its state saved and loaded
 
 `speed` runs `sampan bench`, a plain loop over llama.cpp's C interface and, where it is given, llama.cpp's llama-bench
 in turn, each time in a new process: medians of tokens per second, and of their ratios with the least and the greatest.
@@ -22,6 +23,7 @@ import csv
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,13 +34,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan import runtime
-from sampan.runtime import EngineOptions, Sampling
+from sampan.runtime import EngineOptions, Options, Sampling
 from sampan.runtime.grammar import Constraint, Schema, Words, source
 from sampan.runtime.sampling import Sampler, log_probabilities
 from sampan.table import table
 
 WORDS = (151_936, 163_840)
 STEPS = 200
+LONG = 1000  # tokens of a document
 SETTINGS = {
     "greedy": Sampling(),
     "temperature": Sampling(1.0),
@@ -123,6 +126,32 @@ def schema(paths: list[Path]) -> None:
                 ratio = float(found[0]) / float(plain[0])
                 lines.append([words.size, name, f"{1e3 * median(taken):.1f}", *found, f"{ratio:.2f}"])
     print(table(lines, right="acdef"))
+
+
+def state(paths: list[Path]) -> None:
+    lines: list[list[object]] = [["artifact", "tokens", "prefill s", "save s", "MB", "load s", "ratio"]]
+    print(table([*lines, *map(reopened, paths)], right="bcdefg"))
+
+
+def reopened(path: Path) -> list[object]:
+    """Seconds of the clock; the load reads from the page cache, and its first token is in it as in the prefill."""
+    options, once = EngineOptions(context=LONG + 1), Options(1, Sampling())
+    with runtime.open(path, options) as session, tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "state"
+        tokens = np.random.default_rng(0).integers(0, session.vocab, LONG).tolist()
+        prefill = seconds(lambda: session.stream(tokens, once).read())
+        save = seconds(lambda: session.save(file))
+        size = file.stat().st_size / 1e6
+        with runtime.open(path, options) as other:
+            load = seconds(lambda: (other.load(file), other.stream(tokens, once).read()))
+    return [
+        path.name,
+        LONG,
+        *(f"{s:.2f}" for s in (prefill, save)),
+        f"{size:.0f}",
+        f"{load:.2f}",
+        round(prefill / load),
+    ]
 
 
 def timed(work: Callable[[NDArray[np.float32]], object], logits: list[NDArray[np.float32]]) -> list[str]:
@@ -236,9 +265,10 @@ def main() -> None:
     for name, value in (("runs", 5), ("threads", 2), ("prompt", 512), ("decode", 128), ("depth", 0)):
         one.add_argument(f"--{name}", type=int, default=value)
     one.set_defaults(run=speed)
-    constrained = commands.add_parser("schema")
-    constrained.add_argument("artifacts", type=Path, nargs="+")
-    constrained.set_defaults(run=lambda options: schema(options.artifacts))
+    for name, run in (("schema", schema), ("state", state)):
+        several = commands.add_parser(name)
+        several.add_argument("artifacts", type=Path, nargs="+")
+        several.set_defaults(run=lambda options, run=run: run(options.artifacts))
     two = commands.add_parser("plain")
     two.add_argument("model", type=Path)
     for name in ("prompt", "decode", "depth", "threads"):

@@ -78,6 +78,21 @@ class Engine(Protocol):
         The array is the engine's own memory, valid until the next call.
         """
 
+    def state_bytes(self) -> int:
+        """Size of what the cache holds, as `copy_state` writes it."""
+
+    def state_limit(self, tokens: int) -> int:
+        """Most bytes that the state of so many tokens has. It may use the cache, which is empty then."""
+
+    def copy_state(self, out: NDArray[np.uint8]) -> None:
+        """Write what the cache holds, `state_bytes` bytes in the engine's own form."""
+
+    def restore(self, tokens: int, state: NDArray[np.uint8]) -> None:
+        """Make the cache hold what `copy_state` wrote of so many tokens.
+
+        Raises InputError where it does not fit; the cache is empty then.
+        """
+
     def take_experts(self) -> dict[int, NDArray[np.int32]]:
         """As `Session.take_experts`."""
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from sampan.chat_template import choose, named_templates, named_tokens
 from sampan.errors import ContextLengthError, InputError, brief, wrong
 
+from . import state
 from .chat import render
 from .engine import Engine, EngineOptions
 from .generate import CancelledError, answer
@@ -43,8 +44,11 @@ class Session:
     on, evaluates again what it lost: both are right, and slower. Threads take turns, a token each.
     """
 
-    def __init__(self, engine: Engine, *, vocabulary_only: bool = False, load_seconds: float = 0.0) -> None:
+    def __init__(
+        self, engine: Engine, *, vocabulary_only: bool = False, load_seconds: float = 0.0, path: Path | None = None
+    ) -> None:
         self._open: Engine | None = engine
+        self._path = path
         self.load_seconds = load_seconds
         self._vocabulary_only = vocabulary_only
         self._turn = threading.RLock()
@@ -54,6 +58,7 @@ class Session:
         weakref.finalize(self, self._turn.acquire, timeout=EXIT_SECONDS)
         self._cached: list[int] = []  # what the engine's cache holds at least
         self._added: dict[str, bool] = {}  # as `Engine.added`, once it was asked for
+        self._identity = ""  # of the artifact, once it was asked for
         self._user: object = None  # whose tokens those are
         self._words: Words | None = None  # the vocabulary for grammars, once one was asked for
         self.metadata = engine.metadata()
@@ -171,6 +176,37 @@ class Session:
         """
         with self._turn:
             return self._engine.take_experts()
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write what is evaluated, the last prompt and its answer, to a file that `load` reopens; how many tokens.
+
+        Raises InputError where there is nothing, where the disk is full, or where another kind of file is there.
+        """
+        with self._turn:
+            tokens, known = self._cached, self._known()
+            if not tokens or self._engine.keep(len(tokens)) != len(tokens):
+                raise InputError("nothing is evaluated that could be saved; ask something first")
+            state.save(Path(path), known, tokens, self._engine)
+            return len(tokens)
+
+    def load(self, path: str | os.PathLike[str]) -> int:
+        """Reopen what `save` wrote; how many tokens: a prompt that starts with them evaluates its rest alone.
+
+        Raises InputError for another model, engine, version, number type of the cache or context, and for a damaged
+        file; then nothing is evaluated. The checksum is no protection from who made the file: load your own.
+        """
+        with self._turn:
+            known = self._known()
+            self._cached, self._user = [], None  # as in `_evaluate`
+            self._cached = state.load(Path(path), known, self._engine)
+            return len(self._cached)
+
+    def _known(self) -> state.Known:
+        """What a saved state must fit."""
+        if self._path is None or self._vocabulary_only:
+            raise InputError("this Session has no artifact to compute with, so it has no state")
+        self._identity = self._identity or state.identity(self._path)
+        return state.Known(self._identity, self._engine.library, self._engine.kv, self.context)
 
     def _evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
         """As `Engine.evaluate`. Until it has answered nothing counts as cached: a fault inside may leave anything."""
@@ -341,4 +377,4 @@ def open(path: str | os.PathLike[str], options: EngineOptions | None = None, *, 
     options, began = options or EngineOptions(), time.perf_counter()
     engine = open_engine(Path(path), options, target)
     seconds = time.perf_counter() - began
-    return Session(engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds)
+    return Session(engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds, path=Path(path))

@@ -121,6 +121,11 @@ def amx(lib: Any) -> bool:
     return b"AMX_INT8 = 1" in lib.llama_print_system_info()
 
 
+def _bytes(array: NDArray[np.uint8]) -> Any:
+    """An array's memory, as ctypes passes it."""
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
+
+
 class LlamaEngine:
     """One llama.cpp model and context; implements `Engine`."""
 
@@ -281,6 +286,35 @@ class LlamaEngine:
             return np.empty((0, self.vocab), np.float32)
         pointer = self._lib.llama_get_logits(self._ctx)
         return np.ctypeslib.as_array(pointer, shape=(wanted * self.vocab,)).reshape(wanted, self.vocab)
+
+    def state_bytes(self) -> int:
+        return int(self._lib.llama_state_seq_get_size(self._ctx, 0))
+
+    def state_limit(self, tokens: int) -> int:
+        self.keep(0)
+        sizes = []
+        for _ in range(min(2, self.context)):  # a recurrent state is there once, a cell for every token
+            self.evaluate([0], 0)
+            sizes.append(self.state_bytes())
+        self.take_experts()
+        self.keep(0)
+        return sizes[0] + (tokens - 1) * (sizes[-1] - sizes[0])
+
+    def copy_state(self, out: NDArray[np.uint8]) -> None:
+        written = self._lib.llama_state_seq_get_data(self._ctx, _bytes(out), out.nbytes, 0)
+        if written != out.nbytes:
+            raise InputError(f"llama.cpp wrote {written} of the {out.nbytes} bytes of its state")
+
+    def restore(self, tokens: int, state: NDArray[np.uint8]) -> None:
+        self.keep(0)
+        _errors.clear()
+        read = self._lib.llama_state_seq_set_data(self._ctx, _bytes(state), state.nbytes, 0)
+        last = self._lib.llama_memory_seq_pos_max(self._lib.llama_get_memory(self._ctx), 0)
+        if (read, last) != (state.nbytes, tokens - 1):
+            self.keep(0)
+            reason = "; ".join(_errors) or f"it read {read} of {state.nbytes} bytes, up to position {last}"
+            raise InputError(f"llama.cpp does not take this state: {reason}")
+        self._position = tokens
 
     def take_experts(self) -> dict[int, NDArray[np.int32]]:
         return {} if self._experts is None else self._experts.take()
