@@ -12,7 +12,6 @@ import time
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from sampan import registry
 from sampan.chat_template import choose, named_templates, named_tokens
 from sampan.errors import ContextLengthError, InputError, brief, wrong
+from sampan.model import find_model
 
 from .chat import render
 from .engine import Engine, EngineOptions
@@ -379,11 +379,11 @@ class Session:
 
 
 def open(path: str | os.PathLike[str], options: EngineOptions | None = None) -> Session:
-    """Open an artifact with the engine that claims it.
+    """Open what `find_model` finds, a GGUF file, an ONNX folder or a graph, with the engine that claims it.
 
     Raises InputError when no engine does, or when the engine refuses the file.
     """
-    target = Path(path)
+    target = find_model(path)
     if not target.exists():
         raise wrong(target, "an artifact", "no such file")
     for name in registry.names("sampan.runtime.engines"):
