@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ._out import block
+from ._out import block, said
 
 
 @click.command("validate", short_help="Measure the drift of an artifact from its reference, with a verdict.")
@@ -76,6 +76,7 @@ def command(
       sampan validate ./Qwen3-0.6B qwen.gguf --max-kld 0.05 --max-kld code=0.08 --min-top1 0.9
     """
     from sampan.errors import wrong
+    from sampan.model import find_model
     from sampan.printable import printable_json
     from sampan.validate import verdict
     from sampan.validate.text import text_report
@@ -99,7 +100,7 @@ def command(
         torch=engine == "torch", threads=threads, revision=revision, limits=limits, blame=blame,
         strict=strict,
     )  # fmt: skip
-    report = validate(reference, [Path(c) for c in candidates], options, Progress)
+    report = validate(reference, [find_model(c, say=said) for c in candidates], options, Progress)
     if json_file is not None:
         text = printable_json(json.dumps(report, indent=1, ensure_ascii=False)) + "\n"
         with click.open_file(str(json_file), "w", encoding="utf-8") as f:

@@ -108,7 +108,7 @@ class Artifact:
 
 def open_artifact(path: Path) -> Artifact:
     """Open a GGUF file or an ONNX folder: headers only."""
-    return open_onnx(path) if path.is_dir() else open_gguf(path)
+    return open_onnx(path) if path.is_dir() or path.suffix == ".onnx" else open_gguf(path)
 
 
 def open_gguf(path: Path) -> Artifact:
