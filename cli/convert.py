@@ -48,6 +48,7 @@ def _resumable() -> Iterator[None]:
 @click.option("--stream", is_flag=True, help="Of a hub id, keep one shard at a time on the disk.")
 @click.option("--allow-zero", is_flag=True, help="Convert matrices that hold nothing but zeros (for research).")
 @click.option("--lossless", is_flag=True, help="Refuse to change any number; goes well with --quant native.")
+@click.option("--no-mtp", is_flag=True, help="Leave out the head that predicts a further token, which GGUF files keep.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option(
     "--validate", "check", is_flag=True, help="Measure the drift afterwards; the verdict goes into the manifest."
@@ -57,7 +58,8 @@ def _resumable() -> Iterator[None]:
 def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
     split_size: str | None, context: int | None, accuracy_level: str | None, exporter: str | None, make_exporter: bool,
-    revision: str | None, stream: bool, allow_zero: bool, lossless: bool, overwrite: bool, check: bool, as_json: bool,
+    revision: str | None, stream: bool, allow_zero: bool, lossless: bool, no_mtp: bool, overwrite: bool, check: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
 
@@ -107,7 +109,7 @@ def command(
         return
     conversion = prepare(
         checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split, context=context, accuracy=accuracy,
-        lossless=lossless,
+        lossless=lossless, mtp=not no_mtp,
     )  # fmt: skip
     if plan_only:
         show_json(_plan_data(conversion), indent=1) if as_json else block(_plan_text(conversion))

@@ -85,8 +85,11 @@ def prepare(
     context: int | None = None,
     accuracy: int | None = None,
     lossless: bool = False,
+    mtp: bool = True,
 ) -> Conversion:
-    """Read the config and the headers, choose every type and lay every byte out; `lossless` refuses other numbers."""
+    """Read the config and the headers, choose every type and lay every byte out; `lossless` refuses other numbers.
+    `mtp`: with the blocks that predict further tokens, where the format has a place for them.
+    """
     form: Format = load("sampan.convert.formats", to, "FORMAT", "--to")
     scheme_name = form.portable.get(quant, quant)
     scheme = get_scheme(scheme_name)
@@ -95,7 +98,7 @@ def prepare(
     except UnicodeEncodeError:
         raise InputError(f"--output: {str(out)!r} is no UTF-8, as manifests need it; choose another name") from None
     _refuse_output_in_source(checkpoint, out)
-    family, arch = read_architecture(checkpoint)
+    family, arch = read_architecture(checkpoint, drafts=mtp and form.drafts)
     binding = bind(checkpoint, family, arch)
     plan = form.plan(checkpoint, family, arch, binding, Request(out, scheme_name, scheme, split, context, accuracy))
     jobs = jobs or os.cpu_count() or 1

@@ -103,12 +103,14 @@ class Request:
 class Format:
     """An output format: `plan` lays the files out, `portable` maps int4 and int8 to its best schemes.
 
-    `arrange`: how the rows of a canonical tensor stand there; None where they stand as they are.
+    `arrange`: how the rows of a canonical tensor stand there; None where they stand as they are. `drafts`: whether it
+    has a place for the blocks that predict further tokens.
     """
 
     portable: Mapping[str, str]
     plan: Callable[[Checkpoint, Family, Architecture, Binding, Request], Plan]
     arrange: Callable[[Family, Architecture, TensorSpec], Arrangement | None] = lambda family, arch, spec: None
+    drafts: bool = False
 
 
 def facts(arch: Architecture, bound: Bound, *, wide: bool = False) -> TensorFacts:
@@ -133,8 +135,8 @@ def facts(arch: Architecture, bound: Bound, *, wide: bool = False) -> TensorFact
 
 def _place(arch: Architecture, bound: Bound) -> tuple[int, int]:
     """A tensor's layer and the number of layers; llama.cpp counts q, k and v among the layers that have them."""
-    layer = bound.spec.layer
-    if not _QKV.search(bound.spec.name) or isinstance(arch.blocks[layer].attention, MLA):
-        return layer, len(arch.blocks)
-    having = [i for i, b in enumerate(arch.blocks) if not isinstance(b.attention, MLA)]
+    layer, blocks = bound.spec.layer, arch.all_blocks
+    if not _QKV.search(bound.spec.name) or isinstance(blocks[layer].attention, MLA):
+        return layer, len(blocks)
+    having = [i for i, b in enumerate(blocks) if not isinstance(b.attention, MLA)]
     return having.index(layer), len(having)
