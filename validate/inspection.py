@@ -40,10 +40,11 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": sum(math.prod(t["shape"]) for t in stored),
     }
     try:
-        family, arch = read_architecture(checkpoint)
+        family, arch = read_architecture(checkpoint, drafts=True)
         data |= {
             "family": arch.family,
             "layers": len(arch.blocks),
+            "draft layers": len(arch.drafts),
             "hidden": arch.hidden,
             "vocabulary": arch.vocab,
             "context": arch.context,
