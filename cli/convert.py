@@ -174,7 +174,8 @@ def _validate(source: str, revision: str | None, conversion: Conversion) -> None
 
     from ._progress import Progress
 
-    report = validate(source, [conversion.artifact], Options(revision=revision), Progress)
+    options = Options(revision=revision, stats=conversion.stats.path if conversion.stats else None)
+    report = validate(source, [conversion.artifact], options, Progress)
     record(report, manifest_path(conversion.out))
     block(f"\n{text_report(report)}", err=True)
     if report["verdict"] != "passed":
