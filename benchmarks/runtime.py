@@ -2,15 +2,18 @@
 """What the runtime adds to an engine's own work.
 
     python benchmarks/runtime.py sampling
+    python benchmarks/runtime.py schema qwen.gguf kimi.gguf   # with the words of these artifacts; weights are not read
     python benchmarks/runtime.py speed MODEL.gguf [--llama-bench PROGRAM] [--runs 5] [--threads 2] [--depth 0]
+    python benchmarks/runtime.py state qwen.gguf qwen-onnx    # a prefill, and its state saved and loaded
 
 `speed` runs `sampan bench`, a plain loop over llama.cpp's C interface and, where it is given, llama.cpp's llama-bench
 in turn, each time in a new process: medians of tokens per second, and of their ratios with the least and the greatest.
 
-`sampling` is the time to choose a token: medians over the steps of one answer at the vocabularies of Qwen3 and Kimi K2,
-after a prompt of 4,000 tokens; seconds of the thread that computes, so that other work on the machine counts little.
-"peaked" logits have a few likely words as those of a model; "flat" ones are noise, of which the nucleus takes a third
-of all words.
+`sampling` and `schema` are the time to choose a token: medians over the steps of one answer at the vocabularies of
+Qwen3 and Kimi K2, after a prompt of 4,000 tokens; seconds of the thread that computes, so that other work
+on the machine counts little. "peaked" logits have a few likely words as those of a model; "flat" ones are noise,
+of which the nucleus takes a third. "schema" walks through documents of a schema at temperature 1: the
+ratio is to the same step without it.
 """
 
 from __future__ import annotations
@@ -20,20 +23,25 @@ import csv
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sampan.runtime import Sampling
+from sampan import runtime
+from sampan.runtime import EngineOptions, Options, Sampling
+from sampan.runtime.grammar import Constraint, Schema, Words, source
 from sampan.runtime.sampling import Sampler, log_probabilities
 from sampan.table import table
 
 WORDS = (151_936, 163_840)
 STEPS = 200
+LONG = 1000  # tokens of a document
 SETTINGS = {
     "greedy": Sampling(),
     "temperature": Sampling(1.0),
@@ -62,6 +70,88 @@ def sampling() -> None:
                 lines.append([words, kind, name, *timed(lambda row, s=sampler: s.choose(row), logits)])
         lines.append([words, "", "log probabilities", *timed(log_probabilities, logits)])
     print(table(lines, right="ade"))
+
+
+PERSON: Schema = {
+    "type": "object", "additionalProperties": False, "required": ["name", "age", "mails", "note"], "properties": {
+        "name": {"type": "string"}, "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "note": {"type": "string"},
+        "mails": {"type": "array", "items": {"type": "string", "format": "email"}, "maxItems": 4}},
+}  # fmt: skip
+SCHEMAS: dict[str, Schema] = {
+    "a person": PERSON,
+    "any object": {"type": "object"},
+    "a list of 40 kinds": {"type": "array", "items": {"anyOf": [
+        {"type": "object", "properties": {"kind": {"const": f"kind {i}"}, "value": {"type": "number"}},
+         "required": ["kind", "value"], "additionalProperties": False} for i in range(40)]}},
+}  # fmt: skip
+
+
+class Walk:
+    """A step of an answer that is held to a schema; a new document where one ends."""
+
+    def __init__(self, sampler: Sampler, words: Words, text: str) -> None:
+        self._sampler, self._words, self._text = sampler, words, text
+        self._held = Constraint(words, text)
+
+    def __call__(self, row: NDArray[np.float32]) -> None:
+        token = self._sampler.choose(row, self._held.allowed())
+        if token in self._words.ends:
+            self._held = Constraint(self._words, self._text)
+        else:
+            self._held.take(token, self._words.texts[token])
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def schema(paths: list[Path]) -> None:
+    lines: list[list[object]] = [["words", "schema", "begin ms", "median ms", "95 % ms", "ratio"]]
+    for path in paths:
+        with runtime.open(path, EngineOptions(vocabulary_only=True)) as session:
+            began = time.thread_time()
+            words = Words(session._engine)
+            lines.append([words.size, "its words, once", f"{1e3 * (time.thread_time() - began):.0f}", "", "", ""])
+            logits = rows(words.size, "peaked")
+            free = Sampler(Sampling(1.0), range(4000), words.size, 0)
+            plain = timed(free.choose, logits)
+            lines.append([words.size, "none", "", *plain, "1.00"])
+            for name, wanted in SCHEMAS.items():
+                text = source(wanted, None) or ""
+                taken = [seconds(partial(Constraint, words, text, schema=wanted)) for _ in range(20)]
+                found = timed(Walk(free, words, text), logits)
+                ratio = float(found[0]) / float(plain[0])
+                lines.append([words.size, name, f"{1e3 * median(taken):.1f}", *found, f"{ratio:.2f}"])
+    print(table(lines, right="acdef"))
+
+
+def state(paths: list[Path]) -> None:
+    lines: list[list[object]] = [["artifact", "tokens", "prefill s", "save s", "MB", "load s", "ratio"]]
+    print(table([*lines, *map(reopened, paths)], right="bcdefg"))
+
+
+def reopened(path: Path) -> list[object]:
+    """Seconds of the clock; the load reads from the page cache, and its first token is in it as in the prefill."""
+    options, once = EngineOptions(context=LONG + 1), Options(1, Sampling())
+    with runtime.open(path, options) as session, tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "state"
+        tokens = np.random.default_rng(0).integers(0, session.vocab, LONG).tolist()
+        prefill = seconds(lambda: session.stream(tokens, once).read())
+        save = seconds(lambda: session.save(file))
+        size = file.stat().st_size / 1e6
+        with runtime.open(path, options) as other:
+            load = seconds(lambda: (other.load(file), other.stream(tokens, once).read()))
+    return [
+        path.name,
+        LONG,
+        *(f"{s:.2f}" for s in (prefill, save)),
+        f"{size:.0f}",
+        f"{load:.2f}",
+        round(prefill / load),
+    ]
 
 
 def timed(work: Callable[[NDArray[np.float32]], object], logits: list[NDArray[np.float32]]) -> list[str]:
@@ -175,6 +265,10 @@ def main() -> None:
     for name, value in (("runs", 5), ("threads", 2), ("prompt", 512), ("decode", 128), ("depth", 0)):
         one.add_argument(f"--{name}", type=int, default=value)
     one.set_defaults(run=speed)
+    for name, run in (("schema", schema), ("state", state)):
+        several = commands.add_parser(name)
+        several.add_argument("artifacts", type=Path, nargs="+")
+        several.set_defaults(run=lambda options, run=run: run(options.artifacts))
     two = commands.add_parser("plain")
     two.add_argument("model", type=Path)
     for name in ("prompt", "decode", "depth", "threads"):

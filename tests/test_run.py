@@ -95,7 +95,7 @@ def test_a_terminal_shows_reasoning_dimmed(
     monkeypatch.setattr(run.sys.stdout, "isatty", lambda: True, raising=False)
     with open(model) as session:
         show = run.Show(as_json=False, stats=False, context=session.context)
-        message = show(session.chat([{"role": "user", "content": "?"}]))
+        message = show(session.chat([{"role": "user", "content": "?"}])).message()
     assert capsys.readouterr().out == shown
     assert message == {"role": "assistant", "content": "Yes, 2 < 3.", "reasoning_content": "Hm."}
 
