@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._out import block, line, show_json
+from ._out import block, line, said, show_json
 from ._progress import Progress
 
 if TYPE_CHECKING:
@@ -48,8 +48,10 @@ def command(
       sampan bench qwen.gguf --compare before.json
     """
     from sampan.errors import wrong
+    from sampan.model import find_model
     from sampan.runtime import bench
 
+    model = find_model(model, say=said)
     if not model.exists():
         raise wrong(model, "an artifact", "no such file")
     old = None if compare is None else bench.earlier(compare, bench.identity(model))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ._out import block, show_json
+from ._out import block, said, show_json
 
 
 @click.command("doctor", short_help="Show what this machine is and what runs on it.")
@@ -23,9 +23,11 @@ def command(model: Path | None, as_json: bool) -> None:
       sampan doctor
       sampan doctor qwen.gguf
     """
+    from sampan.model import find_model
     from sampan.runtime import doctor, machine
 
-    found = doctor.examine(machine.look(), doctor.probe(), model)
+    path = None if model is None else find_model(model, say=said)
+    found = doctor.examine(machine.look(), doctor.probe(), path)
     if as_json:
         show_json(found, indent=1)
     else:
