@@ -66,7 +66,8 @@ def _cores(cpu: dict[str, Any]) -> list[str]:
         idle = "" if kind["computes"] else ": slower, not counted"
         lines.append(f"{len(kind['numbers'])} × {kind['name'] or 'core'} ({numbers}){idle}")
     quota = "" if cpu["quota"] is None else f", of {cpu['quota']:g} cores' time"
-    return [*lines, f"{cpu['threads']} threads compute{quota}"]
+    compute = "1 thread computes" if cpu["threads"] == 1 else f"{cpu['threads']} threads compute"
+    return [*lines, compute + quota]
 
 
 def _memory(memory: dict[str, Any]) -> str:

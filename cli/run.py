@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._answer import Show
+from ._out import said
 from ._terminal import piped_text, plain_text
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def command(
     schema: str | None, grammar: Path | None, stats: bool, context: int | None, kv: KV | None, threads: int | None,
     target: str, shift: int | None,
 ) -> None:  # fmt: skip
-    """Answer PROMPT with MODEL, a GGUF file or an ONNX folder.
+    """Answer PROMPT with MODEL: a GGUF file, an ONNX folder or graph, or one of a hub's, as in owner/name:Q4_K_M.
 
     Text of a file, through a pipe or on standard input is the prompt, or follows PROMPT after an empty line. Without
     any of them a terminal gets a conversation: /help there lists its commands.
@@ -87,6 +88,7 @@ def command(
     """
     from sampan.errors import InputError, wrong
     from sampan.files import read_text
+    from sampan.model import find_model
     from sampan.runtime import EngineOptions, Options, open
 
     from ._converse import Talk, converse_lines, switch
@@ -112,7 +114,8 @@ def command(
     asked: dict[str, Any] = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repeat_penalty
     }  # fmt: skip
-    with open(model, EngineOptions(context=context, threads=threads, kv=kv), target=target) as session:
+    how = EngineOptions(context=context, threads=threads, kv=kv)
+    with open(find_model(model, say=said), how, target=target) as session:
         sampling = replace(session.sampling, **{k: v for k, v in asked.items() if v is not None})
         if temperature == 0 and repeat_penalty is None and sampling.repetition_penalty != 1:
             penalty = f"the model's repetition penalty of {sampling.repetition_penalty:g}"

@@ -169,7 +169,9 @@ def _advice(machine: Machine, cpu: Processor, held: Memory, engines: Engines) ->
     if len(cpu.cores) < online:
         found.append(f"this process may use {len(cpu.cores)} of {online} cores (taskset, or the container's cpuset)")
     if cpu.quota is not None and cpu.quota < cpu.physical:
-        found.append(f"the control group gives {cpu.quota:g} cores' time (cpu.max); more would be faster")
+        found.append(
+            f"the control group gives {cpu.quota:g} cores' time (cpu.max, cpu.cfs_quota_us); more would be faster"
+        )
     if slow := _powersave(machine):
         cores = ", ".join(map(str, slow))
         found.append(f"cores {cores} run by the governor powersave, at their lowest frequency: choose performance")
@@ -177,7 +179,9 @@ def _advice(machine: Machine, cpu: Processor, held: Memory, engines: Engines) ->
     if load and float(load[1]) > len(cpu.cores) / 2:
         found.append(f"other programs compute here: a load of {load[1]} on {len(cpu.cores)} cores")
     if held.limit is not None and held.total and held.limit < held.total:
-        found.append("the control group limits memory (memory.max): a larger limit holds a larger model")
+        found.append(
+            "the control group limits memory (memory.max, memory.limit_in_bytes): a larger limit holds a larger model"
+        )
     return found
 
 

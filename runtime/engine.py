@@ -28,6 +28,7 @@ class EngineOptions:
     flash_attention: bool | None = None  # None: the engine decides
     vocabulary_only: bool = False  # tokenise only: no weights are loaded
     record_experts: bool = False  # for `Session.take_experts`; slower
+    record_inputs: bool = False  # for `LlamaEngine.take_inputs`, in place of experts; slower
 
     def positions(self, path: Path, trained: int, longest: int) -> int:
         """The size of the context. `trained` is what the artifact says, `longest` counts what its rope scaling adds.

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sampan.chat_template import choose, named_templates, named_tokens
 from sampan.errors import ContextLengthError, InputError, brief, wrong
+from sampan.model import find_model
 
 from . import state
 from .chat import render
@@ -372,11 +373,11 @@ class Session:
 
 
 def open(path: str | os.PathLike[str], options: EngineOptions | None = None, *, target: str = DEFAULT) -> Session:
-    """Open an artifact on a target, which is a file of `runtime/targets`: "cpu", and what is there beside it.
+    """Open what `find_model` finds on a target, a file of `runtime/targets`: "cpu", and what is there beside it.
 
     Raises InputError when no engine claims the artifact, or when the engine refuses it.
     """
-    options, began = options or EngineOptions(), time.perf_counter()
-    engine = open_engine(Path(path), options, target)
+    options, began, found = options or EngineOptions(), time.perf_counter(), find_model(path)
+    engine = open_engine(found, options, target)
     seconds = time.perf_counter() - began
-    return Session(engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds, path=Path(path))
+    return Session(engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds, path=found)

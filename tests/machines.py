@@ -80,7 +80,8 @@ CONTAINER = (
         "sys/fs/cgroup/pod/cpu.max": "250000 100000\n",
         "sys/fs/cgroup/pod/app/cpu.max": "max 100000\n",
         "sys/fs/cgroup/pod/memory.max": f"{2 << 30}\n",
-        "sys/fs/cgroup/pod/memory.current": f"{512 << 20}\n",
+        "sys/fs/cgroup/pod/memory.current": f"{812 << 20}\n",
+        "sys/fs/cgroup/pod/memory.stat": f"anon 1\nfile 5\ninactive_file {300 << 20}\nactive_file 5\n",
         "sys/fs/cgroup/pod/app/memory.max": "max\n",
     }
 )

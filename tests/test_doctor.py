@@ -10,8 +10,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from both_engines import artifacts
+import tiny
 from click.testing import CliRunner, Result
+from conftest import to_gguf
 from machines import (
     BOOSTED,
     CONTAINER,
@@ -27,6 +28,7 @@ from machines import (
     write,
     x86,
 )
+from onnx_peer import to_onnx
 
 from sampan import runtime
 from sampan.cli import cli
@@ -37,8 +39,14 @@ from sampan.runtime.machine import Machine, cores_of, look, memory, quota
 from sampan.runtime.processor import processor
 from sampan.runtime.targets import cpu
 
-__all__ = ["artifacts"]  # a fixture of the tests here
 ARM_BUILD = {"llama": {"name": "llama.cpp", "version": "1", "compiled_for": ["NEON", "DOTPROD", "FP16_VA", "KLEIDIAI"]}}
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("doctor")
+    to_gguf(tiny.FIXTURE, out / "m.gguf", "q8_0")
+    return {"gguf": out / "m.gguf", "onnx": to_onnx(tiny.FIXTURE, out / "onnx", "int8").artifact}
 
 
 def machine(root: Path, files: Files, architecture: str = "aarch64", **links: dict[str, str]) -> Machine:
@@ -177,13 +185,16 @@ def test_lists_of_cores() -> None:
     assert len(cores_of("0-9999")) == 4097 and cores_of("0-99999999999") == []
 
 
-def test_odd_files_never_crash(tmp_path: Path) -> None:
+def test_odd_files_never_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each file in turn is garbage, of another kind, or gone."""
+    monkeypatch.setattr(doctor, "extras", dict)  # they lie elsewhere, and looking for packages takes long
     rng, seen = random.Random(0), 0
     odd = [b"", b"\xff\xfe\0", b"-1\n", b"9" * 400, b"\x1b[2J\n\n:\n: :\nprocessor: 99999\n", b"0::/" + b"a/" * 3000]
     for k, files in enumerate((PI5, RK3588, PHONE, CONTAINER, OLD_CONTAINER)):
         root = write(tmp_path / str(k), files)
         for name in files:
+            if re.search(r"/cpu[1-6]/", name):
+                continue  # as the first and the last one
             path, kept = root / name, (root / name).read_bytes()
             for value in [*odd, rng.randbytes(200), "fifo", "folder", "gone"]:
                 path.unlink()
@@ -203,7 +214,7 @@ def test_odd_files_never_crash(tmp_path: Path) -> None:
                     path.write_bytes(kept)
                 elif value == "gone":
                     path.write_bytes(kept)
-    assert seen > 500
+    assert seen > 400
 
 
 def ask(*arguments: str) -> Result:

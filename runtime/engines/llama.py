@@ -21,6 +21,7 @@ from sampan.prefix import PREFIX_KEY, WAYS, put
 
 from ..chat import LARGEST
 from ._experts import ExpertRecorder
+from ._inputs import InputRecorder, Sums
 
 if TYPE_CHECKING:
     from ..engine import EngineOptions
@@ -146,7 +147,8 @@ class LlamaEngine:
             raise
 
     def _load(self, lib: Any, path: Path, options: EngineOptions) -> None:
-        self._experts: ExpertRecorder | None = ExpertRecorder(lib) if options.record_experts else None
+        self._inputs = InputRecorder(lib) if options.record_inputs else None
+        self._experts = ExpertRecorder(lib) if options.record_experts and self._inputs is None else None
         _errors.clear()
         params = lib.llama_model_default_params()
         params.vocab_only = options.vocabulary_only
@@ -203,8 +205,8 @@ class LlamaEngine:
         if options.threads:
             p.n_threads = p.n_threads_batch = options.threads
         p.type_k = p.type_v = KV_TYPES[self.kv]
-        if self._experts is not None:
-            p.cb_eval = self._experts.callback
+        if recorder := self._inputs or self._experts:
+            p.cb_eval = recorder.callback
         for end in ("fast", "slow"):  # llama.cpp's graphs do not read these keys from the file
             if (beta := self._meta(f"{self._meta('general.architecture')}.rope.scaling.yarn_beta_{end}")) is not None:
                 setattr(p, f"yarn_beta_{end}", float(beta))
@@ -316,6 +318,12 @@ class LlamaEngine:
 
     def take_experts(self) -> dict[int, NDArray[np.int32]]:
         return {} if self._experts is None else self._experts.take()
+
+    def take_inputs(self) -> dict[str, Sums]:
+        """Matrix → sums of squares of what it was multiplied with since the last call, [matrices, columns], and how
+        many vectors those were: one count, or one for each expert. Names and columns are GGUF's.
+        """
+        return {} if self._inputs is None else self._inputs.take()
 
     def metadata(self) -> Mapping[str, str]:
         lib, values = self._lib, {}
