@@ -90,6 +90,7 @@ def command(
     from sampan.files import read_text
     from sampan.model import find_model
     from sampan.runtime import EngineOptions, Options, open
+    from sampan.runtime.chat import begin
 
     from ._converse import Talk, converse_lines, switch
     from ._held import held
@@ -114,8 +115,10 @@ def command(
     asked: dict[str, Any] = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repeat_penalty
     }  # fmt: skip
-    how = EngineOptions(context=context, threads=threads, kv=kv)
-    with open(find_model(model, say=said), how, target=target) as session:
+    how, place = EngineOptions(context=context, threads=threads, kv=kv), find_model(model, say=said)
+    if not raw:
+        begin()
+    with open(place, how, target=target) as session:
         sampling = replace(session.sampling, **{k: v for k, v in asked.items() if v is not None})
         if temperature == 0 and repeat_penalty is None and sampling.repetition_penalty != 1:
             penalty = f"the model's repetition penalty of {sampling.repetition_penalty:g}"
