@@ -51,6 +51,8 @@ LONGEST = 512  # tokens of an answer that nobody can stop
 )
 @click.option("--seed", type=click.IntRange(0), help="Seed of the sampling.  [default: random; --stats tells it]")
 @click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End in front of this text. Can be repeated.")
+@click.option("--schema", metavar="JSON|FILE", help="JSON schema that the answer is held to.")
+@click.option("--grammar", type=click.Path(path_type=Path), help="Grammar that the answer is held to, as Lark's.")
 @click.option("--think/--no-think", default=None, help="Switch reasoning on or off, where the template can.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, with reasoning, reason and usage.")
 @click.option("--stats", is_flag=True, help="Print the seed, counts and speeds on standard error.")
@@ -58,13 +60,15 @@ LONGEST = 512  # tokens of an answer that nobody can stop
 @click.option(
     "--kv", type=click.Choice(["f32", "f16", "q8_0"]), help="Number type of the cache.  [default: the engine's]"
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each core]")
+@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each fast core]")
+@click.option("--target", default="cpu", show_default=True, help="Where it runs; `sampan doctor` lists what is there.")
 def command(
     model: Path, prompt: str | None, chat: bool, file: Path | None, system: str | None, system_file: Path | None,
     variables: tuple[str, ...], raw: bool,
     max_tokens: int | None, temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None,
     repeat_penalty: float | None, seed: int | None, stops: tuple[str, ...], think: bool | None, as_json: bool,
-    stats: bool, context: int | None, kv: KV | None, threads: int | None,
+    schema: str | None, grammar: Path | None, stats: bool, context: int | None, kv: KV | None, threads: int | None,
+    target: str,
 ) -> None:  # fmt: skip
     """Answer PROMPT with MODEL: a GGUF file, an ONNX folder or graph, or one of a hub's, as in owner/name:Q4_K_M.
 
@@ -85,6 +89,7 @@ def command(
     from sampan.runtime.chat import begin
 
     from ._converse import Talk, converse_lines, switch
+    from ._held import held
 
     if chat and (raw or prompt is not None or file is not None):
         raise wrong("--chat", "no PROMPT, no --file and no --raw beside it", "one")
@@ -102,13 +107,15 @@ def command(
     if raw and (named or think is not None):
         option = "--var" if named else "--think"
         raise InputError(f"{option} is for the chat template, which --raw leaves out; give one of them")
+    wanted = held(schema, grammar)
     asked: dict[str, Any] = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repeat_penalty
     }  # fmt: skip
+    how = EngineOptions(context=context, threads=threads, kv=kv)
     place = find_model(model, say=said)
     if not raw:
         begin()
-    with open(place, EngineOptions(context=context, threads=threads, kv=kv)) as session:
+    with open(place, how, target=target) as session:
         sampling = replace(session.sampling, **{k: v for k, v in asked.items() if v is not None})
         if temperature == 0 and repeat_penalty is None and sampling.repetition_penalty != 1:
             penalty = f"the model's repetition penalty of {sampling.repetition_penalty:g}"
@@ -118,7 +125,8 @@ def command(
                 raise InputError("--think: this model's chat template cannot switch reasoning; leave the option out")
             named |= found
         typed = chat and sys.stdin.isatty()
-        options = Options(max_tokens or (None if typed else LONGEST), sampling, seed, tuple(map(plain_text, stops)))
+        longest = max_tokens or (None if typed else LONGEST)
+        options = Options(longest, sampling, seed, tuple(map(plain_text, stops)), **wanted)
         show = Show(as_json, stats, session.context)
         messages: list[dict[str, Any]] = []
         if system is not None:

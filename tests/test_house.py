@@ -44,6 +44,7 @@ HEAVY = {
     "re2",
     "starlette",
     "uvicorn",
+    "llguidance",
 }
 
 

@@ -93,6 +93,11 @@ class Artifact:
         return default if found is None else found.value
 
     @property
+    def drafts(self) -> bool:
+        """Whether it has blocks that predict further tokens."""
+        return bool(self.value(f"{self.architecture}.nextn_predict_layers"))
+
+    @property
     def nominal_bits(self) -> float:
         """Bits of the number type that holds most of the values: 4.5 for q4_k_m, whatever its embedding has."""
         values: dict[float, int] = {}

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, a GGUF file or an ONNX folder, as plain data."""
+"""What is in a checkpoint, a GGUF file, an ONNX folder or a file of statistics, as plain data."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ def inspected(path: str, revision: str | None) -> dict[str, Any]:
     """The properties of a path or a hub id, its "types" and its "tensors"."""
     from sampan.model import find_model, names_model
 
+    if path.endswith(".safetensors") and Path(path).is_file():
+        return _statistics(Path(path))
     if names_model(path):
         model = find_model(path, revision)
         return _onnx(model) if model.is_dir() or model.suffix == ".onnx" else _gguf(model)
@@ -40,10 +42,11 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": sum(math.prod(t["shape"]) for t in stored),
     }
     try:
-        family, arch = read_architecture(checkpoint)
+        family, arch = read_architecture(checkpoint, drafts=True)
         data |= {
             "family": arch.family,
             "layers": len(arch.blocks),
+            "draft layers": len(arch.drafts),
             "hidden": arch.hidden,
             "vocabulary": arch.vocab,
             "context": arch.context,
@@ -110,6 +113,22 @@ def _gguf(path: Path) -> dict[str, Any]:
     data["parameters"] = sum(r[2] for r in rows)
     data["types"] = _summary((name, values, nbytes or 0) for _, name, values, nbytes in rows)
     data["tensors"] = [{"name": t.name, "shape": list(t.shape), "type": n, "bytes": b} for t, n, _, b in rows]
+    return data
+
+
+def _statistics(path: Path) -> dict[str, Any]:
+    """What sampan calibrate wrote; an imatrix is a GGUF file."""
+    from sampan.quantize.stats import open_stats
+
+    stats = open_stats(path)
+    unseen = sum(n == 0 for e in stats.entries.values() for n in e.counts)
+    data: dict[str, Any] = {"statistics": str(path), "bytes": path.stat().st_size, **stats.about}
+    data |= {"matrices": sum(len(e.counts) for e in stats.entries.values()), "never seen": unseen}
+    data["types"] = _summary(("f32", e.values, 4 * e.values) for e in stats.entries.values())
+    data["tensors"] = [
+        {"name": n, "shape": [len(e.counts), e.values // len(e.counts)], "type": "f32", "bytes": 4 * e.values}
+        for n, e in stats.entries.items()
+    ]
     return data
 
 

@@ -49,11 +49,11 @@ def find_reference(source: str, revision: str | None, beside: int, bars: Bars) -
     checkpoint = open_source(source, revision)
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    exact = prepare(checkpoint, folder / "plan.gguf", "gguf", "f32")
+    exact = prepare(checkpoint, folder / "plan.gguf", "gguf", "f32", mtp=False)
     quant = "f32" if fits(exact.plan.nbytes + beside) else "bf16"
     out = folder / f"{_key(checkpoint, bars)}-{quant}.gguf"
     if not manifest_path(out).exists():
-        _make(prepare(checkpoint, out, "gguf", quant), bars)
+        _make(prepare(checkpoint, out, "gguf", quant, mtp=False), bars)
     return Reference(out, checkpoint)
 
 

@@ -13,9 +13,7 @@ ENGINE = HERE.parent / "engine"
 TOOLCHAIN = ("zig-cc", "zig-ar", "zig-ranlib", "zig.cmake")
 PLAIN, FAST = "armv8.2-a+dotprod", "armv8.2-a+dotprod+i8mm"
 SANITIZED = "-O1 -g1 -fno-omit-frame-pointer -fsanitize=address"
-UNDEFINED = (
-    "-fsanitize=undefined;-fno-sanitize-recover=undefined"  # of the engine alone
-)
+UNDEFINED = "-fsanitize=undefined;-fno-sanitize-recover=undefined"  # of the engine alone
 FLAGS = "-O3 -g0 -ffile-prefix-map={llama}=llama.cpp -ffile-prefix-map={tree}=."  # nothing of this machine in a program
 PROGRAMS = {"libsampan_engine.so": "engine", "libsampan_engine_i8mm.so": "engine-i8mm"}  # in the app → in the build
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from sampan.chat_template import DEFAULT, KEY, SPECIAL_KEY, read_templates, special_tokens
 from sampan.errors import InputError, brief, wrong
-from sampan.extras import advice
+from sampan.extras import advice, installed
 from sampan.files import read_json_if_there
 from sampan.generation import end_ids, flat, read_generation
 from sampan.onnx import graph_file, home, read_graph, refuse_slow
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from ..engine import EngineOptions
 
 NAME = "ONNX Runtime"
+PACKAGE = "onnxruntime"
 BATCH = 512  # tokens evaluated at once in a prefill
 PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 STATE = re.compile(r"past_(conv|recurrent)\.\d+")  # of fixed size, and no positions that could be cut off
@@ -65,6 +65,13 @@ def check(path: Path) -> None:
         raise InputError(brief(str(e), 300)) from None
 
 
+def about() -> dict[str, Any]:
+    """The library's version and what it can compute on; ImportError without it."""
+    import onnxruntime as ort
+
+    return {"version": installed(PACKAGE), "providers": ort.get_available_providers()}
+
+
 class OnnxEngine:
     """One ONNX Runtime session and its cache; implements `Engine`."""
 
@@ -93,6 +100,7 @@ class OnnxEngine:
         self.context = 0 if options.vocabulary_only else options.positions(path, self.longest, self.longest)
         self._session: Any = None
         self._position = 0
+        self.library, self.threads = f"{PACKAGE} {installed(PACKAGE)}", options.threads or 0
         if not options.vocabulary_only:
             self._load(options)
 
@@ -109,7 +117,7 @@ class OnnxEngine:
         except ImportError as e:
             raise InputError(f"onnxruntime: cannot be imported ({e}); {advice('onnxruntime')}") from None
         settings = ort.SessionOptions()
-        settings.intra_op_num_threads = options.threads or len(os.sched_getaffinity(0))
+        settings.intra_op_num_threads = self.threads
         settings.log_severity_level = 3
         # small blocks that idle threads fetch: cores differ, or have other work
         settings.add_session_config_entry("session.dynamic_block_base", "4")
@@ -250,6 +258,36 @@ class OnnxEngine:
         found = self._next if single else outputs["logits"].numpy()
         logits: NDArray[np.float32] = (found[0, -wanted:] if wanted else found[0, :0]).astype(np.float32, copy=False)
         return logits
+
+    def _held(self, tokens: int) -> list[NDArray[Any]]:
+        """The parts of the state of so many tokens, in the order of the graph's inputs."""
+        return [*(c[:, :, :tokens] for c in self._cache.values()), *self._states.values()]
+
+    def state_bytes(self) -> int:
+        return self.state_limit(self._position)
+
+    def state_limit(self, tokens: int) -> int:
+        rows: int = sum(c.shape[1] * c.shape[3] * c.itemsize for c in self._cache.values())
+        states: int = sum(s.nbytes for s in self._states.values())
+        return tokens * rows + states
+
+    def copy_state(self, out: NDArray[np.uint8]) -> None:
+        at = 0
+        for part in self._held(self._position):
+            out[at : at + part.nbytes] = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+            at += part.nbytes
+
+    def restore(self, tokens: int, state: NDArray[np.uint8]) -> None:
+        self.keep(0)
+        if state.nbytes != (wanted := self.state_limit(tokens)):
+            raise wrong("the state", f"{wanted} bytes", state.nbytes)
+        if not self._shared:
+            self._cache = {n: np.empty((1, c.shape[1], tokens, c.shape[3]), c.dtype) for n, c in self._cache.items()}
+        at = 0
+        for part in self._held(tokens):
+            part[...] = state[at : at + part.nbytes].view(part.dtype).reshape(part.shape)
+            at += part.nbytes
+        self._position = tokens
 
     def take_experts(self) -> dict[int, NDArray[np.int32]]:
         return self._routers.take() if self._routers else {}

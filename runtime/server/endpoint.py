@@ -104,6 +104,7 @@ class Endpoint:
             chunks.append(event)
             if reply.asked.stream:
                 await reply.part(event)
+                await asyncio.sleep(0)  # others' turn, and time to hear that the client left
             if event.usage is not None:
                 break
         self._service.metrics.answered(event.usage)
