@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The time to the first token: `sampan run MODEL` beside the engine alone.
+"""The time to the first token of `sampan run`.
 
-    python benchmarks/start.py MODEL… [--turns N]
+    python benchmarks/start.py MODEL… [--turns 9]
 
-From the start of a process to the first bytes of an answer, of a GGUF file or an ONNX folder of ours, in processes that
-take turns: llama-cpp-python's own chat, and for ONNX a script with onnxruntime, tokenizers and jinja2. Medians of the
-ratios of neighbours and of the seconds, by the clock, and those of processor time up to there, which other work on the
-machine changes less.
+From the start of a process to the first bytes of an answer of `sampan run MODEL`, a GGUF file or an ONNX folder, as a
+ratio to the engine alone, in processes that take turns: llama-cpp-python's own chat, and for ONNX a script with
+onnxruntime, tokenizers and jinja2. Medians of the ratios of neighbours and of the seconds, by the clock, and those of
+processor time up to there, which other work on the machine changes less.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from statistics import median, quantiles
 
-from sampan.runtime import open
 from sampan.table import table
 
 QUESTION = "What is the capital of Peru?"
@@ -56,6 +55,8 @@ OURS = "from sampan.cli import main; main()"
 def start(models: list[str], turns: int) -> None:
     lines: list[list[object]] = [["model", "", "sampan s", "bare s", "ratio", "quartiles"]]
     for model in models:
+        from sampan.runtime import open
+
         with open(model) as session:
             context = str(session.context)
         bare = BARE_ONNX if Path(model).is_dir() else BARE_GGUF
