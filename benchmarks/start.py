@@ -23,10 +23,10 @@ from sampan.table import table
 
 QUESTION = "What is the capital of Peru?"
 BARE_GGUF = """
-import sys
+import os, sys
 from llama_cpp import Llama
 path, question, context = sys.argv[1:]
-model = Llama(path, n_ctx=int(context), verbose=False)
+model = Llama(path, n_ctx=int(context), n_threads=os.cpu_count(), verbose=False)
 messages = [{"role": "user", "content": question}]
 for part in model.create_chat_completion(messages, max_tokens=2, temperature=0, stream=True):
     print(part["choices"][0]["delta"].get("content", ""), end="", flush=True)
