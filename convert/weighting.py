@@ -38,7 +38,7 @@ def weigh(stats: Stats, form: Format, family: Family, arch: Architecture, bindin
         )
     tensors = []
     for bound in binding.tensors:
-        name = names.get(bound.spec.name)
+        name = names.get(bound.spec.name, "")
         if name in stats.entries:
             bound = _weighed(stats, name, bound, form.order(family, arch, bound.spec))
         tensors.append(bound)

@@ -23,15 +23,17 @@ from safetensors.numpy import load_file
 from test_bytes import tensors
 from test_hostile import assert_refused, change
 from test_logits import engine_logits, tokens
-from validating import ONE, cache, findings, kld, run
+from validating import ONE, Silent, cache, findings, kld, run
 
 from sampan.artifact import manifest_path
 from sampan.checkpoint import SINGLE, open_folder
 from sampan.convert.conversion import convert, prepare
 from sampan.gguf import read_header
 from sampan.units import human
+from sampan.validate import blame as blaming
 from sampan.validate.artifact import open_artifact
 from sampan.validate.audit import audit
+from sampan.validate.drift import Side
 
 __all__ = ["cache"]  # a fixture
 Model = Callable[[str], Path]
@@ -318,3 +320,16 @@ def test_files_with_it_and_without_it_are_what_the_checkpoint_is(model: Model, g
         f.write(bytes(32 * 272))
     (line,) = audit(open_folder(model(name)), open_artifact(damaged)).findings
     assert line.startswith("blk.4.ffn_down.weight: ")
+
+
+def test_blame_does_not_look_at_what_no_run_computes(
+    model: Model, gguf: Gguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blaming, "_kld", lambda *a: 1.0)
+    candidate = open_artifact(gguf("qwen3_5-mtp", "q8_0"))
+    exact = open_artifact(headless(model("qwen3_5-mtp"), tmp_path / "m.gguf", "f32"))
+    found = blaming.blame(exact, candidate, Side("reference", exact.path), [], None, Silent, ("f32",))
+    assert {r["group"] for r in found["layers"]} == {
+        "token_embd.weight", "output.weight", *(f"layer {i}" for i in range(4)),
+    }  # fmt: skip
+    assert not any("nextn" in r["group"] for r in found["kinds"])
