@@ -36,20 +36,25 @@ def build() -> dict[str, Path]:
     made = tree / digest(sources)
     if not all((made / name).exists() for name in PROGRAMS):
         with alone():
-            _build(tree, made, sources, tools)
+            _build(tree, made, sources)
     return {name: made / name for name in PROGRAMS}
 
 
-def _build(tree: Path, made: Path, sources: list[Path], tools: list[Path]) -> None:
+def toolchain(tree: Path) -> dict[str, str]:
+    """Put zig.cmake and its tools into a folder; the environment in which CMake finds zig by them."""
     zig = unpacked("ziglang", "ziglang/zig")
     zig.chmod(0o755)
-    llama = unpacked("llama-cpp-python", "vendor/llama.cpp")
-    _copy(sources, tree / "engine")
-    _copy(tools, tree)
+    _copy([HERE / name for name in TOOLCHAIN], tree)
     for tool in TOOLCHAIN[:3]:
         (tree / tool).chmod(0o755)
     caches = {f"ZIG_{kind}_CACHE_DIR": str(CACHE / "zig") for kind in ("GLOBAL", "LOCAL")}
-    environment = os.environ | caches | {"ZIG": str(zig)}
+    return os.environ | caches | {"ZIG": str(zig)}
+
+
+def _build(tree: Path, made: Path, sources: list[Path]) -> None:
+    llama = unpacked("llama-cpp-python", "vendor/llama.cpp")
+    _copy(sources, tree / "engine")
+    environment = toolchain(tree)
     version = f"llama.cpp of llama-cpp-python {pins()['llama-cpp-python'][0]}"
     flags = FLAGS.format(llama=llama, tree=tree)
 
