@@ -53,6 +53,7 @@ def _resumable() -> Iterator[None]:
     type=click.Path(path_type=Path),
     help="Statistics of sampan calibrate or llama-imatrix: 4 bits get better.",
 )
+@click.option("--no-mtp", is_flag=True, help="Leave out the head that predicts a further token, which GGUF files keep.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option(
     "--validate", "check", is_flag=True, help="Measure the drift afterwards; the verdict goes into the manifest."
@@ -62,8 +63,8 @@ def _resumable() -> Iterator[None]:
 def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
     split_size: str | None, context: int | None, accuracy_level: str | None, exporter: str | None, make_exporter: bool,
-    revision: str | None, stream: bool, allow_zero: bool, lossless: bool, stats: Path | None, overwrite: bool,
-    check: bool, as_json: bool,
+    revision: str | None, stream: bool, allow_zero: bool, lossless: bool, stats: Path | None, no_mtp: bool,
+    overwrite: bool, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
 
@@ -113,7 +114,7 @@ def command(
         return
     conversion = prepare(
         checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split, context=context, accuracy=accuracy,
-        lossless=lossless, stats=stats,
+        lossless=lossless, stats=stats, mtp=not no_mtp,
     )  # fmt: skip
     if plan_only:
         show_json(_plan_data(conversion), indent=1) if as_json else block(_plan_text(conversion))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ._out import block
+from ._out import block, said
 
 
 @click.command("validate", short_help="Measure the drift of an artifact from its reference, with a verdict.")
@@ -51,7 +51,7 @@ from ._out import block
 )
 @click.option("--strict", is_flag=True, help="Fail for known limits of the engine too.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of the engines.  [default: one for each core]")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the engines.  [default: one for each fast core]")
 @click.option(
     "--json",
     "json_file",
@@ -80,6 +80,7 @@ def command(
       sampan validate ./Qwen3-0.6B qwen.gguf --max-kld 0.05 --max-kld code=0.08 --min-top1 0.9
     """
     from sampan.errors import wrong
+    from sampan.model import find_model
     from sampan.printable import printable_json
     from sampan.validate import verdict
     from sampan.validate.text import text_report
@@ -103,7 +104,7 @@ def command(
         torch=engine == "torch", threads=threads, revision=revision, limits=limits, blame=blame,
         strict=strict, stats=stats,
     )  # fmt: skip
-    report = validate(reference, [Path(c) for c in candidates], options, Progress)
+    report = validate(reference, [find_model(c, say=said) for c in candidates], options, Progress)
     if json_file is not None:
         text = printable_json(json.dumps(report, indent=1, ensure_ascii=False)) + "\n"
         with click.open_file(str(json_file), "w", encoding="utf-8") as f:

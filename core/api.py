@@ -50,11 +50,11 @@ class Inspected:
     data: Mapping[str, Any]
 
 
-def open(path: Location, options: EngineOptions | None = None) -> Session:
+def open(path: Location, options: EngineOptions | None = None, *, target: str = "cpu") -> Session:
     """Open an artifact, a GGUF file or an ONNX folder, to tokenise, score and answer; as `sampan.runtime.open`."""
     from sampan import runtime
 
-    return runtime.open(path, options)
+    return runtime.open(path, options, target=target)
 
 
 def convert(
@@ -70,6 +70,7 @@ def convert(
     split: int | None = None,
     lossless: bool = False,
     stats: Location | None = None,
+    mtp: bool = True,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda n: None,
 ) -> Converted:
@@ -84,7 +85,7 @@ def convert(
     checkpoint = open_source(os.fspath(source), revision, headers_only=False, stream=stream)
     c = prepare(
         checkpoint, Path(output), to, quant, jobs=jobs, context=context, split=split, lossless=lossless,
-        stats=None if stats is None else Path(stats),
+        stats=None if stats is None else Path(stats), mtp=mtp,
     )  # fmt: skip
     convert(c, overwrite=overwrite, progress=progress)
     files = tuple(f.path for f in c.plan.files)

@@ -19,7 +19,7 @@ KV = Literal["f32", "f16", "q8_0"]
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """`context` in tokens (None: the model's own, at most 4096); `kv` is the cache's number type (None: the
-    engine's own: f16 in llama.cpp, f32 in ONNX Runtime).
+    engine's own: f16 in llama.cpp, f32 in ONNX Runtime); `threads` (None: the target's choice, runtime/targets).
     """
 
     context: int | None = None
@@ -52,6 +52,8 @@ class Engine(Protocol):
     longest: int  # most that `context` can be
     kv: str  # number type of the cache
     batch: int  # most tokens of one `evaluate`
+    library: str  # what computes, with its version
+    threads: int  # that compute; 0: as many as the library likes
 
     def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
         """Token ids, as `Session.tokenize`."""
@@ -74,6 +76,21 @@ class Engine(Protocol):
         """Append at most `batch` tokens to the cache; logits [wanted, vocab] of the last `wanted` ones.
 
         The array is the engine's own memory, valid until the next call.
+        """
+
+    def state_bytes(self) -> int:
+        """Size of what the cache holds, as `copy_state` writes it."""
+
+    def state_limit(self, tokens: int) -> int:
+        """Most bytes that the state of so many tokens has. It may use the cache, which is empty then."""
+
+    def copy_state(self, out: NDArray[np.uint8]) -> None:
+        """Write what the cache holds, `state_bytes` bytes in the engine's own form."""
+
+    def restore(self, tokens: int, state: NDArray[np.uint8]) -> None:
+        """Make the cache hold what `copy_state` wrote of so many tokens.
+
+        Raises InputError where it does not fit; the cache is empty then.
         """
 
     def take_experts(self) -> dict[int, NDArray[np.int32]]:

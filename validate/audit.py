@@ -71,7 +71,7 @@ def audit(
     """Compare every tensor; memory is a few blocks of 4 MB for each job. `stats`: those that the artifact was made
     with, so that a row is encoded again as it was.
     """
-    family, arch = read_architecture(checkpoint)
+    family, arch = read_architecture(checkpoint, drafts=artifact.drafts)
     form: Format = load("sampan.convert.formats", artifact.format, "FORMAT", "format")
     binding = bind(checkpoint, family, arch)
     tensors = (binding if stats is None else weigh(stats, form, family, arch, binding)).tensors
@@ -147,7 +147,9 @@ def _computed(name: str, wanted: NDArray[np.float32], stored: Stored | None) -> 
 
 def audit_bytes(checkpoint: Checkpoint, artifact: Artifact) -> int:
     """How many bytes an audit reads when every tensor is there, but for rows that stand out, which it reads again."""
+    left_out = bind(checkpoint, *read_architecture(checkpoint, drafts=artifact.drafts)).left_out.values()
     source = sum(info.nbytes for _, info in checkpoint.tensors().values())
+    source -= sum(info.nbytes for infos in left_out for info in infos)
     return source + sum(t.nbytes for t in artifact.tensors.values())
 
 

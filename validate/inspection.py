@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 def inspected(path: str, revision: str | None) -> dict[str, Any]:
     """The properties of a path or a hub id, its "types" and its "tensors"."""
-    from sampan.onnx import is_folder
+    from sampan.model import find_model, names_model
 
-    if Path(path).is_file():
-        return _statistics(Path(path)) if path.endswith(".safetensors") else _gguf(Path(path))
-    if is_folder(Path(path)):
-        return _onnx(Path(path))
+    if path.endswith(".safetensors") and Path(path).is_file():
+        return _statistics(Path(path))
+    if names_model(path):
+        model = find_model(path, revision)
+        return _onnx(model) if model.is_dir() or model.suffix == ".onnx" else _gguf(model)
     from sampan.hub import open_source
 
     return _checkpoint(open_source(path, revision, headers_only=True))
@@ -41,10 +42,11 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": sum(math.prod(t["shape"]) for t in stored),
     }
     try:
-        family, arch = read_architecture(checkpoint)
+        family, arch = read_architecture(checkpoint, drafts=True)
         data |= {
             "family": arch.family,
             "layers": len(arch.blocks),
+            "draft layers": len(arch.drafts),
             "hidden": arch.hidden,
             "vocabulary": arch.vocab,
             "context": arch.context,
@@ -131,13 +133,13 @@ def _statistics(path: Path) -> dict[str, Any]:
 
 
 def _onnx(path: Path) -> dict[str, Any]:
-    from sampan.onnx import bits_per_weight, read_graph, roles, slow_products, unique
+    from sampan.onnx import bits_per_weight, home, read_graph, roles, slow_products, unique
     from sampan.validate.artifact import read_manifest, stored_tensors
 
     graph, manifest = read_graph(path), read_manifest(path)
     model = graph.model
     inputs, outputs = _values(model.graph.input), _values(model.graph.output)
-    genai = _json(path / "genai_config.json").get("model")
+    genai = _json(graph.path / "genai_config.json").get("model")
     genai = genai if isinstance(genai, dict) else {}
     caches = {n: v for n, v in inputs.items() if "past" in n}
     slow = len(slow_products(graph))
@@ -156,8 +158,8 @@ def _onnx(path: Path) -> dict[str, Any]:
         "outputs": {n: v for n, v in outputs.items() if "present" not in n},
         "cache": f"{len(caches)} of {' or '.join(sorted(set(caches.values())))}" if caches else None,
         "context": genai.get("context_length"),
-        "tokenizer": _tokenizer(path),
-        "chat template": _templates(path),
+        "tokenizer": _tokenizer(home(path)),
+        "chat template": _templates(home(path)),
     }
     stored = stored_tensors(graph, manifest).values()
     rows = [(t.name, t.shape, t.type.name, math.prod(t.shape), t.nbytes) for t in stored]

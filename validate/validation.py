@@ -16,6 +16,7 @@ from sampan.chat_template import read_templates, special_tokens
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, brief, wrong
 from sampan.files import read_json, read_json_if_there
+from sampan.model import find_model
 from sampan.quantize.stats import Stats, open_stats
 from sampan.units import human
 
@@ -62,7 +63,7 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
     """
     if options.blame and len(candidates) > 1:
         raise wrong("--blame", "one CANDIDATE", len(candidates))
-    artifacts = [open_artifact(c) for c in candidates]
+    artifacts = [open_artifact(find_model(c)) for c in candidates]
     for artifact in artifacts:
         _check_options(artifact, options)
     given = None if options.stats is None else open_stats(options.stats)

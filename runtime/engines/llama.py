@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.errors import InputError, brief, wrong
-from sampan.extras import advice
+from sampan.extras import advice, installed
 from sampan.files import read_start
 from sampan.generation import ENDS_KEY, end_ids
 from sampan.prefix import PREFIX_KEY, WAYS, put
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..engine import EngineOptions
 
 NAME = "llama.cpp"
+PACKAGE = "llama-cpp-python"
 BATCH = 512  # tokens evaluated at once in a prefill
 DEFAULT_KV = "f16"
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's numbers
@@ -75,6 +76,14 @@ def check(path: Path) -> None:
     lib.llama_model_free(model)
 
 
+def about() -> dict[str, Any]:
+    """The library's version and what it was compiled for, by ggml's own names; ImportError without it."""
+    import llama_cpp  # noqa: F401 - as an ImportError
+
+    features = re.findall(r"(\w+) = (\d+)", _library().llama_print_system_info().decode(errors="replace"))
+    return {"version": installed(PACKAGE), "compiled_for": [name for name, value in features if value != "0"]}
+
+
 def _library() -> Any:
     """The bindings, with llama.cpp's log kept instead of printed."""
     global _log_callback
@@ -112,6 +121,11 @@ def amx(lib: Any) -> bool:
     return b"AMX_INT8 = 1" in lib.llama_print_system_info()
 
 
+def _bytes(array: NDArray[np.uint8]) -> Any:
+    """An array's memory, as ctypes passes it."""
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
+
+
 class LlamaEngine:
     """One llama.cpp model and context; implements `Engine`."""
 
@@ -121,6 +135,7 @@ class LlamaEngine:
         if options.kv is not None and options.kv not in KV_TYPES:
             raise wrong("kv", f"one of {', '.join(KV_TYPES)}", options.kv)
         self.kv: str = options.kv or DEFAULT_KV
+        self.library = f"{PACKAGE} {installed(PACKAGE)}"
         self._lib = lib = _library()
         self._model: Any = None
         self._ctx: Any = None
@@ -143,15 +158,17 @@ class LlamaEngine:
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise InputError(f"{path}: llama.cpp cannot load it: {'; '.join(_errors) or 'no reason given'}")
-        trained = lib.llama_model_n_ctx_train(self._model)
+        trained = lib.llama_model_n_ctx_train(self._model) or self._trained()
         self.longest = max(trained, self._stretched())
         self.context = 0
+        self.threads = 0
         if not options.vocabulary_only:
             self.context = options.positions(path, trained, self.longest)
             self._ctx = lib.llama_init_from_model(self._model, self._context_params(options))
             if not self._ctx:
                 reason = "; ".join(_errors) or "no reason given"
                 raise InputError(f"{path}: llama.cpp cannot make a context of {self.context} tokens: {reason}")
+            self.threads = lib.llama_n_threads(self._ctx)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         says = self._meta("sampan.tokenizer.nfc")
@@ -165,6 +182,11 @@ class LlamaEngine:
         self._ends = self._end_tokens()
         self._batch = lib.llama_batch_init(BATCH, 0, 1)
         self._position = 0
+
+    def _trained(self) -> int:
+        """The positions that the file tells of; llama.cpp itself reads them with the weights only."""
+        told = self._meta(f"{self._meta('general.architecture')}.context_length") or ""
+        return int(told) if told.isdecimal() and len(told) < 10 else 0
 
     def _stretched(self) -> int:
         """The positions that YaRN reaches; 0 without it. A file's context_length may count its factor or not."""
@@ -180,7 +202,8 @@ class LlamaEngine:
     def _context_params(self, options: EngineOptions) -> Any:
         p = self._lib.llama_context_default_params()
         p.n_ctx, p.n_batch, p.n_ubatch = self.context, BATCH, BATCH
-        p.n_threads = p.n_threads_batch = options.threads or len(os.sched_getaffinity(0))
+        if options.threads:
+            p.n_threads = p.n_threads_batch = options.threads
         p.type_k = p.type_v = KV_TYPES[self.kv]
         if recorder := self._inputs or self._experts:
             p.cb_eval = recorder.callback
@@ -263,6 +286,35 @@ class LlamaEngine:
             return np.empty((0, self.vocab), np.float32)
         pointer = self._lib.llama_get_logits(self._ctx)
         return np.ctypeslib.as_array(pointer, shape=(wanted * self.vocab,)).reshape(wanted, self.vocab)
+
+    def state_bytes(self) -> int:
+        return int(self._lib.llama_state_seq_get_size(self._ctx, 0))
+
+    def state_limit(self, tokens: int) -> int:
+        self.keep(0)
+        sizes = []
+        for _ in range(min(2, self.context)):  # a recurrent state is there once, a cell for every token
+            self.evaluate([0], 0)
+            sizes.append(self.state_bytes())
+        self.take_experts()
+        self.keep(0)
+        return sizes[0] + (tokens - 1) * (sizes[-1] - sizes[0])
+
+    def copy_state(self, out: NDArray[np.uint8]) -> None:
+        written = self._lib.llama_state_seq_get_data(self._ctx, _bytes(out), out.nbytes, 0)
+        if written != out.nbytes:
+            raise InputError(f"llama.cpp wrote {written} of the {out.nbytes} bytes of its state")
+
+    def restore(self, tokens: int, state: NDArray[np.uint8]) -> None:
+        self.keep(0)
+        _errors.clear()
+        read = self._lib.llama_state_seq_set_data(self._ctx, _bytes(state), state.nbytes, 0)
+        last = self._lib.llama_memory_seq_pos_max(self._lib.llama_get_memory(self._ctx), 0)
+        if (read, last) != (state.nbytes, tokens - 1):
+            self.keep(0)
+            reason = "; ".join(_errors) or f"it read {read} of {state.nbytes} bytes, up to position {last}"
+            raise InputError(f"llama.cpp does not take this state: {reason}")
+        self._position = tokens
 
     def take_experts(self) -> dict[int, NDArray[np.int32]]:
         return {} if self._experts is None else self._experts.take()
