@@ -16,6 +16,7 @@ from conftest import run_cli
 from test_resume import journal_lines, start_slow, wait_for
 from validating import ONE, Silent, cache
 
+from sampan.calibrate.calibration import calibrate
 from sampan.checkpoint import open_folder
 from sampan.convert.conversion import convert, prepare
 from sampan.errors import InputError
@@ -124,3 +125,18 @@ def test_inspect_shows_them(tmp_path: Path) -> None:
     assert data["tensors"] == [{"name": "blk.0.ffn_up_exps.weight", "shape": [3, 8], "type": "f32", "bytes": 96}]
     shown = run_cli("inspect", str(stats_files.write(tmp_path / "s.gguf", found)))
     assert "imatrix" in shown.stdout and shown.returncode == 0
+
+
+@pytest.mark.slow
+def test_they_lessen_the_drift(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """The whole way on the trained fixture: our own text, int4 with and without, no domain worse."""
+    stats = tmp_path / "stats.safetensors"
+    calibrate(str(gguf("trained", "f32")), stats, Silent)
+    out = tmp_path / "with.gguf"
+    convert(prepare(open_folder(tiny.FIXTURE), out, "gguf", "int4", stats=stats))
+    candidates = [gguf("trained", "q4_k_m"), out]
+    report = validate(str(tiny.FIXTURE), candidates, replace(ONE, windows=8, stats=stats), Silent)
+    without, with_ = ({k: d["kld"]["value"] for k, d in c["drift"]["total"].items()} for c in report["candidates"])
+    ratios = {domain: with_[domain] / without[domain] for domain in without}
+    assert max(ratios.values()) < 1.05 and ratios["mean"] < 0.9, ratios
+    assert all(c["checks"][0]["findings"] == () for c in report["candidates"])
