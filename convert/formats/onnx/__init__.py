@@ -17,8 +17,9 @@ from ...family import Family
 from ...generation import notes, resolve
 from ...plan import Format, Plan, Request
 from ...tokenizer import read_tokenizer
-from .cpu import Cpu
 from .folder import companions
+from .form import Form
+from .forms.cpu import Cpu
 from .graph import DATA_FILE, Edge, Graph
 from .weights import Weights
 
@@ -34,7 +35,7 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     if context > arch.longest:
         raise wrong("--context", f"at most the model's own {arch.longest}", context)
     graph = Graph()
-    weights = Weights(graph, arch, binding, request.scheme_name, request.scheme)
+    weights = Weights(arch, binding, request.scheme_name, request.scheme)
     _write(graph, weights, arch, context, 4 if request.accuracy is None else request.accuracy)
     model = graph.model("sampan", version("sampan")).SerializeToString(deterministic=True)
     header = b"".join(t.tobytes() for t in weights.tables)
@@ -71,9 +72,9 @@ def _write(graph: Graph, weights: Weights, arch: Architecture, context: int, acc
     form.logits(normed, EMBEDDING if arch.tied else HEAD)
 
 
-def _block(part: object) -> Callable[[Cpu, Any, int, Edge], Edge]:
+def _block(part: object) -> Callable[[Form, Any, int, Edge], Edge]:
     """The writer of a block's kind."""
-    write: Callable[[Cpu, Any, int, Edge], Edge] = load(BLOCKS, type(part).__name__.lower(), "write", "--to onnx")
+    write: Callable[[Form, Any, int, Edge], Edge] = load(BLOCKS, type(part).__name__.lower(), "write", "--to onnx")
     return write
 
 
