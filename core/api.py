@@ -50,11 +50,11 @@ class Inspected:
     data: Mapping[str, Any]
 
 
-def open(path: Location, options: EngineOptions | None = None) -> Session:
+def open(path: Location, options: EngineOptions | None = None, *, target: str = "cpu") -> Session:
     """Open an artifact, a GGUF file or an ONNX folder, to tokenise, score and answer; as `sampan.runtime.open`."""
     from sampan import runtime
 
-    return runtime.open(path, options)
+    return runtime.open(path, options, target=target)
 
 
 def convert(

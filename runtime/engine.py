@@ -19,7 +19,7 @@ KV = Literal["f32", "f16", "q8_0"]
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """`context` in tokens (None: the model's own, at most 4096); `kv` is the cache's number type (None: the
-    engine's own: f16 in llama.cpp, f32 in ONNX Runtime).
+    engine's own: f16 in llama.cpp, f32 in ONNX Runtime); `threads` (None: the target's choice, runtime/targets).
     """
 
     context: int | None = None
@@ -51,6 +51,8 @@ class Engine(Protocol):
     longest: int  # most that `context` can be
     kv: str  # number type of the cache
     batch: int  # most tokens of one `evaluate`
+    library: str  # what computes, with its version
+    threads: int  # that compute; 0: as many as the library likes
 
     def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
         """Token ids, as `Session.tokenize`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import importlib
 import operator
 import os
 import secrets
@@ -19,7 +18,6 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sampan import registry
 from sampan.chat_template import choose, named_templates, named_tokens
 from sampan.errors import ContextLengthError, InputError, brief, wrong
 
@@ -30,6 +28,7 @@ from .reply import Parts, Reply, joined, parsers
 from .sampling import Sampler, Sampling
 from .sanitize import BREAK, broken, control_tokens, tokenize
 from .stream import SEEDS, Chunk, FinishReason, Options, Stream, Usage, most_probable
+from .target import DEFAULT, open_engine
 
 SLICE = 16  # positions whose logits are handed out together
 EXIT_SECONDS = 60.0  # that the end of the process waits for an engine at most
@@ -378,19 +377,12 @@ class Session:
         self.close()
 
 
-def open(path: str | os.PathLike[str], options: EngineOptions | None = None) -> Session:
-    """Open an artifact with the engine that claims it.
+def open(path: str | os.PathLike[str], options: EngineOptions | None = None, *, target: str = DEFAULT) -> Session:
+    """Open an artifact on a target, which is a file of `runtime/targets`: "cpu", and what is there beside it.
 
-    Raises InputError when no engine does, or when the engine refuses the file.
+    Raises InputError when no engine claims the artifact, or when the engine refuses it.
     """
-    target = Path(path)
-    if not target.exists():
-        raise wrong(target, "an artifact", "no such file")
-    for name in registry.names("sampan.runtime.engines"):
-        engine = importlib.import_module(f"sampan.runtime.engines.{name}")
-        if engine.claims(target):
-            options, began = options or EngineOptions(), time.perf_counter()
-            opened = engine.open(target, options)
-            seconds = time.perf_counter() - began
-            return Session(opened, vocabulary_only=options.vocabulary_only, load_seconds=seconds)
-    raise wrong(target, "a GGUF file or an ONNX folder", "something else", "convert it with `sampan convert` first")
+    options, began = options or EngineOptions(), time.perf_counter()
+    engine = open_engine(Path(path), options, target)
+    seconds = time.perf_counter() - began
+    return Session(engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.errors import InputError, brief, wrong
-from sampan.extras import advice
+from sampan.extras import advice, installed
 from sampan.files import read_start
 from sampan.generation import ENDS_KEY, end_ids
 from sampan.prefix import PREFIX_KEY, WAYS, put
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..engine import EngineOptions
 
 NAME = "llama.cpp"
+PACKAGE = "llama-cpp-python"
 BATCH = 512  # tokens evaluated at once in a prefill
 DEFAULT_KV = "f16"
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's numbers
@@ -74,6 +75,14 @@ def check(path: Path) -> None:
     lib.llama_model_free(model)
 
 
+def about() -> dict[str, Any]:
+    """The library's version and what it was compiled for, by ggml's own names; ImportError without it."""
+    import llama_cpp  # noqa: F401 - as an ImportError
+
+    features = re.findall(r"(\w+) = (\d+)", _library().llama_print_system_info().decode(errors="replace"))
+    return {"version": installed(PACKAGE), "compiled_for": [name for name, value in features if value != "0"]}
+
+
 def _library() -> Any:
     """The bindings, with llama.cpp's log kept instead of printed."""
     global _log_callback
@@ -120,6 +129,7 @@ class LlamaEngine:
         if options.kv is not None and options.kv not in KV_TYPES:
             raise wrong("kv", f"one of {', '.join(KV_TYPES)}", options.kv)
         self.kv: str = options.kv or DEFAULT_KV
+        self.library = f"{PACKAGE} {installed(PACKAGE)}"
         self._lib = lib = _library()
         self._model: Any = None
         self._ctx: Any = None
@@ -141,15 +151,17 @@ class LlamaEngine:
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise InputError(f"{path}: llama.cpp cannot load it: {'; '.join(_errors) or 'no reason given'}")
-        trained = lib.llama_model_n_ctx_train(self._model)
+        trained = lib.llama_model_n_ctx_train(self._model) or self._trained()
         self.longest = max(trained, self._stretched())
         self.context = 0
+        self.threads = 0
         if not options.vocabulary_only:
             self.context = options.positions(path, trained, self.longest)
             self._ctx = lib.llama_init_from_model(self._model, self._context_params(options))
             if not self._ctx:
                 reason = "; ".join(_errors) or "no reason given"
                 raise InputError(f"{path}: llama.cpp cannot make a context of {self.context} tokens: {reason}")
+            self.threads = lib.llama_n_threads(self._ctx)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         says = self._meta("sampan.tokenizer.nfc")
@@ -163,6 +175,11 @@ class LlamaEngine:
         self._ends = self._end_tokens()
         self._batch = lib.llama_batch_init(BATCH, 0, 1)
         self._position = 0
+
+    def _trained(self) -> int:
+        """The positions that the file tells of; llama.cpp itself reads them with the weights only."""
+        told = self._meta(f"{self._meta('general.architecture')}.context_length") or ""
+        return int(told) if told.isdecimal() and len(told) < 10 else 0
 
     def _stretched(self) -> int:
         """The positions that YaRN reaches; 0 without it. A file's context_length may count its factor or not."""
@@ -178,7 +195,8 @@ class LlamaEngine:
     def _context_params(self, options: EngineOptions) -> Any:
         p = self._lib.llama_context_default_params()
         p.n_ctx, p.n_batch, p.n_ubatch = self.context, BATCH, BATCH
-        p.n_threads = p.n_threads_batch = options.threads or len(os.sched_getaffinity(0))
+        if options.threads:
+            p.n_threads = p.n_threads_batch = options.threads
         p.type_k = p.type_v = KV_TYPES[self.kv]
         if self._experts is not None:
             p.cb_eval = self._experts.callback

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from sampan.chat_template import DEFAULT, KEY, SPECIAL_KEY, read_templates, special_tokens
 from sampan.errors import InputError, brief, wrong
-from sampan.extras import advice
+from sampan.extras import advice, installed
 from sampan.files import read_json_if_there
 from sampan.generation import end_ids, read_generation
 from sampan.onnx import GRAPH, read_graph, refuse_slow
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from ..engine import EngineOptions
 
 NAME = "ONNX Runtime"
+PACKAGE = "onnxruntime"
 BATCH = 512  # tokens evaluated at once in a prefill
 PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 STATE = re.compile(r"past_(conv|recurrent)\.\d+")  # of fixed size, and no positions that could be cut off
@@ -64,6 +64,13 @@ def check(path: Path) -> None:
         raise InputError(brief(str(e), 300)) from None
 
 
+def about() -> dict[str, Any]:
+    """The library's version and what it can compute on; ImportError without it."""
+    import onnxruntime as ort
+
+    return {"version": installed(PACKAGE), "providers": ort.get_available_providers()}
+
+
 class OnnxEngine:
     """One ONNX Runtime session and its cache; implements `Engine`."""
 
@@ -87,6 +94,7 @@ class OnnxEngine:
         self.context = 0 if options.vocabulary_only else options.positions(path, self.longest, self.longest)
         self._session: Any = None
         self._position = 0
+        self.library, self.threads = f"{PACKAGE} {installed(PACKAGE)}", options.threads or 0
         if not options.vocabulary_only:
             self._load(options)
 
@@ -102,7 +110,7 @@ class OnnxEngine:
         except ImportError as e:
             raise InputError(f"onnxruntime: cannot be imported ({e}); {advice('onnxruntime')}") from None
         settings = ort.SessionOptions()
-        settings.intra_op_num_threads = options.threads or len(os.sched_getaffinity(0))
+        settings.intra_op_num_threads = self.threads
         settings.log_severity_level = 3
         # small blocks that idle threads fetch: cores differ, or have other work
         settings.add_session_config_entry("session.dynamic_block_base", "4")
