@@ -13,7 +13,7 @@ CPU := $(shell { uname -m; grep -m 1 -E '^(flags|Features)' /proc/cpuinfo; } 2>/
 SAMPAN_ANDROID ?= build/android-cache
 WHEELS := $(SAMPAN_WHEELS)/$(CPU)
 
-.PHONY: demo android-demo test test-all lint types bench docs clean
+.PHONY: demo android-demo android-sanitized test test-all lint types bench docs clean
 
 demo: $(VENV)/sampan
 	$(BIN)/python examples/demo.py
@@ -46,6 +46,10 @@ docs: $(VENV)/sampan
 # The app for Android phones in build/android. Its downloads and the compiled engine are kept in SAMPAN_ANDROID.
 android-demo: $(VENV)/sampan
 	SAMPAN_ANDROID=$(SAMPAN_ANDROID) $(BIN)/python android-demo/make/build.py
+
+# The app's engine with sanitizers, for tests/fuzz/test_engine.py
+android-sanitized: $(VENV)/bin/python
+	SAMPAN_ANDROID=$(SAMPAN_ANDROID) $(BIN)/python android-demo/make/build.py sanitized
 
 clean:
 	rm -rf $(VENV) build

@@ -17,7 +17,7 @@ from .units import human
 
 MEMORY = 600_000_000  # bytes that the parsed file may take by this estimate
 PART, ITEM = 200, 24  # bytes of a message and of any other field in memory, at most
-MAX_FIELDS = 2_500_000
+MAX_FIELDS = 1_500_000  # ten for a node, so 150,000 nodes
 DEPTH = 60  # of messages in messages; protobuf itself ends at 100
 BLOB = 4096  # bytes from which raw data is left out
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5

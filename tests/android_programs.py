@@ -39,10 +39,11 @@ def command(run: str) -> list[str]:
 class Engine:
     """An engine that is ready. Requests get ids of their own."""
 
-    def __init__(self, run: str = "i8mm", *before: str) -> None:
-        self.process = subprocess.Popen(
-            [*before, *command(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+    def __init__(
+        self, run: str = "i8mm", *before: str, program: str | None = None, stderr: int = subprocess.DEVNULL
+    ) -> None:
+        argv = [*before, *([program] if program else command(run))]
+        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
         self.id = 0
         self.ready = self.event()
 

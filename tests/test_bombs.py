@@ -15,7 +15,7 @@ import tiny
 import watched
 
 GB = 10**9
-SECONDS = 3  # of an idle processor: two, and room for how far the measured speed is off
+SECONDS = 4  # of an idle processor: two, and room for how far the speed that was measured beside it is off
 Break = Callable[[Path], object]
 
 
@@ -101,8 +101,7 @@ JSONS = {
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors.index.json"])
 def test_json(name: str, kind: str, copy: Path) -> None:
     (copy / name).write_bytes(JSONS[kind])
-    harmless = (name, kind) == ("tokenizer_config.json", "objects")  # a key that nothing reads
-    held(plan(copy, name), 0 if harmless else 2)
+    held(plan(copy, name), 2)
 
 
 @pytest.mark.slow
@@ -113,7 +112,7 @@ def test_large_json(value: bytes, size: int, copy: Path) -> None:
     count = size * 10**6 // (len(value) + 1)
     (copy / "tokenizer.json").write_bytes(b'{"model":[' + b",".join([value] * count) + b"]}")
     result = watched.run("convert", str(copy), "--plan", "-o", str(copy.parent / "x.gguf"))
-    assert result.code == 2 and result.peak < GB and result.cpu < 8, (result.err[:500], result.cpu, result.peak)
+    assert result.code == 2 and result.peak < GB and result.cpu < 12, (result.err[:500], result.cpu, result.peak)
 
 
 def tensors(header: bytes, data: int = 8) -> bytes:

@@ -251,6 +251,8 @@ def test_files_and_options_that_are_refused(folder: Path, tmp_path: Path) -> Non
         runtime.open(copy)
     with pytest.raises(InputError, match="kv: expected f32, the cache of ONNX graphs, found f16"):
         runtime.open(folder, runtime.EngineOptions(kv="f16"))
+    with pytest.raises(InputError, match="flash_attention: expected None or False.*found True"):
+        runtime.open(folder, runtime.EngineOptions(flash_attention=True))
 
 
 @pytest.mark.parametrize("name", ["qwen2_moe", "qwen3_moe", "deepseek_v3-groups"])

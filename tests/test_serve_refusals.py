@@ -272,6 +272,8 @@ def test_a_full_queue_says_when_to_come_again() -> None:
         late = post(url, CHAT)
         refused(late, 429, "2 requests wait already")
         assert 1 <= int(late[1]["retry-after"]) <= 60
+        large = CHAT | {"messages": [{"role": "user", "content": "x" * (8 << 20)}]}  # more than a socket holds
+        refused(post(url, large), 429, "2 requests wait already")
         gate.set()
         for thread in threads:
             thread.join()
@@ -279,7 +281,7 @@ def test_a_full_queue_says_when_to_come_again() -> None:
         wait(lambda: idle(service))
         assert post(url, CHAT)[0] == 200
         metrics = exchange(url, request("/metrics")).decode()
-        assert 'sampan_responses_total{path="/v1/chat/completions",status="429"} 1\n' in metrics
+        assert 'sampan_responses_total{path="/v1/chat/completions",status="429"} 2\n' in metrics
         assert "sampan_completion_tokens_total 16\n" in metrics, "four answers of three letters and an end"
 
 

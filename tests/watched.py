@@ -23,7 +23,7 @@ LOOP, UNIT = 600_000, 0.054  # turns of a loop, and its seconds on an idle Xeon 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """`code`: -9 for a child that had to be ended. `cpu` in seconds of the processor named at `UNIT`, `peak` in bytes."""
+    """`code`: -9 for a child that had to be ended. `cpu`: seconds of the processor at `UNIT`; `peak`: bytes."""
 
     code: int
     out: str

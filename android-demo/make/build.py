@@ -44,8 +44,16 @@ def main() -> None:
     print(f"{APK.relative_to(ROOT)}: {sha256(APK)}, the same twice")
 
 
+def sanitized() -> None:
+    """`make android-sanitized`: the engine for the fuzz test."""
+    need_debian()
+    OUT.mkdir(parents=True, exist_ok=True)
+    print("engine with sanitizers, for this machine", flush=True)
+    shutil.copy(native.sanitized(), OUT / "engine-sanitized")
+
+
 if __name__ == "__main__":
     try:
-        main()
+        sanitized() if sys.argv[1:] == ["sanitized"] else main()
     except BuildError as e:
         sys.exit(f"error: {e}")

@@ -15,6 +15,9 @@ from tools import BuildError, run
 
 PAGE = 0x4000  # bytes: Android's largest pages
 LOAD, INTERP, AARCH64, DYNAMIC_FILE = 1, 3, 183, 3  # of elf.h
+USE = re.compile(r"(?:invoke-\S+ \{[^}]*\}|[is](?:get|put)\S* [^L\[]*), \[*L([^;]+);\.(\S+)")
+SDK = ("android/os/Build$VERSION", "SDK_INT:I")
+LEAST = Path(__file__).with_name("api26.txt")
 MOST_WITHOUT_MODEL = 8_000_000  # bytes
 # constant pool entries of a class file by tag, in bytes after it (Java Virtual Machine Specification, table 4.4-A)
 POOL = {3: 4, 4: 4, 5: 8, 6: 8, 7: 2, 8: 2, 9: 4, 10: 4, 11: 4, 12: 4, 15: 3, 16: 2, 17: 4, 18: 4, 19: 2, 20: 2}
@@ -97,33 +100,63 @@ def elf(where: str, data: bytes) -> None:
             raise BuildError(f"{where}: a segment is aligned to {aligned} bytes, not to {PAGE}")
 
 
+class Uses(NamedTuple):
+    """What the bytecode names of other classes: (owner, name:descriptor), and the owners of each by inheritance."""
+
+    foreign: list[tuple[str, str]]
+    owners: dict[tuple[str, str], list[str]]  # the nearest first; empty where API 35 has no such member
+    guarded: set[tuple[str, str]]  # used only in methods that ask for the phone's API
+
+
 def calls(path: Path) -> str:
-    """Every method and field of Android and Java that the bytecode names exists in the API it was compiled against."""
+    """Every method and field of Android and Java that the bytecode names exists, in the API that it was compiled
+    against and in the least one that the app asks for.
+    """
+    uses, least = found_uses(path), set(LEAST.read_text().split())
+    for owner, member in uses.foreign:
+        if not uses.owners[owner, member]:
+            raise BuildError(f"{path}: the bytecode uses {owner}.{member}, which API {TARGET_API} does not have")
+        if f"{owner}.{member}" not in least and (owner, member) not in uses.guarded:
+            raise BuildError(
+                f"{path}: the bytecode uses {owner}.{member}, which {LEAST.name} does not name, in a method that does "
+                "not ask for SDK_INT; api_level.py makes that file anew"
+            )
+    if len(uses.foreign) < 100:
+        raise BuildError(
+            f"{path}: only {len(uses.foreign)} uses of Android were found; dexdump's form may have changed"
+        )
+    newer = sum(f"{owner}.{member}" not in least for owner, member in uses.foreign)
+    return (
+        f"bytecode: {len(uses.foreign)} methods and fields, all of them in API {TARGET_API}; {newer} that API "
+        f"{MIN_API} lacks are behind SDK_INT"
+    )
+
+
+def found_uses(path: Path) -> Uses:
+    """The uses of Android and Java in an APK."""
     with zipfile.ZipFile(path) as z, tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(android_jar()) as jar:
         said = "".join(run("dexdump", "-d", z.extract(n, folder)) for n in z.namelist() if n.endswith(".dex"))
         ours = dict(map(dex_members, said.split("  Class descriptor  : ")[1:]))
-        uses = set(re.findall(r"(?:invoke-\S+ \{[^}]*\}|[is](?:get|put)\S* [^L\[]*), \[*L([^;]+);\.(\S+)", said))
+        methods = [set(USE.findall(code)) for code in said.split("|[")]  # a method's code begins with |[address]
+        uses = set().union(*methods)
         known = {n.removesuffix(".class") for n in jar.namelist() if n.endswith(".class")}
 
         @cache
         def members(name: str) -> Members:
             return ours[name] if name in ours else class_members(jar.read(f"{name}.class"))
 
-        def has(name: str, member: str) -> bool:
+        def owners(name: str, member: str) -> list[str]:
             if name not in ours and name not in known:
-                return False
+                return []
             there = members(name)
-            return member in there.own or any(has(p, member) for p in there.parents)
+            above = [o for p in there.parents for o in owners(p, member)]
+            return [name, *above] if member in there.own else above
 
         foreign = sorted(
             (owner, member) for owner, member in uses if owner not in ours or member not in ours[owner].own
         )
-        for owner, member in foreign:
-            if not has(owner, member):
-                raise BuildError(f"{path}: the bytecode uses {owner}.{member}, which API {TARGET_API} does not have")
-    if len(foreign) < 100:
-        raise BuildError(f"{path}: only {len(foreign)} uses of Android were found; dexdump's form may have changed")
-    return f"bytecode: {len(foreign)} methods and fields of API {TARGET_API}, all of them there"
+        unguarded = set().union(*(m for m in methods if SDK not in m))
+        return Uses(foreign, {use: owners(*use) for use in foreign}, uses - unguarded)
 
 
 def dex_members(block: str) -> tuple[str, Members]:

@@ -12,6 +12,8 @@ from tools import CACHE, HERE, BuildError, alone, pins, run, unpacked
 ENGINE = HERE.parent / "engine"
 TOOLCHAIN = ("zig-cc", "zig-ar", "zig-ranlib", "zig.cmake")
 PLAIN, FAST = "armv8.2-a+dotprod", "armv8.2-a+dotprod+i8mm"
+SANITIZED = "-O1 -g1 -fno-omit-frame-pointer -fsanitize=address"
+UNDEFINED = "-fsanitize=undefined;-fno-sanitize-recover=undefined"  # of the engine alone
 FLAGS = "-O3 -g0 -ffile-prefix-map={llama}=llama.cpp -ffile-prefix-map={tree}=."  # nothing of this machine in a program
 PROGRAMS = {"libsampan_engine.so": "engine", "libsampan_engine_i8mm.so": "engine-i8mm"}  # in the app → in the build
 
@@ -72,6 +74,21 @@ def _build(tree: Path, made: Path, sources: list[Path], tools: list[Path]) -> No
     for name, target in PROGRAMS.items():
         shutil.copy(plain / target, part / name)
     part.rename(made)
+
+
+def sanitized() -> Path:
+    """The engine as a program of this machine whose sanitizers end it at a fault, for tests/fuzz/test_engine.py."""
+    llama = unpacked("llama-cpp-python", "vendor/llama.cpp")
+    tree = CACHE / "sanitized" / digest([], repr(pins()["llama-cpp-python"]), SANITIZED, UNDEFINED)
+    with alone():
+        _copy([p for p in ENGINE.iterdir() if p.suffix in (".cpp", ".h", ".txt")], tree / "engine")
+        run(
+            "cmake", "-G", "Ninja", "-S", tree / "engine", "-B", tree / "build", "-DCMAKE_BUILD_TYPE=None",
+            f"-DCMAKE_C_FLAGS={SANITIZED}", f"-DCMAKE_CXX_FLAGS={SANITIZED}", f"-DLLAMA_CPP={llama}",
+            f"-DENGINE_FLAGS={UNDEFINED}", "-DCMAKE_EXE_LINKER_FLAGS=-fsanitize=undefined",
+        )  # fmt: skip
+        run("cmake", "--build", tree / "build", "--target", "engine")
+    return tree / "build/engine"
 
 
 def _copy(files: list[Path], folder: Path) -> None:

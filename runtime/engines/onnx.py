@@ -80,6 +80,8 @@ class OnnxEngine:
     def __init__(self, path: Path, options: EngineOptions) -> None:
         if options.kv not in (None, "f32"):
             raise wrong("kv", "f32, the cache of ONNX graphs", options.kv)
+        if options.flash_attention:
+            raise wrong("flash_attention", "None or False: ONNX graphs name their attention themselves", "True")
         self._path = path
         self._tokenizer = JsonTokenizer(path / "tokenizer.json")
         self._config = read_json_if_there(path / "genai_config.json")

@@ -69,7 +69,12 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, settings = self._service, self._service.settings
-        with service.place():
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(service.place())
+            except RefusalError:
+                await _read(receive, 0)
+                raise
             asked: Asked = self._form.parse(await body(scope, receive, settings.max_body), service.session, settings)
             turn = Turn(lambda: self._form.begin(asked, service.session))
             reply = _Reply(self._form, asked, settings.name, send)
@@ -99,6 +104,7 @@ class Endpoint:
             chunks.append(event)
             if reply.asked.stream:
                 await reply.part(event)
+                await asyncio.sleep(0)  # others' turn, and time to hear that the client left
             if event.usage is not None:
                 break
         self._service.metrics.answered(event.usage)
@@ -199,24 +205,11 @@ def dumps(value: Any) -> str:
 
 async def body(scope: Scope, receive: Receive, limit: int) -> Any:
     """The JSON of a request. Only JSON's own content type: a browser asks before it sends that across origins."""
+    read, size = await _read(receive, limit)
     headers = dict(scope["headers"])
     kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if kind != b"application/json":
         raise RefusalError(415, f"content-type: expected application/json, found {kind.decode('latin-1') or 'none'}")
-    read, size = bytearray(), 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise RefusalError(400, "the connection ended inside of the body")
-                part = message.get("body", b"")
-                size += len(part)
-                read += part if size <= limit else b""
-                if not message.get("more_body") or size > limit + DISCARDED:
-                    break
-    except TimeoutError:
-        raise RefusalError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
     if size > limit:
         allowed = f"the {limit} bytes that are allowed; --max-body sets another limit"
         raise RefusalError(413, f"the body has more than {allowed}", None, "body_too_large")
@@ -228,6 +221,24 @@ async def body(scope: Scope, receive: Receive, limit: int) -> Any:
         raise bad(None, "the body is no JSON that is read here: it is nested too deep") from None
     except ValueError as e:
         raise bad(None, f"the body is no JSON: {e}") from None
+
+
+async def _read(receive: Receive, limit: int) -> tuple[bytearray, int]:
+    """A body, of which more than `limit` bytes are not kept, and its size. A refusal waits for it, too."""
+    read, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise RefusalError(400, "the connection ended inside of the body")
+                part = message.get("body", b"")
+                size += len(part)
+                read += part if size <= limit else b""
+                if not message.get("more_body") or size > limit + DISCARDED:
+                    return read, size
+    except TimeoutError:
+        raise RefusalError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
 
 
 def _no_constant(name: str) -> NoReturn:
