@@ -48,6 +48,11 @@ def _resumable() -> Iterator[None]:
 @click.option("--stream", is_flag=True, help="Of a hub id, keep one shard at a time on the disk.")
 @click.option("--allow-zero", is_flag=True, help="Convert matrices that hold nothing but zeros (for research).")
 @click.option("--lossless", is_flag=True, help="Refuse to change any number; goes well with --quant native.")
+@click.option(
+    "--stats",
+    type=click.Path(path_type=Path),
+    help="Statistics of sampan calibrate or llama-imatrix: 4 bits get better.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option(
     "--validate", "check", is_flag=True, help="Measure the drift afterwards; the verdict goes into the manifest."
@@ -57,7 +62,8 @@ def _resumable() -> Iterator[None]:
 def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
     split_size: str | None, context: int | None, accuracy_level: str | None, exporter: str | None, make_exporter: bool,
-    revision: str | None, stream: bool, allow_zero: bool, lossless: bool, overwrite: bool, check: bool, as_json: bool,
+    revision: str | None, stream: bool, allow_zero: bool, lossless: bool, stats: Path | None, overwrite: bool,
+    check: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
 
@@ -95,7 +101,7 @@ def command(
         raise wrong("--validate", "a checkpoint that stays on the disk", "--stream", "validate the output by itself")
     if exporter:
         refused: dict[str, object] = {"--plan": plan_only, "--split-size": split_size, "--validate": check}
-        refused |= {"--lossless": lossless, "--stream": stream}
+        refused |= {"--lossless": lossless, "--stream": stream, "--stats": stats}
         place = _export.environment(exporter, to, refused, make_exporter)
     checkpoint = open_source(source, revision, headers_only=plan_only, stream=stream)
     accuracy = None if accuracy_level is None else int(accuracy_level)
@@ -107,7 +113,7 @@ def command(
         return
     conversion = prepare(
         checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split, context=context, accuracy=accuracy,
-        lossless=lossless,
+        lossless=lossless, stats=stats,
     )  # fmt: skip
     if plan_only:
         show_json(_plan_data(conversion), indent=1) if as_json else block(_plan_text(conversion))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, brief, wrong
+from sampan.quantize.stats import Inputs
 from sampan.safetensors import TensorInfo
 
 from .architecture import EMBEDDING, HEAD, Architecture, TensorSpec, tensor_specs
@@ -26,7 +27,8 @@ class Piece:
     """`rows` rows of one stored tensor, seen as a matrix, from `start`; output rows `at`, `at + step`, …
 
     `maps`: functions of their values, applied in order. `transposed`: they become all columns of output rows from `at`
-    instead, and are converted in one piece.
+    instead, and are converted in one piece. `inputs`: statistics of what the columns of its output rows are multiplied
+    with.
     """
 
     stored: StoredTensor
@@ -36,6 +38,7 @@ class Piece:
     step: int = 1
     transposed: bool = False
     maps: tuple[Map, ...] = ()
+    inputs: Inputs | None = field(default=None, compare=False)
 
     @property
     def shard(self) -> int:

@@ -14,6 +14,7 @@ from sampan.errors import InputError, wrong
 from sampan.extras import installed
 from sampan.job import Job, open_job
 from sampan.quantize import get_scheme
+from sampan.quantize.stats import Stats, open_stats
 from sampan.registry import load
 from sampan.units import human
 
@@ -24,6 +25,7 @@ from .fill import Filled, Progress, fill
 from .lossless import check_lossless, sources
 from .plan import Format, Plan, Request
 from .shards import Shards, Stream, is_streamed
+from .weighting import weigh
 from .work import Work, cut
 
 DEFAULT_MEMORY = 256 * 10**6  # bytes of row buffers
@@ -42,6 +44,7 @@ class Conversion:
     jobs: int
     lossless: bool
     options: dict[str, int]  # what was asked of the format
+    stats: Stats | None = None
 
     @property
     def artifact(self) -> Path:
@@ -85,8 +88,12 @@ def prepare(
     context: int | None = None,
     accuracy: int | None = None,
     lossless: bool = False,
+    stats: Path | None = None,
 ) -> Conversion:
-    """Read the config and the headers, choose every type and lay every byte out; `lossless` refuses other numbers."""
+    """Read the config and the headers, choose every type and lay every byte out; `lossless` refuses other numbers.
+
+    `stats`: a file of statistics of the matrices' inputs, which say what errors of each column count.
+    """
     form: Format = load("sampan.convert.formats", to, "FORMAT", "--to")
     scheme_name = form.portable.get(quant, quant)
     scheme = get_scheme(scheme_name)
@@ -97,7 +104,13 @@ def prepare(
     _refuse_output_in_source(checkpoint, out)
     family, arch = read_architecture(checkpoint)
     binding = bind(checkpoint, family, arch)
-    plan = form.plan(checkpoint, family, arch, binding, Request(out, scheme_name, scheme, split, context, accuracy))
+    found = None if stats is None else open_stats(stats)
+    if found is not None:
+        binding = weigh(found, form, family, arch, binding)
+    request = Request(out, scheme_name, scheme, split, context, accuracy, weighted=found is not None)
+    plan = form.plan(checkpoint, family, arch, binding, request)
+    if found is not None and not any(t.type.weighted for t in plan.tensors):
+        raise wrong("--stats", "a scheme that can use statistics, such as int4", scheme_name)
     jobs = jobs or os.cpu_count() or 1
     if lossless:
         check_lossless(plan)
@@ -106,7 +119,7 @@ def prepare(
         streamed=is_streamed(checkpoint),
     )  # fmt: skip
     options = {k: v for k, v in (("context", context), ("accuracy", accuracy)) if v is not None}
-    return Conversion(checkpoint, plan, binding, work, out, jobs, lossless, options)
+    return Conversion(checkpoint, plan, binding, work, out, jobs, lossless, options, found)
 
 
 def _refuse_output_in_source(checkpoint: Checkpoint, out: Path) -> None:
@@ -146,6 +159,7 @@ def _identity(c: Conversion, allow_zero: bool) -> dict[str, Any]:
     return {
         "version": f"{version('sampan')}, llama-cpp-python {installed('llama-cpp-python')}",
         "source": _source_identity(c.checkpoint),
+        "statistics": c.stats and c.stats.sha256,
         "options": {
             "plan": c.plan.digest(),
             "chunk": c.work.values,
@@ -185,6 +199,7 @@ def _manifest(c: Conversion, filled: Filled) -> dict[str, Any]:
         "family": c.plan.arch.family,
         "scheme": c.plan.scheme,
         "options": c.options,
+        **({"stats": {"file": c.stats.path.name, "sha256": c.stats.sha256, **c.stats.about}} if c.stats else {}),
         "files": {f.path.name: f.size for f in c.plan.files},
         "bits_per_weight": round(c.plan.bits_per_weight, 4),
         "tensors": places(c.plan),

@@ -298,7 +298,7 @@ def _convert(
         if repack is not None:
             repack(buffers, item.first_row, item.rows, encoded)
         else:
-            encode_rows(tensor.type, values, encoded)
+            encode_rows(tensor.type, values, encoded, piece.inputs.weights() if piece.inputs else None)
     except InputError as e:
         raise InputError(f"{_where(piece, checkpoint)}: {e}; choose another --quant") from None
     _write(item, len(values), encoded, job.fds[tensor.file])

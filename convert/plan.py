@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint
 from sampan.quantize import Scheme, TensorFacts, TensorType
@@ -89,6 +92,7 @@ class Request:
 
     `split`: the largest number of data bytes in one file. `context`: positions that an artifact with position tables
     is made for. `accuracy`: ONNX Runtime's accuracy level of matrix products, 0 (float32) or 4 (int8 activations).
+    `weighted`: there are statistics of the matrices' inputs.
     """
 
     out: Path
@@ -97,22 +101,27 @@ class Request:
     split: int | None = None
     context: int | None = None
     accuracy: int | None = None
+    weighted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
     """An output format: `plan` lays the files out, `portable` maps int4 and int8 to its best schemes.
 
-    `arrange`: how the rows of a canonical tensor stand there; None where they stand as they are.
+    `arrange`: how the rows of a canonical tensor stand there; None where they stand as they are. `inputs`: what
+    statistics call the inputs that a matrix is multiplied with there; `order`: which column of those each of its
+    columns is, None where they stand alike.
     """
 
     portable: Mapping[str, str]
     plan: Callable[[Checkpoint, Family, Architecture, Binding, Request], Plan]
     arrange: Callable[[Family, Architecture, TensorSpec], Arrangement | None] = lambda family, arch, spec: None
+    inputs: Callable[[Architecture, TensorSpec], str] = lambda arch, spec: spec.name
+    order: Callable[[Family, Architecture, TensorSpec], NDArray[np.intp] | None] = lambda family, arch, spec: None
 
 
-def facts(arch: Architecture, bound: Bound, *, wide: bool = False) -> TensorFacts:
-    """What a scheme's rules may ask about a tensor; `wide` as in TensorFacts."""
+def facts(arch: Architecture, bound: Bound, *, wide: bool = False, weighted: bool = False) -> TensorFacts:
+    """What a scheme's rules may ask about a tensor; `wide` and `weighted` as in TensorFacts."""
     attention, first = arch.attentions[0], arch.blocks[0].attention
     layer, layers = _place(arch, bound)
     return TensorFacts(
@@ -128,6 +137,7 @@ def facts(arch: Architecture, bound: Bound, *, wide: bool = False) -> TensorFact
         tied=arch.tied,
         wide=wide,
         stored=bound.kind,
+        weighted=weighted,
     )
 
 

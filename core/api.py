@@ -69,6 +69,7 @@ def convert(
     context: int | None = None,
     split: int | None = None,
     lossless: bool = False,
+    stats: Location | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda n: None,
 ) -> Converted:
@@ -82,7 +83,8 @@ def convert(
 
     checkpoint = open_source(os.fspath(source), revision, headers_only=False, stream=stream)
     c = prepare(
-        checkpoint, Path(output), to, quant, jobs=jobs, context=context, split=split, lossless=lossless
+        checkpoint, Path(output), to, quant, jobs=jobs, context=context, split=split, lossless=lossless,
+        stats=None if stats is None else Path(stats),
     )  # fmt: skip
     convert(c, overwrite=overwrite, progress=progress)
     files = tuple(f.path for f in c.plan.files)

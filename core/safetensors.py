@@ -8,8 +8,9 @@ sizes that match dtype and shape.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import brief, wrong
@@ -41,6 +42,11 @@ class TensorInfo:
 
 def read_header(read: ReadAt, file_size: int, where: str) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file of `file_size` bytes, by name; `where` names it in errors."""
+    return read_whole_header(read, file_size, where)[0]
+
+
+def read_whole_header(read: ReadAt, file_size: int, where: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The same, and the texts that the writer put beside the tensors; what is no text there is left out."""
     if file_size < 8:
         raise wrong(where, "a safetensors file of at least 8 bytes", f"{file_size} bytes; is it truncated?")
     length = int.from_bytes(read(0, 8), "little")
@@ -48,11 +54,25 @@ def read_header(read: ReadAt, file_size: int, where: str) -> dict[str, TensorInf
         limit = min(MAX_HEADER, file_size - 8)
         raise wrong(where, f"a header length of at most {limit} bytes", length, "truncated or not safetensors")
     header = _parse(read(8, length), length, where)
+    said = header.pop("__metadata__", None)
+    texts = {k: v for k, v in said.items() if isinstance(v, str)} if isinstance(said, dict) else {}
     start, infos = 8 + length, []
     for name, entry in header.items():
         infos.append(_tensor(name, entry, start, where))
     _check_layout(infos, start, file_size, where)
-    return {info.name: info for info in infos}
+    return {info.name: info for info in infos}, texts
+
+
+def encode_header(tensors: Sequence[tuple[str, str, tuple[int, ...]]], texts: Mapping[str, str]) -> bytes:
+    """The bytes in front of the data of tensors (name, dtype, shape) that follow one another."""
+    header: dict[str, object] = {"__metadata__": dict(texts)}
+    end = 0
+    for name, dtype, shape in tensors:
+        start, end = end, end + math.prod(shape) * ITEMSIZE[dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
 
 
 def _parse(raw: bytes, length: int, where: str) -> dict[str, object]:
@@ -70,7 +90,6 @@ def _parse(raw: bytes, length: int, where: str) -> dict[str, object]:
     header = parse_json(raw, f"{where}: header", once)
     if not isinstance(header, dict):
         raise wrong(where, "a JSON object as header", type(header).__name__)
-    header.pop("__metadata__", None)
     return header
 
 

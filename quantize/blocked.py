@@ -32,15 +32,22 @@ AT_ONCE = 4096  # blocks that a search holds: they stay in the second-level cach
 STRETCHES = (1.0, 1.08, 0.96, 1.18)  # of the range that 16 steps with a zero point span, chosen in the same way
 
 
+Search = Callable[[Floats, Floats | None], tuple[Bytes, NDArray[np.float16], Bytes | None]]
+"""float32 [rows, blocks, block], column weights [blocks, block] or None → values as uint8 [rows · blocks, block],
+scales [rows · blocks], zero points or None.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class BlockType:
-    """`encode`: float32 [blocks, block] → values as uint8 of the same shape, scales float16 [blocks], zero points."""
+    """`weighted`: the search makes something of column weights."""
 
     name: str
     width: int  # bits of a packed value
     block: int
     zero_points: bool
-    encode: Callable[[Floats], tuple[Bytes, NDArray[np.float16], Bytes | None]]
+    search: Search
+    weighted: bool = True
 
     def blocks(self, columns: int) -> int:
         """Blocks of a row; the last one may be padded with zeros."""
@@ -60,18 +67,40 @@ class BlockType:
         """Bits per value, scales and zero points included."""
         return self.width + (16 + self.width * self.zero_points) / self.block
 
+    def encode(self, rows: Floats, out: Bytes, weights: Floats | None) -> None:
+        """As `codec.encode_rows`: the n rows of each array, one array after the other.
 
-def encode_rows(kind: BlockType, rows: Floats, out: Bytes) -> None:
-    """Encode float32 [n, k] into `out`: the n rows of each array, one array after the other.
+        Raises InputError when a scale does not fit float16.
+        """
+        n, k = rows.shape
+        blocks = self.blocks(k)
+        if more := blocks * self.block - k:
+            rows = np.pad(rows, ((0, 0), (0, more)))
+            weights = None if weights is None else np.pad(weights, (0, more))
+        by_block = None if weights is None else weights.reshape(blocks, self.block)
+        q, scales, zeros = self.search(rows.reshape(n, blocks, self.block), by_block)
+        pack_rows(self, q, scales, zeros, n, out)
 
-    Raises InputError when a scale does not fit float16.
-    """
-    n, k = rows.shape
-    blocks = kind.blocks(k)
-    if k % kind.block:
-        rows = np.pad(rows, ((0, 0), (0, blocks * kind.block - k)))
-    q, scales, zeros = kind.encode(rows.reshape(-1, kind.block))
-    pack_rows(kind, q, scales, zeros, n, out)
+    def decode(self, data: Bytes, out: Floats) -> None:
+        """As `codec.decode_rows`."""
+        n, k = out.shape
+        blocks = self.blocks(k)
+        sizes = [n * b for b in self.part_bytes(k)]
+        parts = np.split(data[: sum(sizes)], np.cumsum(sizes)[:-1])
+        q = _unpack(parts[0], self.width).reshape(n, blocks, self.block).astype(np.float32)
+        scales = parts[1].view(np.float16).astype(np.float32).reshape(n, blocks, 1)
+        zero: Floats | np.float32 = np.float32(1 << (self.width - 1))
+        if self.zero_points:
+            zero = _unpack(parts[2], self.width).reshape(n, -1)[:, :blocks, None].astype(np.float32)
+        out[:] = ((q - zero) * scales).reshape(n, -1)[:, :k]
+
+    def pack(self, codes: Bytes, scales: Floats, zeros: Bytes | None, out: Bytes) -> None:
+        """As `codec.pack_integers`."""
+        with np.errstate(over="ignore"):  # infinite ones are refused when they are packed
+            half = scales.astype(np.float16).reshape(-1)
+        if self.zero_points and zeros is None:
+            zeros = np.full(scales.shape, 8, np.uint8)
+        pack_rows(self, codes.reshape(-1, self.block), half, zeros, len(codes), out)
 
 
 def pack_rows(kind: BlockType, q: Bytes, scales: NDArray[np.float16], zeros: Bytes | None, n: int, out: Bytes) -> None:
@@ -94,20 +123,6 @@ def pack_rows(kind: BlockType, q: Bytes, scales: NDArray[np.float16], zeros: Byt
         raise AssertionError(f"{at} bytes of {kind.name} for {out.size}")
 
 
-def decode_rows(kind: BlockType, data: Bytes, out: Floats) -> None:
-    """Decode what `encode_rows` wrote into `out`, float32 [n, k]."""
-    n, k = out.shape
-    blocks = kind.blocks(k)
-    sizes = [n * b for b in kind.part_bytes(k)]
-    parts = np.split(data[: sum(sizes)], np.cumsum(sizes)[:-1])
-    q = _unpack(parts[0], kind.width).reshape(n, blocks, kind.block).astype(np.float32)
-    scales = parts[1].view(np.float16).astype(np.float32).reshape(n, blocks, 1)
-    zero: Floats | np.float32 = np.float32(1 << (kind.width - 1))
-    if kind.zero_points:
-        zero = _unpack(parts[2], kind.width).reshape(n, -1)[:, :blocks, None].astype(np.float32)
-    out[:] = ((q - zero) * scales).reshape(n, -1)[:, :k]
-
-
 def _pack(q: Bytes, width: int) -> Bytes:
     if width == 8:
         return q.reshape(-1)
@@ -122,21 +137,23 @@ def _unpack(data: Bytes, width: int) -> Bytes:
     return np.stack([data & 15, data >> 4], axis=-1).reshape(-1)
 
 
-def _symmetric(x: Floats) -> tuple[Bytes, NDArray[np.float16], None]:
+def _symmetric(x: Floats, weights: Floats | None) -> tuple[Bytes, NDArray[np.float16], None]:
     """4 bits around 8: the best of STEPS."""
+    x = x.reshape(-1, x.shape[-1])
     out, scales = np.empty(x.shape, np.uint8), np.empty(len(x), np.float16)
     for part in _parts(len(x)):
         t = np.ascontiguousarray(x[part].T)
         high, low = t.max(axis=0), t.min(axis=0)
         inverse = _inverse(np.where(high > -low, high, low))
         zero = np.float32(8)
-        scales[part] = _best(t, [(inverse * np.float32(step), zero) for step in STEPS])[0]
+        scales[part] = _best(t, [(inverse * np.float32(step), zero) for step in STEPS], _roots(weights, part))[0]
         out[part] = _final(t, scales[part], zero)
     return out, scales, None
 
 
-def _asymmetric(x: Floats) -> tuple[Bytes, NDArray[np.float16], Bytes]:
+def _asymmetric(x: Floats, weights: Floats | None) -> tuple[Bytes, NDArray[np.float16], Bytes]:
     """4 bits around a zero point of the block's own, over a range that holds zero: the best of STRETCHES."""
+    x = x.reshape(-1, x.shape[-1])
     out, scales, zeros = np.empty(x.shape, np.uint8), np.empty(len(x), np.float16), np.empty(len(x), np.uint8)
     for part in _parts(len(x)):
         t = np.ascontiguousarray(x[part].T)
@@ -144,30 +161,43 @@ def _asymmetric(x: Floats) -> tuple[Bytes, NDArray[np.float16], Bytes]:
         inverse = _inverse((high - low) / np.float32(15))
         tried = inverse / np.array(STRETCHES, np.float32)[:, None]
         around = np.clip(np.rint(-low * tried), 0, 15)
-        scales[part], best = _best(t, list(zip(tried, around, strict=True)))
+        scales[part], best = _best(t, list(zip(tried, around, strict=True)), _roots(weights, part))
         zero = np.take_along_axis(around, best[None], axis=0)[0]
         out[part], zeros[part] = _final(t, scales[part], zero), zero
     return out, scales, zeros
 
 
+def _roots(weights: Floats | None, part: slice) -> Floats | None:
+    """√w of the values of some blocks, float32 [block, blocks]; `weights` [blocks of a row, block]."""
+    if weights is None:
+        return None
+    at = np.arange(part.start, part.stop) % len(weights)
+    roots: Floats = np.sqrt(weights / weights.mean(dtype=np.float64)).astype(np.float32)
+    return np.ascontiguousarray(roots[at].T)
+
+
 def _parts(n: int) -> Iterator[slice]:
-    return (slice(start, start + AT_ONCE) for start in range(0, n, AT_ONCE))
+    return (slice(start, min(n, start + AT_ONCE)) for start in range(0, n, AT_ONCE))
 
 
 def _best(
-    x: Floats, tried: Sequence[tuple[Floats, Floats | np.float32]]
+    x: Floats, tried: Sequence[tuple[Floats, Floats | np.float32]], roots: Floats | None
 ) -> tuple[NDArray[np.float16], NDArray[np.intp]]:
     """The scales with the least squared error, of float32 [block, blocks], and which of `tried` gives each.
 
     `tried`: inverse scales and zero points that values v = x · inverse are rounded with. Of each, the scale that fits
     the rounded values best counts: Σxv / Σv², whose error is Σx² - (Σxv)² / Σv². Transposed, sums run along vectors.
-    Few calls on large arrays: threads wait for each other between calls.
+    `roots`: √w, where errors count by w: then x and v are multiplied with them in the sums. Few calls on large arrays:
+    threads wait for each other between calls.
     """
     v = np.empty_like(x)
+    y = x if roots is None else x * roots
     xv, vv = np.empty((2, len(tried), x.shape[1]), np.float32)
     for n, (inverse, zero) in enumerate(tried):
         _round(x, inverse, zero, v)
-        np.einsum("ij,ij->j", x, v, out=xv[n])
+        if roots is not None:
+            v *= roots
+        np.einsum("ij,ij->j", y, v, out=xv[n])
         np.einsum("ij,ij->j", v, v, out=vv[n])
     scales = np.divide(xv, vv, out=np.zeros_like(xv), where=vv > 0)
     xv *= scales
@@ -196,8 +226,9 @@ def _inverse(scale: Floats) -> Floats:
     return np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > TINY)
 
 
-def _q8_0(x: Floats) -> tuple[Bytes, NDArray[np.float16], None]:
+def _q8_0(x: Floats, _: Floats | None) -> tuple[Bytes, NDArray[np.float16], None]:
     """8 bits around 128, as ggml's `quantize_row_q8_0_ref`: scale peak / 127, halves away from zero."""
+    x = x.reshape(-1, x.shape[-1])
     out, scales = np.empty(x.shape, np.uint8), np.empty(len(x), np.float16)
     for part in _parts(len(x)):
         scale = np.abs(x[part]).max(axis=1) / np.float32(127)
@@ -209,11 +240,11 @@ def _q8_0(x: Floats) -> tuple[Bytes, NDArray[np.float16], None]:
     return out, scales, None
 
 
-def _q4_0(x: Floats) -> tuple[Bytes, NDArray[np.float16], None]:
+def _q4_0(x: Floats, weights: Floats | None) -> tuple[Bytes, NDArray[np.float16], None]:
     """The numbers of ggml's q4_0 (element j in the low, j + 16 in the high nibble), by its library."""
-    kind = number_type("q4_0")
-    raw = np.empty((len(x), kind.block_bytes), np.uint8)
-    ggml.encode_rows(kind, np.ascontiguousarray(x), raw.reshape(-1))
+    kind, rows = number_type("q4_0"), np.ascontiguousarray(x.reshape(len(x), -1))
+    raw = np.empty((x.shape[0] * x.shape[1], kind.block_bytes), np.uint8)
+    ggml.encode_rows(kind, rows, raw.reshape(-1), None if weights is None else weights.reshape(-1))
     scales = np.ascontiguousarray(raw[:, :2]).view(np.float16).reshape(-1)
     return np.concatenate([raw[:, 2:] & 15, raw[:, 2:] >> 4], axis=1), scales, None
 
@@ -226,6 +257,6 @@ BLOCK_TYPES = {
         BlockType("u4_32z", 4, 32, True, _asymmetric),
         BlockType("u4_128z", 4, 128, True, _asymmetric),
         BlockType("q4_0", 4, 32, False, _q4_0),
-        BlockType("q8_0", 8, 32, False, _q8_0),
+        BlockType("q8_0", 8, 32, False, _q8_0, weighted=False),
     )
 }

@@ -29,9 +29,10 @@ def encode_rows(
     kind: NumberType,
     rows: NDArray[np.float32],
     out: NDArray[np.uint8],
-    importance: NDArray[np.float32] | None = None,
+    weights: NDArray[np.float32] | None = None,
 ) -> None:
-    """Encode float32 [n, k] into `out`, uint8 [n · row_bytes(k)]; `importance` is float32 [k] or None.
+    """Encode float32 [n, k] into `out`, uint8 [n · row_bytes(k)]; `weights`, float32 [k] or None, is what ggml calls
+    the importance matrix.
 
     Raises InputError when the encoded blocks are not valid: a scale or value that the type cannot hold.
     """
@@ -49,7 +50,7 @@ def encode_rows(
         0,
         n,
         k,
-        None if importance is None else importance.ctypes.data,
+        None if weights is None else weights.ctypes.data,
     )
     if written != out.nbytes:
         raise AssertionError(f"ggml_quantize_chunk wrote {written} bytes of {kind.name}, expected {out.nbytes}")

@@ -1,7 +1,7 @@
 """A scheme chooses a number type for every tensor: a default and name-pattern rules, first match wins.
 
 Schemes are data, one file each in `schemes/`. The llama.cpp schemes follow `llama_tensor_get_type` in
-llama.cpp's src/llama-quant.cpp (without importance matrix), proved tensor by tensor in the tests.
+llama.cpp's src/llama-quant.cpp (without and with an importance matrix), proved tensor by tensor in the tests.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class TensorFacts:
     tied: bool  # the embedding is the head too
     wide: bool  # the model that llama.cpp calls 70B, whose attn_v gets more bits
     stored: str  # one of KINDS
+    weighted: bool = False  # there are statistics of its inputs, which llama.cpp calls an importance matrix
 
 
 LAYERS: Mapping[str, Callable[[int, int], bool]] = {
@@ -61,6 +62,8 @@ CONDITIONS: Mapping[str, Callable[[TensorFacts], bool]] = {
     "gqa of 4 or more": lambda t: t.gqa >= 4,
     "8 experts": lambda t: t.experts == 8,
     "wide": lambda t: t.wide,
+    "with statistics": lambda t: t.weighted,
+    "without statistics": lambda t: not t.weighted,
     **{f"stored as {kind}": partial(_is_stored, kind) for kind in KINDS},
 }
 

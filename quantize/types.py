@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sampan.errors import wrong
+
+UNWEIGHTED = frozenset(("f32", "f16", "bf16", "q8_0", "mxfp4"))  # ggml encodes them without looking at weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,38 @@ class NumberType:
     def bits(self) -> float:
         """Bits per value, scales included."""
         return 8 * self.block_bytes / self.block
+
+    @property
+    def weighted(self) -> bool:
+        """Whether `encode` makes anything of column weights."""
+        return self.name not in UNWEIGHTED
+
+    def encode(self, rows: NDArray[np.float32], out: NDArray[np.uint8], weights: NDArray[np.float32] | None) -> None:
+        """As `codec.encode_rows`."""
+        from . import ggml  # which knows this module
+
+        ggml.encode_rows(self, rows, out, weights)
+
+    def decode(self, data: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+        """As `codec.decode_rows`."""
+        from . import ggml
+
+        ggml.decode_rows(self, data, out)
+
+    def pack(
+        self,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        zeros: NDArray[np.uint8] | None,
+        out: NDArray[np.uint8],
+    ) -> None:
+        """As `codec.pack_integers`: q4_0 alone, which has no zero points."""
+        from . import ggml
+
+        if self.name != "q4_0" or zeros is not None:
+            raise AssertionError(f"integers cannot be packed into {self.name}")
+        ggml.pack_q4_0(codes, scales, out)
+        ggml.validate_rows(self, out)
 
 
 @cache

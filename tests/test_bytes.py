@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from conftest import to_gguf
+from numpy.typing import NDArray
 
 from sampan import registry
 from sampan.gguf import Header, read_header
@@ -26,14 +27,22 @@ MODELS = ("trained", "trained-kimi", *tiny.MODELS)
 NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MODELS]
 
 
-def quantize_with_llama(source: Path, out: Path, file_type: int) -> None:
-    """`llama_model_quantize`, the second of llama.cpp's two steps."""
+def quantize_with_llama(
+    source: Path, out: Path, file_type: int, imatrix: dict[str, NDArray[np.float32]] | None = None
+) -> None:
+    """`llama_model_quantize`, the second of llama.cpp's two steps, with the importance of every column or without."""
     from llama_cpp import llama_cpp as lib
 
     silent = lib.llama_log_callback(lambda level, text, data: None)
     lib.llama_log_set(silent, ctypes.c_void_p(0))
     params = lib.llama_model_quantize_default_params()
     params.ftype, params.nthread = file_type, 2
+    if imatrix is not None:
+        data = (lib.llama_model_imatrix_data * (len(imatrix) + 1))()  # the last one has no name
+        for entry, (name, values) in zip(data, imatrix.items(), strict=False):
+            entry.name, entry.size = name.encode(), values.size
+            entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = data
     code = lib.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
     lib.llama_log_set(lib.llama_log_callback(), ctypes.c_void_p(0))
     assert code == 0

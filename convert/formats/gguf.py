@@ -59,7 +59,7 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     check_engine(checkpoint.folder / "config.json", llama, arch)
     wide = llama.wide(arch)
     tensors = [arranged(b, arrange(family, arch, b.spec)) for b in binding.tensors]
-    typed = [(b, choose_type(scheme, facts(arch, b, wide=wide))) for b in tensors]
+    typed = [(b, choose_type(scheme, facts(arch, b, wide=wide, weighted=request.weighted))) for b in tensors]
     groups = _split(typed, request.split)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
     check_merges(checkpoint.folder, tokenizer)

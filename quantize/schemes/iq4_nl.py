@@ -12,6 +12,6 @@ SCHEME = Scheme(
         *EIGHT_EXPERTS,
         *OUT_8_EXPERTS,
         Rule(r"attn_(v|qkv)\.weight$", "q5_k", when="gqa of 4 or more"),
-        Rule(r"ffn_down", "q5_k", layers="first 1/8"),
+        Rule(r"ffn_down", "q5_k", layers="first 1/8", when="without statistics"),
     ),
 )

@@ -6,17 +6,22 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint
 from sampan.errors import wrong
 from sampan.registry import load
 
-from ...architecture import EMBEDDING, HEAD, POST_ATTENTION_NORM, POST_FFN_NORM, Architecture
+from ...architecture import EMBEDDING, HEAD, MLA, POST_ATTENTION_NORM, POST_FFN_NORM, Architecture, TensorSpec
 from ...binding import Binding
 from ...family import Family
 from ...generation import notes, resolve
 from ...plan import Format, Plan, Request
 from ...tokenizer import read_tokenizer
+from ...weighting import column_order, latent
+from ..gguf import arrange
 from .folder import companions
 from .form import Form
 from .forms.cpu import Cpu
@@ -78,4 +83,18 @@ def _block(part: object) -> Callable[[Form, Any, int, Edge], Edge]:
     return write
 
 
-FORMAT = Format(portable={"int8": "q8_0", "native": "native_onnx", "fp16": "f16", "fp32": "f32"}, plan=plan)
+def _inputs(arch: Architecture, spec: TensorSpec) -> str:
+    """k_b and v_b are multiplied with the latent, as one matrix; in a GGUF file with queries and with mixed latents."""
+    attends = spec.layer >= 0 and isinstance(arch.blocks[spec.layer].attention, MLA)
+    return latent(spec.layer) if attends and spec.name.endswith(("attn_k_b.weight", "attn_v_b.weight")) else spec.name
+
+
+def _order(family: Family, arch: Architecture, spec: TensorSpec) -> NDArray[np.intp] | None:
+    """Statistics stand as in a GGUF file, columns here as in the checkpoint."""
+    return column_order(arrange(family, arch, spec), spec.shape[-1])
+
+
+FORMAT = Format(
+    portable={"int8": "q8_0", "native": "native_onnx", "fp16": "f16", "fp32": "f32"}, plan=plan, inputs=_inputs,
+    order=_order,
+)  # fmt: skip
