@@ -74,11 +74,11 @@ def is_folder(path: Path) -> bool:
     return (path / GRAPH).is_file() and not any((path / w).exists() for w in weights)
 
 
-def read_graph(folder: Path) -> Graph:
-    """Read the graph file; the bytes of every array are checked to lie inside a file of the folder."""
+def read_graph(folder: Path, name: str = GRAPH) -> Graph:
+    """Read a graph file; the bytes of every array are checked to lie inside a file of the folder."""
     import onnx
 
-    path = folder / GRAPH
+    path = folder / name
     if not there(path):
         raise wrong(path, "an ONNX graph", "no such file")
     if (size := size_of(path)) > MAX_GRAPH:
@@ -92,7 +92,7 @@ def read_graph(folder: Path) -> Graph:
     for tensor in model.graph.initializer:
         if tensor.name in arrays:
             raise wrong(f"{path}: {brief(tensor.name)}", "each initializer once", "it twice")
-        array = _array(folder, tensor, onnx)
+        array = _array(path, tensor, onnx)
         arrays[tensor.name] = array
         if array.path is not None:
             files.setdefault(array.path, array.path.stat().st_size)
@@ -104,8 +104,8 @@ def read_graph(folder: Path) -> Graph:
     return Graph(folder, model, arrays, files)
 
 
-def _array(folder: Path, tensor: Any, onnx: Any) -> Array:
-    where, shape = f"{folder / GRAPH}: {brief(tensor.name)}", tuple(tensor.dims)
+def _array(graph: Path, tensor: Any, onnx: Any) -> Array:
+    folder, where, shape = graph.parent, f"{graph}: {brief(tensor.name)}", tuple(tensor.dims)
     known = onnx.TensorProto.DataType
     if tensor.data_type not in known.values() or tensor.data_type == 0:
         raise wrong(where, "a number type of ONNX", tensor.data_type)

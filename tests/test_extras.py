@@ -32,7 +32,7 @@ def modules(requirements: list[str]) -> set[str]:
 
 
 def test_every_import_is_declared() -> None:
-    needed = (PROJECT["dependencies"], *(EXTRAS[name] for name in ("onnx", "gguf", "reference", "server")))
+    needed = (PROJECT["dependencies"], *(EXTRAS[name] for name in ("onnx", "gguf", "reference", "server", "qnn")))
     declared = modules([r for requirements in needed for r in requirements])
     imported = set()
     for folder in ("core", "cli", "convert", "quantize", "runtime", "validate"):

@@ -14,7 +14,19 @@ from .graph import Edge
 
 
 class Form(Protocol):
-    """Linear layers, norms, heads and attention: what every form has."""
+    """Linear layers, norms, heads and attention: what every form has, and the frame of a decoder."""
+
+    def embedding(self) -> Edge:
+        """The hidden state before the first layer."""
+
+    def wanted(self, *edges: Edge) -> list[Edge]:
+        """The positions whose logits are wanted, of some hidden states."""
+
+    def add_norm(self, path: str, x: Edge, delta: Edge, name: str) -> tuple[Edge, Edge]:
+        """(x + delta, its RMS norm)."""
+
+    def logits(self, x: Edge, name: str) -> None:
+        """The head, whose output is the graph's."""
 
     def linear(self, path: str, x: Edge, *names: str, bias: Sequence[str] = ()) -> Edge:
         """x · Wᵀ + b of one or several canonical weights, their rows stacked."""
