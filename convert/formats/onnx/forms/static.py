@@ -200,7 +200,7 @@ class Static:
         shape[axis] = self.context
         past = g.input(f"past_{what}.{layer}", FLOAT, tuple(shape))
         shape[axis] += self.tokens
-        return g.node("Concat", f"{path}/{what}", [past, turned], tuple(shape), axis=axis)
+        return g.node("Concat", f"{path}/{what}/cache", [past, turned], tuple(shape), axis=axis)
 
     def _rotate(self, path: str, x: Edge, rope: Rope) -> Edge:
         """Pairs that stand next to each other end in two halves, in queries as in keys: their products are the same."""
