@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 @click.option(
     "--kv", type=click.Choice(["f32", "f16", "q8_0"]), help="Number type of the cache.  [default: the engine's]"
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each core]")
+@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each fast core]")
+@click.option("--target", default="cpu", show_default=True, help="Where it runs; `sampan doctor` lists what is there.")
 def command(
     model: Path, host: str, port: int, api_key: str | None, cors: tuple[str, ...], name: str | None, queue: int,
     max_tokens: int | None, max_body: int, timeout: float, context: int | None, kv: KV | None, threads: int | None,
+    target: str,
 ) -> None:  # fmt: skip
     """Serve MODEL, a GGUF file or an ONNX folder, until Ctrl-C or SIGTERM.
 
@@ -57,7 +59,7 @@ def command(
 
     settings = Settings(name or model.resolve().stem, host, port, api_key, cors, queue, max_body, max_tokens, timeout)
     sock = app.bind(settings)
-    with sock, open(model, EngineOptions(context=context, threads=threads, kv=kv)) as session:
+    with sock, open(model, EngineOptions(context=context, threads=threads, kv=kv), target=target) as session:
         service = app.service(session, settings)
         sock.listen()
         address, number = sock.getsockname()[:2]

@@ -48,7 +48,7 @@ from ._out import block
 @click.option("--max-ppl-ratio", multiple=True, metavar="X", help="Largest ratio of the perplexities.")
 @click.option("--strict", is_flag=True, help="Fail for known limits of the engine too.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of the engines.  [default: one for each core]")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the engines.  [default: one for each fast core]")
 @click.option(
     "--json",
     "json_file",

@@ -17,6 +17,10 @@ class ContextLengthError(InputError):
     """A prompt that does not fit into the context, or leaves no room for an answer; nothing was computed."""
 
 
+class SchemaError(InputError):
+    """A schema or grammar that no answer of this model can be held to."""
+
+
 def wrong(where: object, expected: object, found: object, hint: str = "") -> InputError:
     """An `InputError` in the project's one form: `where: expected …, found …; hint`."""
     line = f"{where}: expected {expected}, found {found}"

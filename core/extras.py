@@ -7,14 +7,28 @@ import re
 
 def advice(module: str) -> str:
     """The command that brings a module, such as `onnxruntime`; of no extra, that which brings all that is declared."""
+    name = _normal(module.split(".")[0])
+    for extra, packages in extras().items():
+        if any(re.match(rf"{name}(-python)?$", _normal(package)) for package in packages):
+            return install(extra)
+    return "pip install --force-reinstall sampan"
+
+
+def install(extra: str) -> str:
+    """The command that brings an extra."""
+    return f'pip install "sampan[{extra}]"'
+
+
+def extras() -> dict[str, list[str]]:
+    """The packages of each extra that a user may want."""
     from importlib.metadata import requires
 
-    name = _normal(module.split(".")[0])
+    found: dict[str, list[str]] = {}
     for line in requires("sampan") or ():
-        found = re.match(r"([\w.-]+).*extra == [\"'](\w+)[\"']", line)
-        if found and found[2] not in ("test", "lint") and re.match(rf"{name}(-python)?$", _normal(found[1])):
-            return f'pip install "sampan[{found[2]}]"'
-    return "pip install --force-reinstall sampan"
+        parts = re.match(r"([\w.-]+).*extra == [\"'](\w+)[\"']", line)
+        if parts and parts[2] not in ("test", "lint"):
+            found.setdefault(parts[2], []).append(parts[1])
+    return found
 
 
 def installed(distribution: str) -> str | None:

@@ -16,6 +16,11 @@ def printable(value: object) -> str:
     return text if text.isprintable() else "".join(c if _plain(c) else _escape(c) for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """The same for a text of several lines, whose line ends and tabs stay."""
+    return text if text.isprintable() else "".join(c if c in "\n\t" else printable(c) for c in text)
+
+
 def printable_json(text: str) -> str:
     """JSON with the same escaped as JSON does, so that it reads back as the same value; its own line ends stay."""
     return re.sub(r"[^\n -~]", lambda m: m[0] if _plain(m[0]) else _json_escape(m[0]), text)

@@ -28,6 +28,7 @@ class EngineOptions:
     flash_attention: bool | None = None  # None: the engine decides
     vocabulary_only: bool = False  # tokenise only: no weights are loaded
     record_experts: bool = False  # for `Session.take_experts`; slower
+    record_inputs: bool = False  # for `LlamaEngine.take_inputs`, in place of experts; slower
 
     def positions(self, path: Path, trained: int, longest: int) -> int:
         """The size of the context. `trained` is what the artifact says, `longest` counts what its rope scaling adds.
@@ -75,6 +76,21 @@ class Engine(Protocol):
         """Append at most `batch` tokens to the cache; logits [wanted, vocab] of the last `wanted` ones.
 
         The array is the engine's own memory, valid until the next call.
+        """
+
+    def state_bytes(self) -> int:
+        """Size of what the cache holds, as `copy_state` writes it."""
+
+    def state_limit(self, tokens: int) -> int:
+        """Most bytes that the state of so many tokens has. It may use the cache, which is empty then."""
+
+    def copy_state(self, out: NDArray[np.uint8]) -> None:
+        """Write what the cache holds, `state_bytes` bytes in the engine's own form."""
+
+    def restore(self, tokens: int, state: NDArray[np.uint8]) -> None:
+        """Make the cache hold what `copy_state` wrote of so many tokens.
+
+        Raises InputError where it does not fit; the cache is empty then.
         """
 
     def take_experts(self) -> dict[int, NDArray[np.int32]]:

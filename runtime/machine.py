@@ -93,9 +93,16 @@ def memory(machine: Machine) -> Memory:
             if bound is None or bound >= min(UNLIMITED, total or UNLIMITED):
                 continue
             limit = bound if limit is None else min(limit, bound)
-            left = max(0, bound - (machine.number(f"{folder}/{used}") or 0))
+            taken = max(0, (machine.number(f"{folder}/{used}") or 0) - _dropped(machine, folder))
+            left = max(0, bound - taken)
             available = left if available is None else min(available, left)
     return Memory(total, available, limit, swap)
+
+
+def _dropped(machine: Machine, folder: str) -> int:
+    """Bytes of files in the page cache that count as used and that the kernel drops first: memory.stat."""
+    found = re.search(r"^(?:total_)?inactive_file (\d{1,19})$", machine.text(f"{folder}/memory.stat"), re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def quota(machine: Machine) -> float | None:

@@ -48,10 +48,20 @@ def need(path: Path, context: int | None = None) -> Need:
     cache += sum(kinds) * (_state(keys) if any(kinds) else 0)
     vocabulary = header.metadata.get("tokenizer.ggml.tokens")
     words = len(vocabulary.value) if vocabulary and isinstance(vocabulary.value, list) else 0
-    activations = 8 * keys.number(f"{keys.arch}.embedding_length")
-    activations += 3 * keys.per_layer("feed_forward_length", 0, layers, 0) if layers else 0
-    margin = 4 * BATCH * (words + activations) + ENGINE + TOKEN * words
+    inner = keys.per_layer("feed_forward_length", 0, layers, 0) if layers else 0
+    margin = _margin(words, keys.number(f"{keys.arch}.embedding_length"), inner)
     return Need(context, size - header.data_start, cache, margin)
+
+
+def room(memory: int) -> int:
+    """Bytes of weights that fit into so much memory at 4,096 tokens, beside the cache and margin of Qwen3-8B."""
+    cache = 36 * 2 * 8 * (128 + 128) * DEFAULT_CONTEXT  # layers, float16, key/value heads, sizes of a key and a value
+    return max(0, memory - cache - _margin(151_936, 4096, 12_288))
+
+
+def _margin(words: int, width: int, inner: int) -> int:
+    """Logits and activations of a batch in float32, the engine, the tokenizer."""
+    return 4 * BATCH * (words + 8 * width + 3 * inner) + ENGINE + TOKEN * words
 
 
 def _cell(keys: _Keys, layer: int, layers: int) -> int:

@@ -61,7 +61,7 @@ def _rockchip(machine: Machine) -> list[Npu]:
     if machine.paths("/sys/bus/platform/drivers/rocket/*.npu"):
         return []  # told by the accelerators
     version = machine.text("/sys/kernel/debug/rknpu/version") or machine.text("/proc/rknpu/version")
-    driver = version.strip() or ("RKNPU" if bound else "")
+    driver = version.strip().replace("RKNPU driver: ", "RKNPU ") or ("RKNPU" if bound else "")
     return [Npu("Rockchip NPU", driver, tuple(bound), _libraries(machine, "librkllmrt.so", "librknnrt.so"))]
 
 

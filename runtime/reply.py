@@ -107,9 +107,27 @@ class Reply:
         self._block: Block | None = None  # None: text, or reasoning
         self._text, self._thought = _Trimmed(), _Trimmed()
         self._base = self.calls = 0  # calls in earlier blocks; in all
+        self._document = False
         end = prompt.rstrip()
+        self._closed = any(end.endswith(p.marks[m]) for m, p in self._by_mark.items())
         if mark := next((m for m in self._by_mark if end.endswith(m)), None):
             self._enter(mark)
+
+    @property
+    def opened(self) -> str:
+        """The marker of the block that we are in."""
+        return self._open
+
+    @property
+    def reasoning(self) -> dict[str, str]:
+        """What opens reasoning → what closes it; none where the prompt has closed it already."""
+        return {m: p.marks[m] for m, p in self._by_mark.items() if p.block is None and not self._closed}
+
+    def document(self, *, reasoning: bool) -> None:
+        """Of an answer that has begun: behind the `reasoning` that it begins with all is text, markers too."""
+        self._document = True
+        if not reasoning:
+            self._by_mark = {}
 
     def feed(self, text: str) -> Parts:
         """What a further piece of the answer lets out; what may become a marker is held back."""
@@ -128,6 +146,9 @@ class Reply:
             found.append(self._inside(inside))
             if self._open:
                 found.append(self._leave(mark, whole=True))
+                if not self._by_mark:
+                    text, self._rest = self._rest.lstrip("\r\n"), ""
+                    return joined([*found, Parts(text)])
             else:
                 self._enter(mark)
 
@@ -158,6 +179,8 @@ class Reply:
     def _leave(self, mark: str, *, whole: bool) -> Parts:
         told = self._told(self._block.close(whole=whole), mark) if self._block else Parts()
         self._open, self._block = "", None
+        if self._document:
+            self._by_mark = {}
         if not told.text:
             self._text.begin()
         return told

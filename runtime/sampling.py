@@ -85,8 +85,16 @@ class Sampler:
         counted = sampling.frequency_penalty or sampling.presence_penalty
         self._changes = bool(sampling.repetition_penalty != 1 or counted or len(self._biased))
 
-    def choose(self, logits: NDArray[np.float32]) -> int:
-        """The next token id from float32 logits [vocab], which stay as they are; it counts for the penalties."""
+    def choose(self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None) -> int:
+        """The next token id from float32 logits [vocab], which stay as they are; it counts for the penalties.
+
+        `allowed` [vocab] leaves out all others before any other step. Raises InputError where the model itself rules
+        out all that are allowed.
+        """
+        if allowed is not None:
+            logits = np.where(allowed, logits, np.float32(-np.inf))
+            if logits.max() == -np.inf:
+                raise InputError("the model rules out every token that its schema allows, so none can be chosen")
         if self._changes:
             logits = self._changed(logits)
         if self._s.temperature <= 0:

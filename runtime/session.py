@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import operator
 import os
 import secrets
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,23 +20,21 @@ from numpy.typing import NDArray
 from sampan.chat_template import choose, named_templates, named_tokens
 from sampan.errors import ContextLengthError, InputError, brief, wrong
 
+from . import state
 from .chat import render
 from .engine import Engine, EngineOptions
-from .markers import StopStrings
-from .reply import Parts, Reply, joined, parsers
+from .generate import CancelledError, answer
+from .grammar import Constraint, Words, source
+from .reply import Reply, parsers
 from .sampling import Sampler, Sampling
 from .sanitize import BREAK, broken, control_tokens, tokenize
-from .stream import SEEDS, Chunk, FinishReason, Options, Stream, Usage, most_probable
+from .stream import SEEDS, Options, Stream
 from .target import DEFAULT, open_engine
 
 SLICE = 16  # positions whose logits are handed out together
 EXIT_SECONDS = 60.0  # that the end of the process waits for an engine at most
 LOGITS_AT_ONCE = 128  # positions whose logits an engine holds: 78 MB at 152k words
 Messages = Sequence[Mapping[str, Any]]
-
-
-class _CancelledError(Exception):
-    """Between two parts of a prompt."""
 
 
 class Session:
@@ -47,8 +44,11 @@ class Session:
     on, evaluates again what it lost: both are right, and slower. Threads take turns, a token each.
     """
 
-    def __init__(self, engine: Engine, *, vocabulary_only: bool = False, load_seconds: float = 0.0) -> None:
+    def __init__(
+        self, engine: Engine, *, vocabulary_only: bool = False, load_seconds: float = 0.0, path: Path | None = None
+    ) -> None:
         self._open: Engine | None = engine
+        self._path = path
         self.load_seconds = load_seconds
         self._vocabulary_only = vocabulary_only
         self._turn = threading.RLock()
@@ -58,7 +58,9 @@ class Session:
         weakref.finalize(self, self._turn.acquire, timeout=EXIT_SECONDS)
         self._cached: list[int] = []  # what the engine's cache holds at least
         self._added: dict[str, bool] = {}  # as `Engine.added`, once it was asked for
+        self._identity = ""  # of the artifact, once it was asked for
         self._user: object = None  # whose tokens those are
+        self._words: Words | None = None  # the vocabulary for grammars, once one was asked for
         self.metadata = engine.metadata()
 
     @property
@@ -175,6 +177,37 @@ class Session:
         with self._turn:
             return self._engine.take_experts()
 
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write what is evaluated, the last prompt and its answer, to a file that `load` reopens; how many tokens.
+
+        Raises InputError where there is nothing, where the disk is full, or where another kind of file is there.
+        """
+        with self._turn:
+            tokens, known = self._cached, self._known()
+            if not tokens or self._engine.keep(len(tokens)) != len(tokens):
+                raise InputError("nothing is evaluated that could be saved; ask something first")
+            state.save(Path(path), known, tokens, self._engine)
+            return len(tokens)
+
+    def load(self, path: str | os.PathLike[str]) -> int:
+        """Reopen what `save` wrote; how many tokens: a prompt that starts with them evaluates its rest alone.
+
+        Raises InputError for another model, engine, version, number type of the cache or context, and for a damaged
+        file; then nothing is evaluated. The checksum is no protection from who made the file: load your own.
+        """
+        with self._turn:
+            known = self._known()
+            self._cached, self._user = [], None  # as in `_evaluate`
+            self._cached = state.load(Path(path), known, self._engine)
+            return len(self._cached)
+
+    def _known(self) -> state.Known:
+        """What a saved state must fit."""
+        if self._path is None or self._vocabulary_only:
+            raise InputError("this Session has no artifact to compute with, so it has no state")
+        self._identity = self._identity or state.identity(self._path)
+        return state.Known(self._identity, self._engine.library, self._engine.kv, self.context)
+
     def _evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
         """As `Engine.evaluate`. Until it has answered nothing counts as cached: a fault inside may leave anything."""
         cached, self._cached = self._cached, []
@@ -199,7 +232,7 @@ class Session:
         self._user = user
         for at in range(start, len(tokens), self._engine.batch):
             if cancelled is not None and cancelled.is_set():
-                raise _CancelledError
+                raise CancelledError
             piece = tokens[at : at + self._engine.batch]
             logits = self._evaluate(piece, int(at + len(piece) == len(tokens)))
         last: NDArray[np.float32] = logits[0]
@@ -246,6 +279,8 @@ class Session:
         **variables: Any,
     ) -> Stream:
         """Stream the next turn of a conversation. The arguments as for `tokenize_chat`, errors as `stream`."""
+        if tools and options and (options.schema is not None or options.grammar is not None):
+            raise InputError("an answer that is held to a schema calls no tools; leave the schema out, or the tools")
         text, tokens = self._chat_tokens(messages, tools, sanitize_control_tokens, variables)
         template = choose(self.chat_templates, tools=tools is not None)
         reply = Reply(parsers(template, tools), tools, text)
@@ -258,62 +293,19 @@ class Session:
         tokens = self._prompt(prompt, room=1)
         sampling.check(self.vocab)
         seed = secrets.randbelow(SEEDS) if options.seed is None else options.seed
+        reply = reply or Reply((), None, "")
+        constraint = self._constraint(options, reply)
         cancelled = threading.Event()
         sampler = Sampler(sampling, tokens, self.vocab, seed)
-        return Stream(self._chunks(tokens, sampler, options, cancelled, reply or Reply((), None, "")), cancelled, seed)
+        return Stream(answer(self, tokens, sampler, options, cancelled, reply, constraint), cancelled, seed)
 
-    def _chunks(
-        self, tokens: list[int], sampler: Sampler, options: Options, cancelled: threading.Event, reply: Reply
-    ) -> Generator[Chunk, None, None]:
-        user, prompt, cached = object(), len(tokens), 0
-        room = self.context - prompt
-        most = room if options.max_tokens is None else min(options.max_tokens, room)
-        text, stops = codecs.getincrementaldecoder("utf-8")(errors="replace"), StopStrings(options.stops)
-        prefill = decode = 0.0
-        reason: FinishReason | None = None
-        last: int | None = None  # the token of the last chunk
-        for n in range(most):
-            began = time.perf_counter()
-            with self._turn:
-                try:
-                    logits, start = self._advance(user, tokens, cancelled)
-                except _CancelledError:
-                    break
-                if n == 0:
-                    cached, prefill = start, time.perf_counter() - began
-                    began += prefill
-                last = token = sampler.choose(logits)
-                ended, raw = self._engine.is_end(token), self._engine.piece(token)
-                mark = b"" if ended or raw else self._marker(token, reply)
-                logprob, top = most_probable(logits, token, options.logprobs, self._engine.piece)
-            tokens.append(token)
-            parts = reply.feed("" if ended else stops.feed(text.decode(raw or mark)))
-            if ended:
-                reason = "stop"
-            elif stops.hit:
-                reason = "stop_string"
-            elif n + 1 == most:
-                reason = "context" if options.max_tokens is None or options.max_tokens > room else "length"
-            if n:
-                decode += time.perf_counter() - began
-            if reason is not None:
-                break
-            yield Chunk(parts.text, parts.reasoning, parts.calls, token, raw, logprob, top)
-            if cancelled.is_set():
-                break
-        if reason is None:
-            reason, parts, last, raw, logprob, top = "cancelled", Parts(), None, b"", None, ()
-        rest = "" if reason == "stop_string" else stops.feed(text.decode(b"", final=True)) + stops.close()
-        parts = joined([parts, reply.feed(rest), reply.close(whole=reason == "stop")])
-        if reason == "stop" and reply.calls:
-            reason = "tool_calls"
-        usage = Usage(prompt, cached, len(tokens) - prompt, self.load_seconds, prefill, decode)
-        yield Chunk(parts.text, parts.reasoning, parts.calls, last, raw, logprob, top, reason, usage)
-
-    def _marker(self, token: int, reply: Reply) -> bytes:
-        """The text of a control token that a parser reads; nothing of others."""
-        text = self._engine.piece(token, control=True) if reply.markers else b""
-        return text if text.decode(errors="replace") in reply.markers else b""
+    def _constraint(self, options: Options, reply: Reply) -> Constraint | None:
+        """What the options hold an answer to; None where it is free."""
+        if (text := source(options.schema, options.grammar)) is None:
+            return None
+        with self._turn:
+            self._words = self._words or Words(self._engine)
+        return Constraint(self._words, text, schema=options.schema, marks=reply.reasoning, opened=reply.opened)
 
     def render_chat(
         self,
@@ -385,4 +377,4 @@ def open(path: str | os.PathLike[str], options: EngineOptions | None = None, *, 
     options, began = options or EngineOptions(), time.perf_counter()
     engine = open_engine(Path(path), options, target)
     seconds = time.perf_counter() - began
-    return Session(engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds)
+    return Session(engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds, path=Path(path))

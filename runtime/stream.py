@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sampan.errors import InputError, wrong
 
+from .grammar import Schema, source
 from .reply import ToolCall, ToolDelta, whole_calls
 from .sampling import Sampling, log_probabilities
 
@@ -28,6 +29,9 @@ class Options:
     `max_tokens` None goes on until the context is full. `sampling` None takes the artifact's own. `seed` None takes a
     random one, told by `Stream.seed`. `logprobs` None computes none, 0 those of the chosen tokens, n also those of
     the n most probable ones. Stop strings end the answer in front of them, also inside of reasoning and tool calls.
+
+    `schema`, a JSON schema, or `grammar`, in llguidance's form of Lark, say what the answer may be: no other token is
+    chosen, and the end only where they allow it. Reasoning in front of the answer is free.
     """
 
     max_tokens: int | None = 512
@@ -35,6 +39,8 @@ class Options:
     seed: int | None = None
     stop: str | Sequence[str] = ()
     logprobs: int | None = None
+    schema: Schema | None = None
+    grammar: str | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -51,6 +57,7 @@ class Options:
             raise wrong("stop", "texts of at least one character", "an empty one")
         if self.logprobs is not None and self.logprobs < 0:
             raise wrong("logprobs", "0 or more", self.logprobs)
+        source(self.schema, self.grammar)
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,3 +121,65 @@ def test_zeros_and_tiny_values_stay_finite(name: str) -> None:
 def test_a_scale_beyond_float16_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="a scale overflows float16"):
         encoded(name, np.full((1, 128), 1e9, np.float32))
+
+
+def uneven(columns: int) -> NDArray[np.float32]:
+    """Weights as real inputs have them: some columns count a hundred times more than others."""
+    return np.exp(2 * np.random.default_rng(9).standard_normal(columns)).astype(np.float32)
+
+
+def weighted(name: str, x: NDArray[np.float32], weights: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Encoded and decoded."""
+    kind, out = BLOCK_TYPES[name], np.empty_like(x)
+    raw = np.empty(len(x) * kind.row_bytes(x.shape[1]), np.uint8)
+    encode_rows(kind, x, raw, weights)
+    decode_rows(kind, raw, out)
+    return out
+
+
+@pytest.mark.parametrize("name", ["u4_32", "u4_128", "u4_32z", "u4_128z"])
+def test_weights_lessen_the_error_that_counts(name: str) -> None:
+    """Against a search of every scale in float64, and against the encoding that knows no weights."""
+    x, block = values(rows=16), BLOCK_TYPES[name].block
+    w = uneven(x.shape[1]).astype(np.float64)
+
+    def error(y: NDArray[np.float32]) -> float:
+        return float((w * (x - y).astype(np.float64) ** 2).sum())
+
+    with_, without = error(weighted(name, x, w.astype(np.float32))), error(weighted(name, x, None))
+    best = 0.0
+    for row in x.astype(np.float64):
+        for at in range(0, x.shape[1], block):
+            part, v = row[at : at + block], w[at : at + block]
+            scales = np.abs(part).max() * np.linspace(0.05, 0.2, 600)
+            scales = np.concatenate([scales, -scales])
+            zeros = np.arange(16.0) if BLOCK_TYPES[name].zero_points else np.array([8.0])
+            q = np.rint(part / scales[:, None, None]) + zeros[:, None]
+            y = (np.clip(q, 0, 15) - zeros[:, None]) * scales[:, None, None]
+            best += float((v * (part - y) ** 2).sum(-1).min())
+    assert with_ < 0.93 * without
+    assert best <= with_ * 1.0001 and with_ < 1.35 * best, (
+        f"{with_ / best:.3f} of the best, {without / best:.3f} without"
+    )
+
+
+@pytest.mark.parametrize("name", ["u4_32", "u4_128z"])
+def test_equal_weights_do_no_harm(name: str) -> None:
+    """More is tried than without, and the padding of the last block counts for nothing."""
+    x = values(columns=288)
+    with_, without = (weighted(name, x, w) - x for w in (np.full(288, 0.25, np.float32), None))
+    assert float((with_**2).sum()) <= 1.0001 * float((without**2).sum())
+
+
+def test_q8_0_takes_no_weights() -> None:
+    x = values()
+    assert np.array_equal(weighted("q8_0", x, uneven(256)), weighted("q8_0", x, None))
+    assert not BLOCK_TYPES["q8_0"].weighted and not number_type("q8_0").weighted and number_type("q4_k").weighted
+
+
+def test_weighted_q4_0_is_ggmls() -> None:
+    x, w, kind = values(), uneven(256), number_type("q4_0")
+    raw, ggml = np.empty(len(x) * kind.row_bytes(256), np.uint8), np.empty_like(x)
+    encode_rows(kind, x, raw, w)
+    decode_rows(kind, raw, ggml)
+    assert np.array_equal(weighted("q4_0", x, w), ggml) and not np.array_equal(weighted("q4_0", x, None), ggml)

@@ -32,10 +32,10 @@ def modules(requirements: list[str]) -> set[str]:
 
 
 def test_every_import_is_declared() -> None:
-    needed = (PROJECT["dependencies"], *(EXTRAS[name] for name in ("onnx", "gguf", "reference", "server", "qnn")))
+    needed = (PROJECT["dependencies"], *(EXTRAS[name] for name in ("onnx", "gguf", "reference", "schema", "server", "qnn")))
     declared = modules([r for requirements in needed for r in requirements])
     imported = set()
-    for folder in ("core", "cli", "convert", "quantize", "runtime", "validate"):
+    for folder in ("core", "calibrate", "cli", "convert", "quantize", "runtime", "validate"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Import):
@@ -57,7 +57,7 @@ def declared(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_to_install() -> None:
     for module, extra in {
         "onnxruntime": "onnx", "onnx": "onnx", "llama_cpp": "gguf", "torch": "reference", "transformers": "reference",
-        "llama_cpp.llama_cpp": "gguf",
+        "llguidance": "schema", "llama_cpp.llama_cpp": "gguf",
     }.items():  # fmt: skip
         assert advice(module) == f'pip install "sampan[{extra}]"'
     assert advice("jinja2") == "pip install --force-reinstall sampan"

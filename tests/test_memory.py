@@ -14,7 +14,7 @@ import pytest
 from sampan import gguf as container
 from sampan.errors import InputError
 from sampan.gguf import Kind, Value
-from sampan.runtime.memory import need
+from sampan.runtime.memory import need, room
 
 # its log at that context
 PEER = """
@@ -90,3 +90,14 @@ def test_headers_that_do_not_tell(tmp_path: Path, changes: dict[str, object], ex
     with pytest.raises(InputError) as e:
         need(header(tmp_path, changes))
     assert expected in str(e.value)
+
+
+def test_room_is_what_need_leaves(tmp_path: Path) -> None:
+    """The sizes of Qwen3-8B's config.json; its 36 layers of 8 key/value heads as one of 288."""
+    found = need(header(tmp_path, {
+        "qwen3.embedding_length": 4096, "qwen3.feed_forward_length": 12288, "qwen3.attention.head_count": 32,
+        "qwen3.attention.head_count_kv": 8 * 36, "qwen3.attention.key_length": 128,
+        "qwen3.attention.value_length": 128, "tokenizer.ggml.tokens": [0] * 151_936,
+    }))  # fmt: skip
+    assert room(found.total) == found.weights
+    assert room(found.total - found.weights) == room(0) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from conftest import to_gguf
 
 from sampan.cli import cli, run
+from sampan.errors import InputError
 from sampan.runtime import Options, Sampling, Session, open
 from sampan.runtime.sampling import Sampler
 
@@ -93,7 +95,7 @@ def test_a_terminal_shows_reasoning_dimmed(
     monkeypatch.setattr(run.sys.stdout, "isatty", lambda: True, raising=False)
     with open(model) as session:
         show = run.Show(as_json=False, stats=False, context=session.context)
-        message = show(session.chat([{"role": "user", "content": "?"}]))
+        message = show(session.chat([{"role": "user", "content": "?"}])).message()
     assert capsys.readouterr().out == shown
     assert message == {"role": "assistant", "content": "Yes, 2 < 3.", "reasoning_content": "Hm."}
 
@@ -117,3 +119,11 @@ def test_a_model_that_cannot_switch(model: Path) -> None:
     ):
         done = run_cli("run", str(model), "Hi", *arguments)
         assert (done.returncode, done.stderr) == (2, f"error: {line}\n")
+
+
+@pytest.mark.parametrize("command", ["run", "serve"])
+def test_the_target_is_a_file_of_its_name(model: Path, command: str) -> None:
+    words = ["--port", "0"] if command == "serve" else ["Hi"]
+    result = CliRunner().invoke(cli, [command, str(model), *words, "--target", "../cpu"])
+    assert isinstance(result.exception, InputError)
+    assert re.fullmatch(r"target: expected one of cpu.*, found '\.\./cpu'", str(result.exception))

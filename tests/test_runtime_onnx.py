@@ -251,7 +251,7 @@ def test_files_and_options_that_are_refused(folder: Path, tmp_path: Path) -> Non
         runtime.open(copy)
     with pytest.raises(InputError, match="kv: expected f32, the cache of ONNX graphs, found f16"):
         runtime.open(folder, runtime.EngineOptions(kv="f16"))
-    with pytest.raises(InputError, match="flash_attention: expected None or False.*found True"):
+    with pytest.raises(InputError, match=r"flash_attention: expected None or False.*found True"):
         runtime.open(folder, runtime.EngineOptions(flash_attention=True))
 
 

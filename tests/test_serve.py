@@ -6,12 +6,13 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openai
 import pytest
 from both_engines import artifacts
+from pydantic import BaseModel, Field
 from server_engine import TEMPLATE, Scripted, call, serving
 
 from sampan import runtime
@@ -239,3 +240,42 @@ def test_the_models_own_sampling_holds_where_nothing_is_asked(ask: Callable[...,
     assert biased.choices[0].text == "b"
     told = ai.completions.create(model="tiny", prompt="x", max_tokens=1, logprobs=0).choices[0].logprobs
     assert math.isclose(told.token_logprobs[0], 0, abs_tol=1e-3) and told.top_logprobs == [{}]
+
+
+# Answers that are held to a schema
+
+
+def test_a_schema_holds_answers_whole_streamed_and_parsed(trained: tuple[Session, openai.OpenAI]) -> None:
+    """As OpenAI's client sends it for a class of pydantic, at a temperature at which the model alone writes no JSON."""
+
+    class City(BaseModel, extra="forbid"):
+        sea: bool
+        near: list[Literal["old", "wet"]] = Field(max_length=2)
+
+    _, ai = trained
+    given = {"model": "tiny", "messages": HELLO, "temperature": 1.5, "max_tokens": 200}
+    for seed in range(3):
+        parsed = ai.chat.completions.parse(**given, seed=seed, response_format=City)
+        assert isinstance(parsed.choices[0].message.parsed, City)
+        said = {"type": "json_schema", "json_schema": {"name": "city", "schema": City.model_json_schema()}}
+        streamed = ai.chat.completions.create(**given, seed=seed, response_format=said, stream=True)
+        text = "".join(c.choices[0].delta.content or "" for c in streamed)
+        assert City.model_validate_json(text) == parsed.choices[0].message.parsed
+        plain = ai.completions.create(
+            model="tiny", prompt="x", max_tokens=200, seed=seed, extra_body={"response_format": said}
+        )
+        City.model_validate_json(plain.choices[0].text)
+
+
+def test_an_object_of_json_is_one(ask: Callable[..., openai.OpenAI]) -> None:
+    ai = ask(lambda text: '{"a": [1, "<think>"]}')
+    given = ai.chat.completions.create(model="tiny", messages=HELLO, response_format={"type": "json_object"})
+    assert given.choices[0].message.content == '{"a": [1, "<think>"]}'
+
+
+def test_a_schema_that_cannot_be_held_to_is_an_error_of_the_request(trained: tuple[Session, openai.OpenAI]) -> None:
+    said = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"items": {"uniqueItems": True}}}}
+    with pytest.raises(openai.BadRequestError) as e:
+        trained[1].chat.completions.create(model="tiny", messages=HELLO, response_format=said)
+    assert (e.value.param, e.value.code) == ("response_format", "invalid_schema")
+    assert "schema: #/items: no answer can be held to this: Unimplemented keys" in str(e.value)

@@ -92,6 +92,7 @@ def test_a_body_that_is_no_request(url: str, body: bytes) -> None:
 
 
 CALLED = {"type": "function", "function": {"name": "f", "arguments": "{"}}
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
 FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": []}, "messages", "at least one message"),
     ({"messages": None}, "messages", "it is missing"),
@@ -103,13 +104,24 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [{"role": "user", "content": "", "audio": 1}]}, "messages[0].audio", "not known"),
     ({"messages": [{"role": "assistant", "tool_calls": [CALLED]}]}, "messages[0].tool_calls[0].function.arguments",
      "expected the text of a JSON object"),
-    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "not built"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "not built"),
+    ({"response_format": "json"}, "response_format", "expected an object"),
+    ({"response_format": {"type": ["text"]}}, "response_format.type", "text, json_object or json_schema"),
+    ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema", "not known"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "expected an object"),
+    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema",
+     "expected an object"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strict": 1}}},
+     "response_format.json_schema.strict", "true or false"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "x": 1}}},
+     "response_format.json_schema.x", "not known"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "text"}}}}, "response_format",
+     "schema: #: no answer can be held to this: Invalid type: text"),
+    ({"response_format": {"type": "json_object"}, "tools": TOOLS}, "response_format", "calls no tools"),
     ({"tool_choice": "required"}, "tool_choice", "no call can be forced"),
     ({"tool_choice": {"type": "function"}}, "tool_choice", "no call can be forced"),
     ({"tools": {}}, "tools", "expected a list"),
     ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools[0].function.strict",
-     "not built"),
+     "cannot be held"),
     ({"functions": []}, "functions", "old form"),
     ({"parallel_tool_calls": False}, "parallel_tool_calls", "not built"),
     ({"n": 2}, "n", "give 1"),

@@ -50,10 +50,41 @@ def test_a_prompt_and_a_pipe_are_joined(model: Path) -> None:
     assert joined.stdout != ask(model, "Please work out").stdout
 
 
+def test_a_prompt_a_file_and_a_pipe_are_joined(model: Path, tmp_path: Path) -> None:
+    (file := tmp_path / "p.txt").write_text("work out")
+    joined = ask(model, "Please", "--file", file, input=b"2 + 38.")
+    assert joined.stdout == ask(model, "Please\n\nwork out\n\n2 + 38.").stdout
+    assert ask(model, "--file", file).stdout == ask(model, "work out").stdout != joined.stdout
+    (system := tmp_path / "s.txt").write_text("Answer in Chinese.\n")
+    wanted = ask(model, "Well?", "--system", "Answer in Chinese.", "--json", "--temperature", "0")
+    found = ask(model, "Well?", "--system-file", system, "--json", "--temperature", "0")
+    assert json.loads(found.stdout)["usage"]["prompt_tokens"] == json.loads(wanted.stdout)["usage"]["prompt_tokens"]
+
+
+def test_files_that_are_no_prompts(model: Path, tmp_path: Path) -> None:
+    (latin := tmp_path / "latin.txt").write_bytes(LATIN)
+    (large := tmp_path / "large.txt").write_bytes(b"a" * 10_000_001)
+    for option in ("--file", "--system-file"):
+        for path, line in (
+            (latin, "byte 2 is not UTF-8; save the file as UTF-8"),
+            (large, "10 MB is more than the 10 MB that such a file may have; is it the right file?"),
+            (tmp_path, "this is a folder, not a regular file; put the file itself there"),
+            (tmp_path / "none", "expected a file, found none; is the folder complete?"),
+        ):
+            done = ask(model, "Hi", option, path)
+            assert (done.returncode, done.stderr.decode()) == (2, f"error: {path}: {line}\n")
+    for arguments, line in (
+        (("--chat", "--file", latin), "--chat: expected no PROMPT, no --file and no --raw beside it, found one"),
+        (("--system", "a", "--system-file", latin), "--system-file: expected no --system beside it, found both"),
+    ):
+        done = ask(model, *arguments)
+        assert (done.returncode, done.stderr.decode()) == (2, f"error: {line}\n")
+
+
 @pytest.mark.parametrize("piped", [b"", b" \n"])
 def test_nothing_in_a_pipe(piped: bytes, model: Path) -> None:
     alone = ask(model, input=piped)
-    line = b"error: there is no prompt; give PROMPT, text on standard input, or --chat\n"
+    line = b"error: there is no prompt; give PROMPT, --file, text on standard input, or --chat\n"
     assert (alone.returncode, alone.stderr) == (2, line)
     assert ask(model, "Please work out", input=piped).stdout == ask(model, "Please work out").stdout
 

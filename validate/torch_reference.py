@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.errors import InputError, brief
+from sampan.runtime.machine import look
+from sampan.runtime.processor import processor
 
 SLICE = 64  # positions whose logits are computed together
 
@@ -24,7 +25,7 @@ class TorchModel:
             from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
         except ImportError as e:
             raise InputError(f"--reference torch: {e}; pip install 'sampan[reference]'") from None
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads or processor(look()).threads)
         local = {"trust_remote_code": False, "local_files_only": True}
         try:
             config: Any = AutoConfig.from_pretrained(folder, **local)

@@ -21,6 +21,7 @@ from sampan.prefix import PREFIX_KEY, WAYS, put
 
 from ..chat import LARGEST
 from ._experts import ExpertRecorder
+from ._inputs import InputRecorder, Sums
 
 if TYPE_CHECKING:
     from ..engine import EngineOptions
@@ -120,6 +121,11 @@ def amx(lib: Any) -> bool:
     return b"AMX_INT8 = 1" in lib.llama_print_system_info()
 
 
+def _bytes(array: NDArray[np.uint8]) -> Any:
+    """An array's memory, as ctypes passes it."""
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
+
+
 class LlamaEngine:
     """One llama.cpp model and context; implements `Engine`."""
 
@@ -141,7 +147,8 @@ class LlamaEngine:
             raise
 
     def _load(self, lib: Any, path: Path, options: EngineOptions) -> None:
-        self._experts: ExpertRecorder | None = ExpertRecorder(lib) if options.record_experts else None
+        self._inputs = InputRecorder(lib) if options.record_inputs else None
+        self._experts = ExpertRecorder(lib) if options.record_experts and self._inputs is None else None
         _errors.clear()
         params = lib.llama_model_default_params()
         params.vocab_only = options.vocabulary_only
@@ -198,8 +205,8 @@ class LlamaEngine:
         if options.threads:
             p.n_threads = p.n_threads_batch = options.threads
         p.type_k = p.type_v = KV_TYPES[self.kv]
-        if self._experts is not None:
-            p.cb_eval = self._experts.callback
+        if recorder := self._inputs or self._experts:
+            p.cb_eval = recorder.callback
         for end in ("fast", "slow"):  # llama.cpp's graphs do not read these keys from the file
             if (beta := self._meta(f"{self._meta('general.architecture')}.rope.scaling.yarn_beta_{end}")) is not None:
                 setattr(p, f"yarn_beta_{end}", float(beta))
@@ -280,8 +287,43 @@ class LlamaEngine:
         pointer = self._lib.llama_get_logits(self._ctx)
         return np.ctypeslib.as_array(pointer, shape=(wanted * self.vocab,)).reshape(wanted, self.vocab)
 
+    def state_bytes(self) -> int:
+        return int(self._lib.llama_state_seq_get_size(self._ctx, 0))
+
+    def state_limit(self, tokens: int) -> int:
+        self.keep(0)
+        sizes = []
+        for _ in range(min(2, self.context)):  # a recurrent state is there once, a cell for every token
+            self.evaluate([0], 0)
+            sizes.append(self.state_bytes())
+        self.take_experts()
+        self.keep(0)
+        return sizes[0] + (tokens - 1) * (sizes[-1] - sizes[0])
+
+    def copy_state(self, out: NDArray[np.uint8]) -> None:
+        written = self._lib.llama_state_seq_get_data(self._ctx, _bytes(out), out.nbytes, 0)
+        if written != out.nbytes:
+            raise InputError(f"llama.cpp wrote {written} of the {out.nbytes} bytes of its state")
+
+    def restore(self, tokens: int, state: NDArray[np.uint8]) -> None:
+        self.keep(0)
+        _errors.clear()
+        read = self._lib.llama_state_seq_set_data(self._ctx, _bytes(state), state.nbytes, 0)
+        last = self._lib.llama_memory_seq_pos_max(self._lib.llama_get_memory(self._ctx), 0)
+        if (read, last) != (state.nbytes, tokens - 1):
+            self.keep(0)
+            reason = "; ".join(_errors) or f"it read {read} of {state.nbytes} bytes, up to position {last}"
+            raise InputError(f"llama.cpp does not take this state: {reason}")
+        self._position = tokens
+
     def take_experts(self) -> dict[int, NDArray[np.int32]]:
         return {} if self._experts is None else self._experts.take()
+
+    def take_inputs(self) -> dict[str, Sums]:
+        """Matrix → sums of squares of what it was multiplied with since the last call, [matrices, columns], and how
+        many vectors those were: one count, or one for each expert. Names and columns are GGUF's.
+        """
+        return {} if self._inputs is None else self._inputs.take()
 
     def metadata(self) -> Mapping[str, str]:
         lib, values = self._lib, {}

@@ -247,6 +247,36 @@ class OnnxEngine:
         logits: NDArray[np.float32] = self._next if single else outputs["logits"].numpy()
         return logits[0, -wanted:] if wanted else logits[0, :0]
 
+    def _held(self, tokens: int) -> list[NDArray[Any]]:
+        """The parts of the state of so many tokens, in the order of the graph's inputs."""
+        return [*(c[:, :, :tokens] for c in self._cache.values()), *self._states.values()]
+
+    def state_bytes(self) -> int:
+        return self.state_limit(self._position)
+
+    def state_limit(self, tokens: int) -> int:
+        rows: int = sum(c.shape[1] * c.shape[3] * c.itemsize for c in self._cache.values())
+        states: int = sum(s.nbytes for s in self._states.values())
+        return tokens * rows + states
+
+    def copy_state(self, out: NDArray[np.uint8]) -> None:
+        at = 0
+        for part in self._held(self._position):
+            out[at : at + part.nbytes] = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+            at += part.nbytes
+
+    def restore(self, tokens: int, state: NDArray[np.uint8]) -> None:
+        self.keep(0)
+        if state.nbytes != (wanted := self.state_limit(tokens)):
+            raise wrong("the state", f"{wanted} bytes", state.nbytes)
+        if not self._shared:
+            self._cache = {n: np.empty((1, c.shape[1], tokens, c.shape[3]), c.dtype) for n, c in self._cache.items()}
+        at = 0
+        for part in self._held(tokens):
+            part[...] = state[at : at + part.nbytes].view(part.dtype).reshape(part.shape)
+            at += part.nbytes
+        self._position = tokens
+
     def take_experts(self) -> dict[int, NDArray[np.int32]]:
         return self._routers.take() if self._routers else {}
 

@@ -98,7 +98,7 @@ def tools(name: str, value: Any) -> list[dict[str, Any]]:
         for key in function.keys() - FUNCTION:
             raise bad(f"{at}.function.{brief(key)}", "this field is not known; leave it out")
         if function.get("strict"):
-            raise bad(f"{at}.function.strict", "constrained output is not built; leave it out")
+            raise bad(f"{at}.function.strict", "the arguments of calls cannot be held to their schema; leave it out")
         _text(f"{at}.function.name", function.get("name"))
         _text(f"{at}.function.description", function.get("description") or "")
         mapping(f"{at}.function.parameters", function.get("parameters") or {})
@@ -136,6 +136,8 @@ def parse(body: Any, session: Session, settings: Settings) -> Asked:
     called = (found.get("tools") or None) if body.get("tool_choice") != "none" else None
     if called and "tools" not in choose(session.chat_templates, tools=True):
         raise bad("tools", "this model's chat template knows no tools; leave them out")
+    if called and found.get("response_format") is not None:
+        raise bad("response_format", "an answer that is held to a schema calls no tools; leave it out, or the tools")
     return Asked(
         options(found, session.sampling, settings.max_tokens, found.get("top_logprobs", 0) if wants else None),
         messages=found["messages"],

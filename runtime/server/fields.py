@@ -18,11 +18,10 @@ HARMLESS = {  # they change nothing in an answer
 }  # fmt: skip
 FIXED: dict[str, tuple[Any, ...]] = {  # fields of which one value is what we do anyway
     "n": (1,), "best_of": (1,), "echo": (False,), "parallel_tool_calls": (True,), "modalities": (["text"],),
-    "response_format": ({"type": "text"},), "tool_choice": ("none", "auto"), "suffix": ("",),
+    "tool_choice": ("none", "auto"), "suffix": ("",),
 }  # fmt: skip
 UNBUILT = {
-    "response_format": "constrained output is not built; leave it out, or give type text",
-    "tool_choice": "no call can be forced, since constrained output is not built; give none or auto",
+    "tool_choice": "no call can be forced; give none or auto",
     "functions": "this is the old form; give tools",
     "function_call": "this is the old form; give tool_choice",
 }
@@ -105,6 +104,23 @@ def stream_options(name: str, value: Any) -> bool:
     return switch(f"{name}.include_usage", value.get("include_usage", False))
 
 
+def response_format(name: str, value: Any) -> dict[str, Any] | bool | None:
+    """A check: the schema that an answer is held to, `strict` or not; None where it is free."""
+    kind = mapping(name, value).get("type")
+    if kind not in ("text", "json_object", "json_schema"):
+        raise bad(f"{name}.type", f"expected text, json_object or json_schema, found {brief(kind)}")
+    for key in value.keys() - {"type", kind if kind == "json_schema" else "type"}:
+        raise bad(f"{name}.{brief(key)}", f"this field is not known beside type {kind}; leave it out")
+    if kind != "json_schema":
+        return {"type": "object"} if kind == "json_object" else None
+    inner = mapping(f"{name}.{kind}", value.get(kind))
+    for key in inner.keys() - {"name", "description", "schema", "strict"}:
+        raise bad(f"{name}.{kind}.{brief(key)}", "this field is not known; leave it out")
+    switch(f"{name}.{kind}.strict", inner.get("strict") or False)
+    schema = inner.get("schema")
+    return schema if isinstance(schema, bool) else mapping(f"{name}.{kind}.schema", schema)
+
+
 Check = Callable[[str, Any], Any]
 TOKENS = integer(1, 2**31 - 1)
 SAMPLING: dict[str, Check] = {
@@ -119,6 +135,7 @@ SAMPLING: dict[str, Check] = {
 }
 COMMON: dict[str, Check] = SAMPLING | {
     "max_tokens": TOKENS,
+    "response_format": response_format,
     "seed": integer(0, 2**63 - 1),
     "stop": stops,
     "stream": switch,
@@ -159,4 +176,5 @@ def options(found: Mapping[str, Any], own: Sampling, limit: int | None, logprobs
     most = min((n for n in (asked, limit) if n is not None), default=None)
     names = {f.name for f in fields(Sampling)}
     sampling = replace(own, **{k: v for k, v in found.items() if k in names})
-    return Options(most, sampling, found.get("seed"), found.get("stop", ()), logprobs)
+    schema = found.get("response_format")
+    return Options(most, sampling, found.get("seed"), found.get("stop", ()), logprobs, schema)

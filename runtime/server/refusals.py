@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sampan.errors import ContextLengthError, InputError
+from sampan.errors import ContextLengthError, InputError, SchemaError
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -34,4 +34,6 @@ def bad(param: str | None, message: str, code: str | None = None) -> RefusalErro
 
 def refusal(e: InputError) -> RefusalError:
     """What the Session refuses before it computes: the request is to blame."""
+    if isinstance(e, SchemaError):
+        return bad("response_format", str(e), "invalid_schema")
     return bad(None, str(e), "context_length_exceeded" if isinstance(e, ContextLengthError) else None)

@@ -17,7 +17,7 @@ from ..target import Target
 
 def _found(machine: Machine) -> list[str]:
     cpu = processor(machine)
-    return [f"{cpu.name or machine.architecture}: {cpu.threads} of {len(machine.allowed)} threads"]
+    return [f"{cpu.name or machine.architecture}: threads for {cpu.threads} of {len(machine.allowed)} cores"]
 
 
 def _open(path: Path, options: EngineOptions) -> Engine:

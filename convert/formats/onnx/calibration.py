@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.errors import InputError
-from sampan.files import read_bytes
 from sampan.static import EMBEDDING_FILE, TOKENS
 
 from ...architecture import Architecture
@@ -22,8 +22,8 @@ from .ranges import observe, quantities
 if TYPE_CHECKING:
     from .npu import Part
 
-TEXT = Path(__file__).parents[2] / "texts" / "calibration.txt"
-CALLS, TEXTS = 4, 8  # of 128 tokens in a row, and how often
+TEXT = ("en.txt", "zh.txt", "code.txt", "maths.txt")  # of `sampan calibrate`
+CALLS, EACH = 4, 2  # of 128 tokens in a row, and how often of each text
 AT_ONCE = 1 << 24  # values of the embedding
 
 
@@ -48,26 +48,29 @@ def measure(
     embedding = np.memmap(folder / EMBEDDING_FILE, np.float16, "r").reshape(arch.vocab, arch.hidden)
     hidden = [[np.asarray(embedding[ids], np.float32) for ids in text] for text in _texts(folder, arch.vocab, calls)]
     layers = each_layer(arch)
-    files = [next(d for d, p in zip(data, parts, strict=True) if layer.layers[0] in p.layers) for layer in layers]
-    small = static(weights, arch, tokens * calls, tokens, files, layers)
+    lie = [next(d for d, p in zip(data, parts, strict=True) if layer.layers[0] in p.layers) for layer in layers]
+    small = static(weights, arch, tokens * calls, tokens, lie, layers)
     ranges = observe(small, folder, hidden, positions, threads)
     return quantities(form.graphs, form, ranges, _range(embedding))
 
 
 def _texts(folder: Path, vocab: int, calls: int) -> list[list[NDArray[np.int64]]]:
-    """Ids of the text, 128 to a call."""
+    """Ids of the texts, 128 to a call."""
     import tokenizers
 
     try:
         tokenizer: Any = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as e:  # the package's exceptions have no common base
         raise InputError(f"tokenizer.json: the tokenizers package cannot read it: {e}") from None
-    ids = np.array(tokenizer.encode(read_bytes(TEXT).decode(), add_special_tokens=False).ids, np.int64)
+    found: list[list[NDArray[np.int64]]] = []
     n = TOKENS[0] * calls
-    if ids.max(initial=0) >= vocab:
-        raise InputError(f"tokenizer.json: token {ids.max()} is beyond the vocabulary of {vocab}")
-    whole = np.resize(ids, max(n, ids.size // n * n))[: n * TEXTS]
-    return [list(text.reshape(calls, -1)) for text in whole.reshape(-1, n)]
+    for name in TEXT:
+        text = (files("sampan.calibrate") / "texts" / name).read_text(encoding="utf-8")
+        ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        if ids.max(initial=0) >= vocab:
+            raise InputError(f"tokenizer.json: token {ids.max()} is beyond the vocabulary of {vocab}")
+        found += [list(part.reshape(calls, -1)) for part in np.resize(ids, n * EACH).reshape(EACH, n)]
+    return found
 
 
 def _range(embedding: NDArray[np.float16]) -> tuple[float, float]:

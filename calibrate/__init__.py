@@ -1,0 +1,1 @@
+"""Run a model over a text and keep what its matrices are multiplied with."""

@@ -1,0 +1,85 @@
+"""The loop of an answer: evaluate, choose, tell."""
+
+from __future__ import annotations
+
+import codecs
+import threading
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from .grammar import Constraint
+from .markers import StopStrings
+from .reply import Parts, Reply, joined
+from .sampling import Sampler
+from .stream import Chunk, FinishReason, Options, Usage, most_probable
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .session import Session
+
+
+class CancelledError(Exception):
+    """Between two parts of a prompt."""
+
+
+def answer(
+    session: Session, tokens: list[int], sampler: Sampler, options: Options, cancelled: threading.Event, reply: Reply,
+    constraint: Constraint | None,
+) -> Generator[Chunk, None, None]:  # fmt: skip
+    """The chunks of an answer to `tokens`, which grow with it; `Session` holds its turn for each token alone."""
+    user, prompt, cached = object(), len(tokens), 0
+    room = session.context - prompt
+    most = room if options.max_tokens is None else min(options.max_tokens, room)
+    text, stops = codecs.getincrementaldecoder("utf-8")(errors="replace"), StopStrings(options.stops)
+    prefill = decode = 0.0
+    reason: FinishReason | None = None
+    last: int | None = None  # the token of the last chunk
+    for n in range(most):
+        began = time.perf_counter()
+        with session._turn:
+            try:
+                logits, start = session._advance(user, tokens, cancelled)
+            except CancelledError:
+                break
+            if n == 0:
+                cached, prefill = start, time.perf_counter() - began
+                began += prefill
+            last = token = sampler.choose(logits, constraint.allowed() if constraint else None)
+            engine = session._engine
+            ended, raw = engine.is_end(token), engine.piece(token)
+            mark = b"" if ended or raw else _marker(engine, token, reply)
+            logprob, top = most_probable(logits, token, options.logprobs, engine.piece)
+        tokens.append(token)
+        if constraint and not ended:
+            constraint.take(token, raw or mark)
+            if n == 0:
+                reply.document(reasoning=constraint.reasons)
+        parts = reply.feed("" if ended else stops.feed(text.decode(raw or mark)))
+        if ended:
+            reason = "stop"
+        elif stops.hit:
+            reason = "stop_string"
+        elif n + 1 == most:
+            reason = "context" if options.max_tokens is None or options.max_tokens > room else "length"
+        if n:
+            decode += time.perf_counter() - began
+        if reason is not None:
+            break
+        yield Chunk(parts.text, parts.reasoning, parts.calls, token, raw, logprob, top)
+        if cancelled.is_set():
+            break
+    if reason is None:
+        reason, parts, last, raw, logprob, top = "cancelled", Parts(), None, b"", None, ()
+    rest = "" if reason == "stop_string" else stops.feed(text.decode(b"", final=True)) + stops.close()
+    parts = joined([parts, reply.feed(rest), reply.close(whole=reason == "stop")])
+    if reason == "stop" and reply.calls:
+        reason = "tool_calls"
+    usage = Usage(prompt, cached, len(tokens) - prompt, session.load_seconds, prefill, decode)
+    yield Chunk(parts.text, parts.reasoning, parts.calls, last, raw, logprob, top, reason, usage)
+
+
+def _marker(engine: Engine, token: int, reply: Reply) -> bytes:
+    """The text of a control token that a parser reads; nothing of others."""
+    text = engine.piece(token, control=True) if reply.markers else b""
+    return text if text.decode(errors="replace") in reply.markers else b""
