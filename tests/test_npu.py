@@ -244,7 +244,22 @@ def test_parts_give_the_same_numbers(model: Model, tmp_path: Path) -> None:
             assert f.path.stat().st_size == f.size, "every byte is in the plan"
     ids = tokens()[:140]
     with runtime.open(whole.out) as a, runtime.open(cut.out) as b:
-        assert np.array_equal(a.logits(ids), b.logits(ids))
+        exact = a.logits(ids)
+        assert np.array_equal(exact, b.logits(ids))
+        engine = b._engine
+        state = np.empty(engine.state_bytes(), np.uint8)
+        engine.copy_state(state)
+        engine.keep(0)
+        engine.evaluate(ids[::-1][:100], 0)
+        engine.restore(len(ids), state)
+        assert engine.state_limit(len(ids)) == state.nbytes
+        last = engine.evaluate([5], 1)[0].copy()
+        engine.keep(0)
+        for start in range(0, len(ids), engine.batch):
+            engine.evaluate(ids[start : start + engine.batch], 0)
+        assert np.array_equal(engine.evaluate([5], 1)[0], last)
+        with pytest.raises(InputError, match=r"the state: expected .* bytes"):
+            engine.restore(3, state)
 
 
 def test_a_killed_conversion_goes_on(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

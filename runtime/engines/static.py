@@ -187,6 +187,32 @@ class StaticEngine:
         logits: NDArray[np.uint16] = feeds["logits"]
         return logits
 
+    def _held(self, tokens: int) -> list[NDArray[np.uint8]]:
+        """The slots of so many tokens, in the order of the graphs' inputs."""
+        return [c[..., :tokens] if self._axis(n) == 3 else c[:, :, :tokens] for n, c in self._cache.items()]
+
+    def state_bytes(self) -> int:
+        return self.state_limit(self._position)
+
+    def state_limit(self, tokens: int) -> int:
+        return sum(part.nbytes for part in self._held(tokens))
+
+    def copy_state(self, out: NDArray[np.uint8]) -> None:
+        at = 0
+        for part in self._held(self._position):
+            out[at : at + part.nbytes] = part.reshape(-1)
+            at += part.nbytes
+
+    def restore(self, tokens: int, state: NDArray[np.uint8]) -> None:
+        self.keep(0)
+        if state.nbytes != (wanted := self.state_limit(tokens)):
+            raise wrong("the state", f"{wanted} bytes", state.nbytes)
+        at = 0
+        for part in self._held(tokens):
+            part[...] = state[at : at + part.nbytes].reshape(part.shape)
+            at += part.nbytes
+        self._position = tokens
+
     def take_experts(self) -> dict[int, NDArray[np.int32]]:
         return {}
 

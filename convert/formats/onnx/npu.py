@@ -100,8 +100,10 @@ def _plan(
     small[TABLES_FILE] = b"".join(t.tobytes() for t in positions.values())
     small |= words(checkpoint.folder, arch.vocab, generation) | {LAYOUT: as_json(layout)}
     files += [OutputFile(out / name, data, len(data), folder=True) for name, data in small.items()]
+    more = len(htp) * len(TOKENS) * sum(d.end for d in data)
+    compiled = f"compiled graphs come on top, about {human(more)}: two for each part and each of HTP {', '.join(htp)}"
     return Plan(
-        request.scheme_name, arch, tuple(files), (embedding, *weights.tensors), tuple(notes(generation)),
+        request.scheme_name, arch, tuple(files), (embedding, *weights.tensors), (*notes(generation), compiled),
         partial(_finish, forms, weights, arch, parts, data, positions, tuple(htp), request.split or LIMIT),
     )  # fmt: skip
 
