@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampan.errors import InputError
+from sampan.files import read_text
 from sampan.static import EMBEDDING_FILE, TOKENS
 
 from ...architecture import Architecture
@@ -65,7 +66,7 @@ def _texts(folder: Path, vocab: int, calls: int) -> list[list[NDArray[np.int64]]
     found: list[list[NDArray[np.int64]]] = []
     n = TOKENS[0] * calls
     for name in TEXT:
-        text = (files("sampan.calibrate") / "texts" / name).read_text(encoding="utf-8")
+        text = read_text(Path(str(files("sampan.calibrate") / "texts" / name)))
         ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
         if ids.max(initial=0) >= vocab:
             raise InputError(f"tokenizer.json: token {ids.max()} is beyond the vocabulary of {vocab}")
