@@ -51,7 +51,7 @@ def noisy(source: Path, out: Path, seed: int = 0) -> Path:
                     bits = x.view(np.uint32)
                     f.write(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes())
     for file in source.iterdir():
-        if file.suffix != ".safetensors":
+        if file.is_file() and file.suffix != ".safetensors":
             shutil.copy(file, out)
     return out
 

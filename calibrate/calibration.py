@@ -15,7 +15,7 @@ from sampan.artifact import manifest_path
 from sampan.chat_template import named_templates, named_tokens
 from sampan.errors import InputError, wrong
 from sampan.files import read_json_if_there
-from sampan.onnx import is_folder
+from sampan.model import names_model
 from sampan.quantize.stats import Sums, write_stats
 from sampan.runtime import EngineOptions
 from sampan.runtime.engines import llama
@@ -61,8 +61,8 @@ def calibrate(
     for each column of each matrix. Raises InputError for bad input.
     """
     _check_output(out, overwrite)
-    if is_folder(Path(source)):
-        raise wrong(source, "a checkpoint or a GGUF file", "an ONNX folder")
+    if Path(source).is_dir() and names_model(source):
+        raise wrong(source, "a checkpoint or a GGUF file", "a folder of a model that runs")
     given = user_texts(texts)
     model = find_reference(source, revision, 0, bars).artifact
     options = EngineOptions(

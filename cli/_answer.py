@@ -33,6 +33,8 @@ class Show:
         answer = stream.whole(chunks)
         if self.as_json:
             show_json(asdict(answer) | {"seed": stream.seed})
+        if dropped := answer.usage.dropped_tokens:
+            click.echo(f"the context of {self.context} tokens was full: --shift dropped {dropped} older ones", err=True)
         if answer.finish_reason == "length":
             click.echo(f"cut at --max-tokens {len(answer.tokens)}", err=True)
         elif answer.finish_reason == "context":

@@ -14,6 +14,11 @@ def line(text: str, *, err: bool = False) -> None:
     click.echo(printable(text), err=err)
 
 
+def said(text: str) -> None:
+    """Print a line that is no result."""
+    line(text, err=True)
+
+
 def block(text: str, *, err: bool = False) -> None:
     """Print lines that were put together by us, such as a table."""
     click.echo("\n".join(map(printable, text.split("\n"))), err=err)

@@ -77,7 +77,8 @@ def _table(result: dict[str, Any], ratios: list[Ratio], compare: Path | None) ->
     from sampan.units import human
 
     model, beside = result["model"], {r.test: r for r in ratios}
-    threads = f"{result['threads']} threads, " if result["threads"] else ""
+    n = result["threads"]
+    threads = f"{n} thread{'s' if n > 1 else ''}, " if n else ""
     title = f"{model['name']}: {human(model['bytes'])}, {result['engine']}, {threads}{result['kv']} cache"
     rows: list[list[object]] = [["test", "median", "", "least", "greatest"]]
     if compare is not None:

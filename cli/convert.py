@@ -54,6 +54,7 @@ def _resumable() -> Iterator[None]:
     type=click.Path(path_type=Path),
     help="Statistics of sampan calibrate or llama-imatrix: 4 bits get better.",
 )
+@click.option("--no-mtp", is_flag=True, help="Leave out the head that predicts a further token, which GGUF files keep.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option(
     "--validate", "check", is_flag=True, help="Measure the drift afterwards; the verdict goes into the manifest."
@@ -64,8 +65,7 @@ def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
     split_size: str | None, context: int | None, accuracy_level: str | None, target: str | None, exporter: str | None,
     make_exporter: bool, revision: str | None, stream: bool, allow_zero: bool, lossless: bool, stats: Path | None,
-    overwrite: bool,
-    check: bool, as_json: bool,
+    no_mtp: bool, overwrite: bool, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
 
@@ -115,7 +115,7 @@ def command(
         return
     conversion = prepare(
         checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split, context=context, accuracy=accuracy,
-        lossless=lossless, stats=stats, target=target,
+        lossless=lossless, stats=stats, target=target, mtp=not no_mtp,
     )  # fmt: skip
     if plan_only:
         show_json(_plan_data(conversion), indent=1) if as_json else block(_plan_text(conversion))
@@ -173,7 +173,8 @@ def _validate(source: str, revision: str | None, conversion: Conversion) -> None
 
     from ._progress import Progress
 
-    report = validate(source, [conversion.artifact], Options(revision=revision), Progress)
+    options = Options(revision=revision, stats=conversion.stats.path if conversion.stats else None)
+    report = validate(source, [conversion.artifact], options, Progress)
     record(report, manifest_path(conversion.out))
     block(f"\n{text_report(report)}", err=True)
     if report["verdict"] != "passed":

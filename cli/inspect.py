@@ -17,7 +17,8 @@ LONGEST = 90  # characters of a metadata value in the table
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(path: str, tensors: bool, revision: str | None, as_json: bool) -> None:
-    """Show what PATH is: a checkpoint folder, a hub id, any GGUF file or ONNX folder. Reads headers only.
+    """Show what PATH is: a checkpoint folder, a hub id, any GGUF file or ONNX folder, or what else `sampan run`
+    takes. Reads headers only.
 
     \b
     Examples:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._answer import Show
+from ._out import said
 from ._terminal import piped_text, plain_text
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ LONGEST = 512  # tokens of an answer that nobody can stop
 @click.option("--stats", is_flag=True, help="Print the seed, counts and speeds on standard error.")
 @click.option("--context", type=click.IntRange(1), help="Tokens of context.  [default: the model's, up to 4096]")
 @click.option(
+    "--shift", type=click.IntRange(0), metavar="N",
+    help="Where the context is full, keep its first N tokens, drop half of the others and go on.",
+)  # fmt: skip
+@click.option(
     "--kv", type=click.Choice(["f32", "f16", "q8_0"]), help="Number type of the cache.  [default: the engine's]"
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each fast core]")
@@ -67,9 +72,9 @@ def command(
     max_tokens: int | None, temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None,
     repeat_penalty: float | None, seed: int | None, stops: tuple[str, ...], think: bool | None, as_json: bool,
     schema: str | None, grammar: Path | None, stats: bool, context: int | None, kv: KV | None, threads: int | None,
-    target: str,
+    target: str, shift: int | None,
 ) -> None:  # fmt: skip
-    """Answer PROMPT with MODEL, a GGUF file or an ONNX folder.
+    """Answer PROMPT with MODEL: a GGUF file, an ONNX folder or graph, or one of a hub's, as in owner/name:Q4_K_M.
 
     Text of a file, through a pipe or on standard input is the prompt, or follows PROMPT after an empty line. Without
     any of them a terminal gets a conversation: /help there lists its commands.
@@ -83,7 +88,9 @@ def command(
     """
     from sampan.errors import InputError, wrong
     from sampan.files import read_text
+    from sampan.model import find_model
     from sampan.runtime import EngineOptions, Options, open
+    from sampan.runtime.chat import begin
 
     from ._converse import Talk, converse_lines, switch
     from ._held import held
@@ -108,7 +115,10 @@ def command(
     asked: dict[str, Any] = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repeat_penalty
     }  # fmt: skip
-    with open(model, EngineOptions(context=context, threads=threads, kv=kv), target=target) as session:
+    how, place = EngineOptions(context=context, threads=threads, kv=kv), find_model(model, say=said)
+    if not raw:
+        begin()
+    with open(place, how, target=target) as session:
         sampling = replace(session.sampling, **{k: v for k, v in asked.items() if v is not None})
         if temperature == 0 and repeat_penalty is None and sampling.repetition_penalty != 1:
             penalty = f"the model's repetition penalty of {sampling.repetition_penalty:g}"
@@ -119,7 +129,7 @@ def command(
             named |= found
         typed = chat and sys.stdin.isatty()
         longest = max_tokens or (None if typed else LONGEST)
-        options = Options(longest, sampling, seed, tuple(map(plain_text, stops)), **wanted)
+        options = Options(longest, sampling, seed, tuple(map(plain_text, stops)), **wanted, shift=shift)
         show = Show(as_json, stats, session.context)
         messages: list[dict[str, Any]] = []
         if system is not None:

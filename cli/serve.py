@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ._out import line
+from ._out import line, said
 
 if TYPE_CHECKING:
     from sampan.runtime.engine import KV
@@ -40,7 +40,7 @@ def command(
     max_tokens: int | None, max_body: int, timeout: float, context: int | None, kv: KV | None, threads: int | None,
     target: str,
 ) -> None:  # fmt: skip
-    """Serve MODEL, a GGUF file or an ONNX folder, until Ctrl-C or SIGTERM.
+    """Serve MODEL, as `sampan run` takes it, until Ctrl-C or SIGTERM.
 
     Clients of OpenAI's API get the address with /v1 as their base URL; a browser gets a chat page at the address
     itself. One answer is computed at a time, the others wait in order.
@@ -53,13 +53,16 @@ def command(
     import starlette  # noqa: F401 - before a model is loaded
     import uvicorn  # noqa: F401
 
+    from sampan.model import find_model
     from sampan.runtime import EngineOptions, open
     from sampan.runtime.server import app
     from sampan.runtime.server.settings import Settings
 
-    settings = Settings(name or model.resolve().stem, host, port, api_key, cors, queue, max_body, max_tokens, timeout)
+    found = find_model(model, say=said)
+    name = name or (model.resolve().stem if model.exists() else str(model))
+    settings = Settings(name, host, port, api_key, cors, queue, max_body, max_tokens, timeout)
     sock = app.bind(settings)
-    with sock, open(model, EngineOptions(context=context, threads=threads, kv=kv), target=target) as session:
+    with sock, open(found, EngineOptions(context=context, threads=threads, kv=kv), target=target) as session:
         service = app.service(session, settings)
         sock.listen()
         address, number = sock.getsockname()[:2]

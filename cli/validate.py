@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ._out import block
+from ._out import block, said
 
 
 @click.command("validate", short_help="Measure the drift of an artifact from its reference, with a verdict.")
@@ -46,6 +46,9 @@ from ._out import block
 @click.option("--max-kld", multiple=True, metavar="X", help="Largest KL divergence; X, DOMAIN=X or each=X.")
 @click.option("--min-top1", multiple=True, metavar="X", help="Smallest share of equal first tokens.")
 @click.option("--max-ppl-ratio", multiple=True, metavar="X", help="Largest ratio of the perplexities.")
+@click.option(
+    "--stats", type=click.Path(path_type=Path), help="Statistics that the candidate was made with, to judge its rows."
+)
 @click.option("--strict", is_flag=True, help="Fail for known limits of the engine too.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the engines.  [default: one for each fast core]")
@@ -59,7 +62,8 @@ from ._out import block
 def command(
     reference: str, candidates: tuple[str, ...], texts: tuple[Path, ...], windows: int, long: bool, kv: str | None,
     weights_only: bool, parts: bool, engine: str, blame: bool, max_kld: tuple[str, ...], min_top1: tuple[str, ...],
-    max_ppl_ratio: tuple[str, ...], strict: bool, revision: str | None, threads: int | None, json_file: Path | None,
+    max_ppl_ratio: tuple[str, ...], stats: Path | None, strict: bool, revision: str | None,
+    threads: int | None, json_file: Path | None,
     html_file: Path | None,
 ) -> None:  # fmt: skip
     """Compare CANDIDATE, a GGUF file or an ONNX folder, with REFERENCE: a checkpoint (folder or hub id) or another
@@ -76,6 +80,7 @@ def command(
       sampan validate ./Qwen3-0.6B qwen.gguf --max-kld 0.05 --max-kld code=0.08 --min-top1 0.9
     """
     from sampan.errors import wrong
+    from sampan.model import find_model
     from sampan.printable import printable_json
     from sampan.validate import verdict
     from sampan.validate.text import text_report
@@ -97,9 +102,9 @@ def command(
     options = Options(
         texts=texts, windows=windows, long=long, kv=kv, weights_only=weights_only, parts=parts,
         torch=engine == "torch", threads=threads, revision=revision, limits=limits, blame=blame,
-        strict=strict,
+        strict=strict, stats=stats,
     )  # fmt: skip
-    report = validate(reference, [Path(c) for c in candidates], options, Progress)
+    report = validate(reference, [find_model(c, say=said) for c in candidates], options, Progress)
     if json_file is not None:
         text = printable_json(json.dumps(report, indent=1, ensure_ascii=False)) + "\n"
         with click.open_file(str(json_file), "w", encoding="utf-8") as f:

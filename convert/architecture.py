@@ -209,7 +209,8 @@ class Block:
 class Architecture:
     """`dense_width` is the config's width of dense layers, which formats record for MoE models too; 0 if none.
 
-    `deepstack`: how many first layers add features of pictures, whose encoder is not converted.
+    `deepstack`: how many first layers add features of pictures, whose encoder is not converted. `drafts`: blocks behind
+    the last one, of a head that predicts a further token; the answers do not need them.
     """
 
     hidden: int
@@ -222,6 +223,12 @@ class Architecture:
     family: str = ""
     notes: tuple[str, ...] = ()  # what its user has to know, a sentence each
     deepstack: int = 0
+    drafts: tuple[Block, ...] = ()
+
+    @property
+    def all_blocks(self) -> tuple[Block, ...]:
+        """By the layer of a TensorSpec: the model's own, then the drafts."""
+        return self.blocks + self.drafts
 
     @property
     def attentions(self) -> list[GQA | MLA]:
@@ -259,23 +266,40 @@ class TensorSpec:
 
 
 def tensor_specs(arch: Architecture) -> list[TensorSpec]:
-    """Every tensor that the architecture consists of, in the order of computation."""
+    """Every tensor that the architecture consists of, in the order of computation; drafts, which most runs do not
+    load, come last.
+    """
     specs = [TensorSpec("token_embd.weight", (arch.vocab, arch.hidden))]
     for i, block in enumerate(arch.blocks):
-        attention = [("attn_norm.weight", (arch.hidden,)), *_attention(arch.hidden, block.attention)]
-        ffn = [(f"{block.ffn_norm}.weight", (arch.hidden,)), *_ffn(arch.hidden, block.ffn)]
-        if block.post_norms:
-            attention.append((f"{POST_ATTENTION_NORM}.weight", (arch.hidden,)))
-            ffn.append((f"{POST_FFN_NORM}.weight", (arch.hidden,)))
-        for name, shape in attention + ffn:
-            specs.append(TensorSpec(f"blk.{i}.{name}", shape, i, name.endswith(".bias")))
+        specs += _numbered(i, _block(arch.hidden, block))
     specs.append(TensorSpec("output_norm.weight", (arch.hidden,)))
     if not arch.tied:
         specs.append(TensorSpec("output.weight", (arch.vocab, arch.hidden)))
+    for i, block in enumerate(arch.drafts, len(arch.blocks)):
+        specs += _numbered(i, _draft(arch.hidden) + _block(arch.hidden, block))
     return specs
 
 
 _Shapes = list[tuple[str, tuple[int, ...]]]
+
+
+def _numbered(layer: int, shapes: _Shapes) -> list[TensorSpec]:
+    return [TensorSpec(f"blk.{layer}.{name}", shape, layer, name.endswith(".bias")) for name, shape in shapes]
+
+
+def _block(hidden: int, block: Block) -> _Shapes:
+    attention = [("attn_norm.weight", (hidden,)), *_attention(hidden, block.attention)]
+    ffn = [(f"{block.ffn_norm}.weight", (hidden,)), *_ffn(hidden, block.ffn)]
+    if block.post_norms:
+        attention.append((f"{POST_ATTENTION_NORM}.weight", (hidden,)))
+        ffn.append((f"{POST_FFN_NORM}.weight", (hidden,)))
+    return attention + ffn
+
+
+def _draft(hidden: int) -> _Shapes:
+    """What a draft has beside its block, whose input is eh_proj of a normed embedding and a normed hidden state."""
+    norms: _Shapes = [(f"nextn.{name}.weight", (hidden,)) for name in ("enorm", "hnorm", "shared_head_norm")]
+    return [*norms, ("nextn.eh_proj.weight", (hidden, 2 * hidden))]
 
 
 def _attention(hidden: int, a: Attention) -> _Shapes:

@@ -14,11 +14,12 @@ from sampan.safetensors import TensorInfo
 
 from .architecture import EMBEDDING, HEAD, Architecture, TensorSpec, tensor_specs
 from .encoding import Part, StoredTensor
-from .family import Family
+from .family import Family, is_draft
 from .quantization import KEY, ZERO_BIASES, read_storage
 from .rows import Arrangement, Cut, Layout, Map, Stack
 from .storage.plain import TURNED, turned
 
+WITHOUT_DRAFTS = "--no-mtp leaves the head out"
 WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")  # of torch.compile, DataParallel and peft
 
 
@@ -129,8 +130,11 @@ def bind(checkpoint: Checkpoint, family: Family, arch: Architecture) -> Binding:
     claimed: set[str] = set()
     tensors = []
     for spec in tensor_specs(arch):
-        layout = _choose(family, spec, stored, checkpoint)
-        pieces = _pieces(spec, layout, stored, checkpoint, arch)
+        if spec.layer < len(arch.blocks):
+            layout = _choose(family.sources, spec, stored, checkpoint)
+            pieces = _pieces(spec, layout, stored, checkpoint, arch)
+        else:
+            pieces = _draft(family, spec, stored, checkpoint, arch)
         claimed.update(p.stored.name for p in pieces)
         tensors.append(Bound(spec, tuple(pieces)))
     (head,) = _names(family.sources[HEAD][0], TensorSpec(HEAD, ()))
@@ -142,8 +146,9 @@ def bind(checkpoint: Checkpoint, family: Family, arch: Architecture) -> Binding:
     for name, tensor in stored.items():
         if name in claimed or any(re.fullmatch(p, name) for p in family.leftovers):
             continue
-        part = next((what for p, what in family.left_out.items() if re.fullmatch(p, name)), None)
-        layer = re.fullmatch(r"(?:.*\.)?layers\.(\d+)\..+", name)
+        draft = bool(arch.drafts) and is_draft(family, name)
+        part = next((what for p, what in family.left_out.items() if not draft and re.fullmatch(p, name)), None)
+        layer = None if draft else re.fullmatch(r"(?:.*\.)?layers\.(\d+)\..+", name)
         if part is None and layer and int(layer[1]) >= len(arch.blocks):  # DeepSeek-V3's and GLM's are the last ones
             part = "multi-token prediction layers"
         if part is None and tensor.aside and tensor.main.info.dtype in tensor.encoding.dtypes:
@@ -153,7 +158,8 @@ def bind(checkpoint: Checkpoint, family: Family, arch: Architecture) -> Binding:
             left_out.setdefault(part, []).extend(p.info for p in tensor.parts)
         else:
             where = f"{checkpoint.shards[tensor.main.shard].name}: {brief(name)}"
-            raise wrong(where, f"only tensors that {arch.family} knows", "one that no rule claims")
+            hint = WITHOUT_DRAFTS if draft else ""
+            raise wrong(where, f"only tensors that {arch.family} knows", "one that no rule claims", hint)
     return Binding(tuple(tensors), redundant, {part: tuple(infos) for part, infos in left_out.items()}, tuple(zeros))
 
 
@@ -168,9 +174,23 @@ def _with_prefix(stored: dict[str, StoredTensor], family: Family) -> dict[str, S
     return {names[name]: replace(tensor, name=names[name]) for name, tensor in stored.items()}
 
 
-def _choose(family: Family, spec: TensorSpec, stored: Mapping[str, object], checkpoint: Checkpoint) -> Layout:
+def _draft(
+    family: Family, spec: TensorSpec, stored: Mapping[str, StoredTensor], checkpoint: Checkpoint, arch: Architecture
+) -> list[Piece]:
+    """The pieces of a tensor of a draft. Quantisers copy such a head as it is, whatever they say of other modules."""
+    try:
+        layout = _choose(family.drafts, spec, stored, checkpoint)
+        plain = {name: replace(stored[name], promised="") for name in _names(layout, spec)}
+        return _pieces(spec, layout, plain, checkpoint, arch)
+    except InputError as e:
+        raise InputError(f"{e}; {WITHOUT_DRAFTS}") from None
+
+
+def _choose(
+    sources: Mapping[str, tuple[Layout, ...]], spec: TensorSpec, stored: Mapping[str, object], checkpoint: Checkpoint
+) -> Layout:
     """The first layout whose tensors exist."""
-    layouts = family.sources[spec.name.replace(f"blk.{spec.layer}.", "blk.{i}.", 1)]
+    layouts = sources[spec.name.replace(f"blk.{spec.layer}.", "blk.{i}.", 1)]
     for layout in layouts:
         names = _names(layout, spec)
         if names[0] in stored:
@@ -199,13 +219,13 @@ def _pieces(
     """The pieces of a canonical tensor: one for each expert or head where it has three dimensions."""
     if isinstance(layout, Stack):
         pieces, at = list[Piece](), 0
-        for source, rows in zip(layout.sources, layout.rows(arch.blocks[spec.layer]), strict=True):
+        for source, rows in zip(layout.sources, layout.rows(arch.all_blocks[spec.layer]), strict=True):
             part = replace(spec, shape=(rows, *spec.shape[1:]))
             pieces += [replace(p, at=at + p.at) for p in _pieces(part, source, stored, checkpoint, arch)]
             at += rows
         return pieces
     matrix = math.prod(spec.shape[:-1]) // (spec.shape[0] if len(spec.shape) == 3 else 1)  # rows that belong together
-    cut = Cut(0, matrix, matrix) if layout.cut is None else layout.cut(arch.blocks[spec.layer])
+    cut = Cut(0, matrix, matrix) if layout.cut is None else layout.cut(arch.all_blocks[spec.layer])
     each = "{e}" in layout.name
     rows = math.prod(spec.shape[1:-1] if each else spec.shape[:-1])
     maps = (layout.map,) if layout.map else ()

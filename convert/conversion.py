@@ -90,10 +90,12 @@ def prepare(
     lossless: bool = False,
     stats: Path | None = None,
     target: str | None = None,
+    mtp: bool = True,
 ) -> Conversion:
     """Read the config and the headers, choose every type and lay every byte out; `lossless` refuses other numbers.
 
-    `stats`: a file of statistics of the matrices' inputs, which say what errors of each column count.
+    `stats`: a file of statistics of the matrices' inputs, which say what errors of each column count. `mtp`: with the
+    blocks that predict further tokens, where the format has a place for them.
     """
     form: Format = load("sampan.convert.formats", to, "FORMAT", "--to")
     if target is not None:
@@ -107,7 +109,7 @@ def prepare(
     except UnicodeEncodeError:
         raise InputError(f"--output: {str(out)!r} is no UTF-8, as manifests need it; choose another name") from None
     _refuse_output_in_source(checkpoint, out)
-    family, arch = read_architecture(checkpoint)
+    family, arch = read_architecture(checkpoint, drafts=mtp and form.drafts)
     binding = bind(checkpoint, family, arch)
     found = None if stats is None else open_stats(stats)
     if found is not None:

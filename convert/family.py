@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +18,8 @@ from .quantization import read_rules
 from .rows import Layout
 
 TIED = "tie_word_embeddings"
+DRAFTS = "mtp_num_hidden_layers"
+DRAFT_HEAD = "multi-token prediction head"
 PICTURES = "vision_config"  # what a config says of the encoder of pictures, which a reader finds beside the text
 
 
@@ -56,11 +59,12 @@ class Family:
     """`architectures` and `model_types` are the names in config.json; `read` makes an Architecture of the rest.
 
     `defaults`: values of keys that a config may leave out, those of the family's config class in transformers.
-    `sources`: canonical tensor → possible layouts, tried in order. `leftovers`: tensors (regular expressions) that
-    checkpoints carry and nobody needs. `left_out`: tensors (regular expressions, and what they are) of a part of the
-    model that is not converted. `text`: the section of config.json that describes the language model, and the model
-    types that it may have. `ties_above`: whether the head is tied is said outside of that section. `gguf`: None where
-    llama.cpp does not know the family. `genai`: a model type that onnxruntime-genai runs as a plain decoder.
+    `sources`: canonical tensor → possible layouts, tried in order. `drafts`: the same for the blocks of
+    Architecture.drafts. `leftovers`: tensors (regular expressions) that checkpoints carry and nobody needs. `left_out`:
+    tensors (regular expressions, and what they are) of a part of the model that is not converted; those of a DRAFT_HEAD
+    only where a format does not keep it. `text`: the section of config.json that describes the language model, and the
+    model types that it may have. `ties_above`: whether the head is tied is said outside of that section. `gguf`: None
+    where llama.cpp does not know the family. `genai`: a model type that onnxruntime-genai runs as a plain decoder.
     """
 
     architectures: tuple[str, ...]
@@ -70,6 +74,7 @@ class Family:
     defaults: Mapping[str, object]
     leftovers: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    drafts: Mapping[str, tuple[Layout, ...]] = field(default_factory=dict)
     text: tuple[str, tuple[str, ...]] | None = None
     ties_above: bool = False
     gguf: Gguf | None
@@ -110,8 +115,11 @@ def find_family(checkpoint: Checkpoint) -> tuple[str, Family]:
     raise wrong(f"{where}: architectures", f"one of {len(names)}, such as {', '.join(nearest)}", brief(name), hint)
 
 
-def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:
-    """Parse the config once; what would change the model and is not implemented is refused by name."""
+def read_architecture(checkpoint: Checkpoint, *, drafts: bool = False) -> tuple[Family, Architecture]:
+    """Parse the config once; what would change the model and is not implemented is refused by name.
+
+    `drafts`: with the blocks that predict further tokens, where the checkpoint holds any tensor of them.
+    """
     key, family = find_family(checkpoint)
     config = _text_config(checkpoint, family)
     read_rules(checkpoint)
@@ -119,7 +127,15 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[Family, Architecture]:
     if arch.tied and has_own_head(checkpoint, family.sources[HEAD], family.sources[EMBEDDING]):
         note = "the head is written, since it is not the embedding, although tie_word_embeddings is true"
         arch = replace(arch, tied=False, notes=(*arch.notes, note))
-    return family, arch
+    if arch.drafts and not any(is_draft(family, name) for name in checkpoint.tensors()):
+        note = f"the {DRAFT_HEAD} that config.json names ({DRAFTS}) is not in the checkpoint"
+        arch = replace(arch, drafts=(), notes=(*arch.notes, note) if drafts and config.get(DRAFTS) else arch.notes)
+    return family, arch if drafts else replace(arch, drafts=())
+
+
+def is_draft(family: Family, name: str) -> bool:
+    """Whether a tensor of the checkpoint belongs to the head that predicts further tokens."""
+    return any(what == DRAFT_HEAD and re.fullmatch(p, name) for p, what in family.left_out.items())
 
 
 def _text_config(checkpoint: Checkpoint, family: Family) -> Config:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sampan.errors import InputError, brief
 
 from .architecture import Architecture, Attention, Block, DeltaNet, Dense, MoE, Rope
 from .config import Config
+from .family import DRAFT_HEAD, DRAFTS
 from .readers import MOST_HEADS, assemble, read_gqa, read_layers
-from .rows import MINUS_EXP, ONE_PLUS, Layout, Source
+from .rows import MINUS_EXP, ONE_PLUS, Layout, Source, inside
 
 _L = "model.layers.{i}."
 _D = _L + "linear_attn."
@@ -34,9 +35,13 @@ def read_hybrid(config: Config, ffn: Dense | MoE | Sequence[Dense | MoE], *, fus
     unknown = next((k for k in named if k not in kinds), None)
     if unknown is not None:
         raise InputError(f"{config.at('layer_types')}: {brief(unknown)} is no kind of layer that is known here")
-    return assemble(
+    arch = assemble(
         config, [Block(kinds[k], f, ffn_norm=POST_ATTENTION) for k, f in zip(named, each, strict=True)]
     )  # fmt: skip
+    drafts = config.natural(DRAFTS, default=1, least=0)  # Qwen3-Next's configs do not say
+    if drafts != 1 or config.flag("mtp_use_dedicated_embeddings", False):  # left out: no graph reads such a head
+        return arch
+    return replace(arch, drafts=(Block(attention, each[-1], ffn_norm=POST_ATTENTION),))
 
 
 def read_layer_kinds(config: Config) -> list[str]:
@@ -99,3 +104,17 @@ DELTA_NET: dict[str, tuple[Layout, ...]] = {
     "blk.{i}.ssm_a": (Source(_D + "A_log", map=MINUS_EXP),),
     "blk.{i}.ssm_out.weight": (Source(_D + "out_proj.weight"),),
 }
+MTP = {r"(model\.)?mtp\..+": DRAFT_HEAD}
+
+
+def draft_sources(sources: Mapping[str, tuple[Layout, ...]]) -> dict[str, tuple[Layout, ...]]:
+    """Where the head that predicts a further token lies: a layer as the others, and what is around it."""
+    around: dict[str, tuple[Layout, ...]] = {
+        "blk.{i}.nextn.eh_proj.weight": (Source("mtp.fc.weight"),),
+        "blk.{i}.nextn.enorm.weight": (Source("mtp.pre_fc_norm_embedding.weight", map=ONE_PLUS),),
+        "blk.{i}.nextn.hnorm.weight": (Source("mtp.pre_fc_norm_hidden.weight", map=ONE_PLUS),),
+        "blk.{i}.nextn.shared_head_norm.weight": (Source("mtp.norm.weight", map=ONE_PLUS),),
+    }
+    found = around | inside(_L, "mtp.layers.0.", {n: s for n, s in sources.items() if n.startswith("blk.")})
+    also = inside("mtp.", "model.mtp.", found)
+    return {name: (*layouts, *also[name]) for name, layouts in found.items()}

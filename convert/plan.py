@@ -121,7 +121,8 @@ class Format:
 
     `arrange`: how the rows of a canonical tensor stand there; None where they stand as they are. `inputs`: what
     statistics call the inputs that a matrix is multiplied with there; `order`: which column of those each of its
-    columns is, None where they stand alike. `targets`: the format for a device, by its name.
+    columns is, None where they stand alike. `targets`: the format for a device, by its name. `drafts`: whether it has a
+    place for blocks that predict further tokens.
     """
 
     portable: Mapping[str, str]
@@ -130,6 +131,7 @@ class Format:
     inputs: Callable[[Architecture, TensorSpec], str] = lambda arch, spec: spec.name
     order: Callable[[Family, Architecture, TensorSpec], NDArray[np.intp] | None] = lambda family, arch, spec: None
     targets: Callable[[Format, str], Format] | None = None
+    drafts: bool = False
 
 
 def facts(arch: Architecture, bound: Bound, *, wide: bool = False, weighted: bool = False) -> TensorFacts:
@@ -155,8 +157,8 @@ def facts(arch: Architecture, bound: Bound, *, wide: bool = False, weighted: boo
 
 def _place(arch: Architecture, bound: Bound) -> tuple[int, int]:
     """A tensor's layer and the number of layers; llama.cpp counts q, k and v among the layers that have them."""
-    layer = bound.spec.layer
-    if not _QKV.search(bound.spec.name) or isinstance(arch.blocks[layer].attention, MLA):
-        return layer, len(arch.blocks)
-    having = [i for i, b in enumerate(arch.blocks) if not isinstance(b.attention, MLA)]
+    layer, blocks = bound.spec.layer, arch.all_blocks
+    if not _QKV.search(bound.spec.name) or isinstance(blocks[layer].attention, MLA):
+        return layer, len(blocks)
+    having = [i for i, b in enumerate(blocks) if not isinstance(b.attention, MLA)]
     return having.index(layer), len(having)

@@ -29,7 +29,8 @@ def weigh(stats: Stats, form: Format, family: Family, arch: Architecture, bindin
     specs = [b.spec for b in binding.tensors]
     _check_names(stats, _known(family, arch, specs))
     names = {s.name: form.inputs(arch, s) for s in specs if is_linear(s) or s.name == HEAD}
-    missing = [n for s in specs if is_linear(s) and (n := names[s.name]) not in stats.entries]
+    own = [s for s in specs if s.layer < len(arch.blocks)]  # drafts are not run for statistics, and are written without
+    missing = [n for s in own if is_linear(s) and (n := names[s.name]) not in stats.entries]
     if missing:
         raise InputError(
             f"{stats.path}: expected statistics of every matrix, found none of {_some(list(dict.fromkeys(missing)))}; "
@@ -37,7 +38,7 @@ def weigh(stats: Stats, form: Format, family: Family, arch: Architecture, bindin
         )
     tensors = []
     for bound in binding.tensors:
-        name = names.get(bound.spec.name)
+        name = names.get(bound.spec.name, "")
         if name in stats.entries:
             bound = _weighed(stats, name, bound, form.order(family, arch, bound.spec))
         tensors.append(bound)
@@ -81,7 +82,7 @@ def _known(family: Family, arch: Architecture, specs: Sequence[TensorSpec]) -> d
             continue
         shape = a.shape if (a := arrange(family, arch, spec)) else spec.shape
         known[spec.name] = (shape[0] if len(shape) == 3 else 1), shape[-1]
-        attention = arch.blocks[spec.layer].attention
+        attention = arch.all_blocks[spec.layer].attention
         if isinstance(attention, MLA):
             known[latent(spec.layer)] = 1, attention.kv_lora
     return known

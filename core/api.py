@@ -44,7 +44,7 @@ class Validated:
 class Inspected:
     """What something is; `data` has all that `sampan inspect --tensors --json` prints."""
 
-    kind: Literal["checkpoint", "gguf", "onnx"]
+    kind: Literal["checkpoint", "gguf", "onnx", "statistics"]
     nbytes: int
     tensors: tuple[Mapping[str, Any], ...]  # name, shape, type, bytes of each
     data: Mapping[str, Any]
@@ -71,6 +71,7 @@ def convert(
     lossless: bool = False,
     stats: Location | None = None,
     target: str | None = None,
+    mtp: bool = True,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda n: None,
 ) -> Converted:
@@ -85,7 +86,7 @@ def convert(
     checkpoint = open_source(os.fspath(source), revision, headers_only=False, stream=stream)
     c = prepare(
         checkpoint, Path(output), to, quant, jobs=jobs, context=context, split=split, lossless=lossless,
-        stats=None if stats is None else Path(stats), target=target,
+        stats=None if stats is None else Path(stats), target=target, mtp=mtp,
     )  # fmt: skip
     job = convert(c, overwrite=overwrite, progress=progress)
     files, nbytes = tuple(f.path for f in job.files), sum(f.size for f in job.files)
@@ -113,9 +114,11 @@ def _quiet(total: int, title: str, unit: str) -> Iterator[Callable[[int], None]]
 
 
 def inspect(path: Location, *, revision: str | None = None) -> Inspected:
-    """What a checkpoint folder, a hub id, a GGUF file or an ONNX folder is; reads headers only."""
+    """What a checkpoint folder, a hub id, a GGUF file, an ONNX folder or a file of statistics is; reads headers only,
+    and all of the last.
+    """
     from sampan.validate.inspection import inspected
 
     data = inspected(os.fspath(path), revision)
-    kind = next(k for k in ("checkpoint", "gguf", "onnx") if k in data)
+    kind = next(k for k in ("statistics", "checkpoint", "gguf", "onnx") if k in data)
     return Inspected(kind, data["bytes"], tuple(data["tensors"]), data)

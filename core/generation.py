@@ -41,7 +41,7 @@ class Generation:
 def read_generation(folder: Path, vocab: int) -> Generation:
     """generation_config.json, and config.json where there is none or for the ends that it does not name."""
     path, model = folder / FILE, folder / "config.json"
-    config = _flat(read_json_if_there(model))
+    config = flat(read_json_if_there(model))
     settings = read_json_if_there(path)
     if not there(path):
         path, settings = model, config
@@ -61,7 +61,7 @@ def end_ids(value: Any, vocab: int, where: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json; what it leaves unsaid stands in its language model's own config."""
     inner: Mapping[str, Any] = next((config[k] for k in INNER if isinstance(config.get(k), Mapping)), {})
     return {**inner, **{k: v for k, v in config.items() if v is not None}}

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,29 +75,71 @@ def open_source(
     return _open_hub(source, revision, headers_only, stream)
 
 
-def _open_hub(repo: str, revision: str | None, headers_only: bool, stream: bool) -> Checkpoint:
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """What a hub lists of a commit: `sizes` of all files, `digests` (SHA-256) of large ones; errors name it `at`."""
+
+    id: str
+    at: str
+    commit: str
+    sizes: dict[str, int | None]
+    digests: dict[str, str]
+
+    def fetch(self, name: str) -> Path:
+        """The file in the library's cache."""
+        import huggingface_hub as hub
+
+        with explained(f"{self.at}: {name}"):
+            return Path(hub.hf_hub_download(self.id, name, revision=self.commit))
+
+    def fetch_large(self, name: str, *, resumable: bool) -> Path:
+        """The same for a file of the hub's large storage, which goes on where an earlier run was cut off."""
+        import huggingface_hub as hub
+
+        size, digest, storage = self.sizes[name], self.digests.get(name), cache_of(self.id)
+        there = storage / "snapshots" / self.commit / name
+        if resumable and size and digest and re.fullmatch("[0-9a-f]{64}", digest) and not there.exists():
+            with explained(f"{self.at}: {name}"):
+                _download(hub.hf_hub_url(self.id, name, revision=self.commit), storage, digest, size)
+        return self.fetch(name)
+
+
+def cache_of(repo: str) -> Path:
+    """Where the library keeps what it fetched of a repository."""
+    from huggingface_hub import constants, file_download
+
+    return Path(constants.HF_HUB_CACHE, file_download.repo_folder_name(repo_id=repo, repo_type="model"))
+
+
+def open_repository(repo: str, revision: str | None) -> Repository:
+    """Ask a hub what it has. Raises InputError in a line that says what to do."""
     import huggingface_hub as hub
 
     if not os.environ.keys() & {"HF_HUB_VERBOSITY", "HF_DEBUG"}:
         hub.logging.set_verbosity_error()  # its warnings about retries and tokens would stand beside our one line
     at = f"{repo}@{revision}" if revision else repo
-    with _explained(at):
+    with explained(at):
         timeout = hub.constants.HF_HUB_ETAG_TIMEOUT
         info = hub.HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
-    sizes = {s.rfilename: s.size for s in info.siblings or []}
-    digests = {s.rfilename: s.lfs.sha256 for s in info.siblings or [] if s.lfs}
-    commit = info.sha
+    files = info.siblings or []
+    digests = {s.rfilename: s.lfs.sha256 for s in files if s.lfs}
+    return Repository(repo, at, info.sha, {s.rfilename: s.size for s in files}, digests)
 
-    def fetch(name: str) -> Path:
-        with _explained(f"{at}: {name}"):
-            return Path(hub.hf_hub_download(repo, name, revision=commit))
 
+def _open_hub(repo: str, revision: str | None, headers_only: bool, stream: bool) -> Checkpoint:
+    import huggingface_hub as hub
+
+    repository = open_repository(repo, revision)
+    at, commit, sizes, digests = repository.at, repository.commit, repository.sizes, repository.digests
+    fetch = repository.fetch
     if "config.json" not in sizes:
-        raise wrong(at, "a config.json", "none", "is this a model repository?")
+        found, hint = _weights_elsewhere(sizes) or ("none", "is this a model repository?")
+        raise wrong(at, "a config.json", found, hint)
     folder = fetch("config.json").parent
     if INDEX not in sizes and SINGLE not in sizes:
         pickle = any(n.endswith((".bin", ".pt", ".pth")) for n in sizes)
-        raise wrong(at, f"{SINGLE} or {INDEX}", "only pickles, which are never opened" if pickle else "neither")
+        found, hint = ("neither", "") if pickle else (_weights_elsewhere(sizes) or ("neither", ""))
+        raise wrong(at, f"{SINGLE} or {INDEX}", "only pickles, which are never opened" if pickle else found, hint)
     large = (sizes.get(CARD) or 0) > LIMIT  # a decoration, of which the first bytes are read
     for name in SMALL_FILES:
         if name in sizes and not (name == CARD and large):
@@ -121,15 +163,20 @@ def _open_hub(repo: str, revision: str | None, headers_only: bool, stream: bool)
             body = _body(Remote(url, f"{at}: {name}", size, digest))
             return ShardFile(None, size, _range_reader(body, size), digest, body)
         linked = (folder / "config.json").is_symlink()  # where links do not work, the library moves what it fetched
-        if size and digest and linked and re.fullmatch("[0-9a-f]{64}", digest) and not (folder / name).exists():
-            with _explained(f"{at}: {name}"):
-                _download(url, folder.parents[1], digest, size)
-        path = fetch(name)
+        path = repository.fetch_large(name, resumable=linked)
         return ShardFile(path, path.stat().st_size, file_reader(path), digest)
 
     checkpoint = assemble(folder, repo, commit, locate, sizes)
     note = f"the model card is left out: {CARD} has {human(sizes[CARD] or 0)}" if large else ""
     return replace(checkpoint, notes=(*checkpoint.notes, note)) if note else checkpoint
+
+
+def _weights_elsewhere(names: Collection[str]) -> tuple[str, str] | None:
+    """What a repository has that can be run and not converted, and how it is named."""
+    checkpoint = {SINGLE, INDEX} & set(names)
+    first = next((n for n in sorted(names) if n.endswith((".gguf", ".onnx")) and not checkpoint), None)
+    kind = "GGUF files" if first and first.endswith(".gguf") else "ONNX graphs"
+    return (kind, f"`sampan run` takes them, as REPOSITORY:{first}") if first else None
 
 
 def _download(url: str, storage: Path, digest: str, size: int) -> None:
@@ -248,7 +295,7 @@ def _may_pass(e: Exception) -> bool:
 
 def _give_up(where: str, error: Exception) -> NoReturn:
     try:
-        with _explained(where):
+        with explained(where):
             raise error
     except InputError as e:
         line = str(e)
@@ -256,7 +303,7 @@ def _give_up(where: str, error: Exception) -> NoReturn:
 
 
 @contextmanager
-def _explained(where: str) -> Iterator[None]:
+def explained(where: str) -> Iterator[None]:
     """Turn what the hub library raises into one line that says what to do next; `where` names repository and file."""
     from huggingface_hub import constants, errors
 

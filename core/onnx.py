@@ -44,17 +44,22 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """`model` is the onnx package's ModelProto; `files` are the data files' sizes."""
+    """`file` is the graph itself, `model` the onnx package's ModelProto; `files` are the data files' sizes."""
 
-    path: Path
+    file: Path
     model: Any
     arrays: dict[str, Array]
     files: dict[Path, int]
 
     @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.file.parent
+
+    @property
     def nbytes(self) -> int:
         """Of the graph and its data files."""
-        return (self.path / GRAPH).stat().st_size + sum(self.files.values())
+        return self.file.stat().st_size + sum(self.files.values())
 
     @property
     def logits(self) -> int:
@@ -68,28 +73,37 @@ class Graph:
         return any(n.op_type in EXPERTS for n in self.model.graph.node)
 
 
-def is_folder(path: Path) -> bool:
-    """A folder with a graph; a checkpoint's folder that holds one too is a checkpoint."""
-    weights = ("model.safetensors", "model.safetensors.index.json")
-    return (path / GRAPH).is_file() and not any((path / w).exists() for w in weights)
+def graph_file(path: Path) -> Path:
+    """The graph of a folder; a graph is its own."""
+    return path / GRAPH if path.is_dir() else path
 
 
-def read_graph(folder: Path, name: str = GRAPH) -> Graph:
-    """Read a graph file; the bytes of every array are checked to lie inside a file of the folder."""
+def home(path: Path) -> Path:
+    """Where the tokenizer of a folder or a graph lies: beside the graph, or above its folder, as in transformers.js."""
+    if path.is_dir():
+        return path
+    above = path.absolute().parents[1:2]
+    return next((p for p in (path.parent, *above) if there(p / "tokenizer.json")), path.parent)
+
+
+def read_graph(model: Path) -> Graph:
+    """Read a folder's graph, or a graph by its own name; the bytes of every array are checked to lie inside a file of
+    its folder.
+    """
     import onnx
 
-    path = folder / name
+    path = graph_file(model)
     if not there(path):
         raise wrong(path, "an ONNX graph", "no such file")
     if (size := size_of(path)) > MAX_GRAPH:
         raise wrong(path, f"at most {MAX_GRAPH} bytes", size)
-    model = onnx.ModelProto()
-    read_message(path, model)
-    if not model.graph.node:
+    proto = onnx.ModelProto()
+    read_message(path, proto)
+    if not proto.graph.node:
         raise wrong(path, "an ONNX graph", "no nodes in it")
     arrays: dict[str, Array] = {}
     files: dict[Path, int] = {}
-    for tensor in model.graph.initializer:
+    for tensor in proto.graph.initializer:
         if tensor.name in arrays:
             raise wrong(f"{path}: {brief(tensor.name)}", "each initializer once", "it twice")
         array = _array(path, tensor, onnx)
@@ -101,7 +115,7 @@ def read_graph(folder: Path, name: str = GRAPH) -> Graph:
                     f"{path}: {brief(array.name)}", f"{array.nbytes} bytes from {array.offset}",
                     f"a file {array.path.name} of {files[array.path]} bytes",
                 )  # fmt: skip
-    return Graph(folder, model, arrays, files)
+    return Graph(path, proto, arrays, files)
 
 
 def _array(graph: Path, tensor: Any, onnx: Any) -> Array:
@@ -189,7 +203,7 @@ def refuse_slow(graph: Graph) -> None:
     """Raise InputError for a graph with such products."""
     if slow := slow_products(graph):
         raise wrong(
-            f"{graph.path / GRAPH}: {brief(slow[0])}", "accuracy level 4 for weights of 8 or 2 bits",
+            f"{graph.file}: {brief(slow[0])}", "accuracy level 4 for weights of 8 or 2 bits",
             "0, about 300 times slower", "export it again at level 4",
         )  # fmt: skip
 

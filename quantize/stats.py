@@ -78,9 +78,9 @@ class Inputs:
         raw = os.pread(self.stats.file.fileno(), 4 * self.columns, self.offset)
         if len(raw) != 4 * self.columns:
             raise wrong(self.stats.path, f"{4 * self.columns} bytes at {self.offset}", len(raw), "the file changed")
-        mean = np.frombuffer(raw, "<f4") / np.float32(self.count)
+        mean: Floats = np.divide(np.frombuffer(raw, np.float32), np.float32(self.count), dtype=np.float32)
         floor = np.float32(SMALLEST * mean.mean(dtype=np.float64))
-        mean = np.maximum(mean, floor) if floor > 0 else np.ones_like(mean)
+        mean = np.maximum(mean, floor, dtype=np.float32) if floor > 0 else np.ones_like(mean)
         return mean if self.order is None else mean[self.order]
 
 

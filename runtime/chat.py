@@ -83,6 +83,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
+def begin() -> None:
+    """Start the process that renders, so that it is there when a model has been loaded."""
+    _renderer.start()
+
+
 class Renderer:
     """The process that renders, started when it is first needed and again after it ended; one request at a time.
 
@@ -94,6 +99,11 @@ class Renderer:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
         self._owner = 0  # the process that started the child: a fork has to start its own
+
+    def start(self) -> None:
+        """Start the process, if it does not run."""
+        with self._lock:
+            self._alive()
 
     def ask(self, request: str) -> dict[str, str]:
         """The answer to a request of one line."""
@@ -134,6 +144,7 @@ class Renderer:
         child, self._child = self._child, None
         if child is None or self._owner != os.getpid():
             return
+        child.kill()  # it holds nothing, and may still be on its way to its first request
         for pipe in (child.stdin, child.stdout):
             with contextlib.suppress(OSError):
                 pipe and pipe.close()

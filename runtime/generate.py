@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import threading
 import time
 from collections.abc import Generator
@@ -28,14 +29,18 @@ def answer(
     constraint: Constraint | None,
 ) -> Generator[Chunk, None, None]:  # fmt: skip
     """The chunks of an answer to `tokens`, which grow with it; `Session` holds its turn for each token alone."""
-    user, prompt, cached = object(), len(tokens), 0
-    room = session.context - prompt
-    most = room if options.max_tokens is None else min(options.max_tokens, room)
+    user, prompt, cached, made, dropped = object(), len(tokens), 0, 0, 0
+    room = session.context - prompt if options.shift is None else None
+    most = min((n for n in (options.max_tokens, room) if n is not None), default=None)
     text, stops = codecs.getincrementaldecoder("utf-8")(errors="replace"), StopStrings(options.stops)
     prefill = decode = 0.0
     reason: FinishReason | None = None
     last: int | None = None  # the token of the last chunk
-    for n in range(most):
+    for n in itertools.count():
+        gone = 0
+        if (keep := options.shift) is not None and (gone := overflow(len(tokens), keep, session.context)):
+            # as a new user of the cache: what stands at other positions now is evaluated again
+            tokens, user, dropped = tokens[:keep] + tokens[keep + gone :], object(), dropped + gone
         began = time.perf_counter()
         with session._turn:
             try:
@@ -51,6 +56,7 @@ def answer(
             mark = b"" if ended or raw else _marker(engine, token, reply)
             logprob, top = most_probable(logits, token, options.logprobs, engine.piece)
         tokens.append(token)
+        made += 1
         if constraint and not ended:
             constraint.take(token, raw or mark)
             if n == 0:
@@ -61,12 +67,12 @@ def answer(
         elif stops.hit:
             reason = "stop_string"
         elif n + 1 == most:
-            reason = "context" if options.max_tokens is None or options.max_tokens > room else "length"
+            reason = "length" if most == options.max_tokens else "context"
         if n:
             decode += time.perf_counter() - began
         if reason is not None:
             break
-        yield Chunk(parts.text, parts.reasoning, parts.calls, token, raw, logprob, top)
+        yield Chunk(parts.text, parts.reasoning, parts.calls, token, raw, logprob, top, dropped=gone)
         if cancelled.is_set():
             break
     if reason is None:
@@ -75,8 +81,16 @@ def answer(
     parts = joined([parts, reply.feed(rest), reply.close(whole=reason == "stop")])
     if reason == "stop" and reply.calls:
         reason = "tool_calls"
-    usage = Usage(prompt, cached, len(tokens) - prompt, session.load_seconds, prefill, decode)
-    yield Chunk(parts.text, parts.reasoning, parts.calls, last, raw, logprob, top, reason, usage)
+    usage = Usage(prompt, cached, made, session.load_seconds, prefill, decode, dropped)
+    yield Chunk(parts.text, parts.reasoning, parts.calls, last, raw, logprob, top, reason, usage, gone)
+
+
+def overflow(tokens: int, keep: int, context: int) -> int:
+    """How many tokens behind the first `keep` must go, so that one more fits: half of them, as often as needed."""
+    left = tokens
+    while left >= context:
+        left -= (left - keep + 1) // 2
+    return tokens - left
 
 
 def _marker(engine: Engine, token: int, reply: Reply) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from sampan.files import size_of
 from sampan.gguf import Header, padded, read_header
 
 DEFAULT_CONTEXT = 4096  # tokens, or the model's own where that is less
+BLOCK = re.compile(r"blk\.(\d{1,9})\.")
 CELLS = 256  # llama.cpp rounds a context up to this many
 BATCH = 512  # tokens of a prompt that llama.cpp computes at once: their logits and activations in float32
 # The engine itself, and what its tokenizer holds for one token; the app reckons with the same numbers.
@@ -43,14 +45,23 @@ def need(path: Path, context: int | None = None) -> Need:
         raise wrong(f"{path}: {keys.arch}.block_count", f"at most {len(header.tensors)}, one tensor a layer", layers)
     trained = keys.number(f"{keys.arch}.context_length")
     context = min(DEFAULT_CONTEXT, trained) if context is None else context
-    kinds = _recurrent(keys, layers)
-    cache = sum(0 if kinds[i] else _cell(keys, i, layers) for i in range(layers)) * padded(context, CELLS)
+    own = layers - min(layers, keys.number(f"{keys.arch}.nextn_predict_layers", 0))
+    kinds = _recurrent(keys, layers)[:own]
+    cache = sum(0 if kinds[i] else _cell(keys, i, layers) for i in range(own)) * padded(context, CELLS)
     cache += sum(kinds) * (_state(keys) if any(kinds) else 0)
     vocabulary = header.metadata.get("tokenizer.ggml.tokens")
     words = len(vocabulary.value) if vocabulary and isinstance(vocabulary.value, list) else 0
     inner = keys.per_layer("feed_forward_length", 0, layers, 0) if layers else 0
     margin = _margin(words, keys.number(f"{keys.arch}.embedding_length"), inner)
-    return Need(context, size - header.data_start, cache, margin)
+    return Need(context, size - header.data_start - _skipped(header, size, own), cache, margin)
+
+
+def _skipped(header: Header, size: int, own: int) -> int:
+    """Bytes of the blocks behind the model's own, which predict further tokens: llama.cpp loads them on demand."""
+    starts = sorted(t.offset for t in header.tensors)
+    ends = dict(zip(starts, [*starts[1:], size - header.data_start], strict=True))
+    later = (t for t in header.tensors if (m := BLOCK.match(t.name)) and int(m[1]) >= own)
+    return sum(ends[t.offset] - t.offset for t in later)
 
 
 def room(memory: int) -> int:

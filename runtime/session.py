@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sampan.chat_template import choose, named_templates, named_tokens
 from sampan.errors import ContextLengthError, InputError, brief, wrong
+from sampan.model import find_model
 
 from . import state
 from .chat import render
@@ -290,7 +291,7 @@ class Session:
         options = options or Options()
         options.check()
         sampling = options.sampling or self.sampling
-        tokens = self._prompt(prompt, room=1)
+        tokens = self._prompt(prompt, room=1, shift=options.shift)
         sampling.check(self.vocab)
         seed = secrets.randbelow(SEEDS) if options.seed is None else options.seed
         reply = reply or Reply((), None, "")
@@ -342,14 +343,16 @@ class Session:
             raise wrong("prompt", f"token ids from 0 to {self.vocab - 1}", bad)
         return ids
 
-    def _prompt(self, tokens: Sequence[int], room: int = 0) -> list[int]:
-        """As `_ids`; refused where the model cannot evaluate them, and `room` more."""
+    def _prompt(self, tokens: Sequence[int], room: int = 0, shift: int | None = None) -> list[int]:
+        """As `_ids`; refused where the model cannot evaluate them, and `room` more, unless they may be shifted."""
         if self._vocabulary_only:
             raise InputError("this Session was opened with vocabulary_only, so it has no weights to compute with")
         ids = self._ids(tokens)
         if not ids:
             raise wrong("prompt", "at least one token", "none")
-        if len(ids) + room > self.context:
+        if shift is not None and shift > self.context - 2:
+            raise wrong("shift", f"at most {self.context - 2} tokens to keep, in a context of {self.context}", shift)
+        if shift is None and len(ids) + room > self.context:
             most = self._engine.longest
             more = f"--context gives it up to {most}" if self.context < most else "the model was made for no more"
             full = ", which leaves none for an answer" if len(ids) == self.context else ""
@@ -370,11 +373,11 @@ class Session:
 
 
 def open(path: str | os.PathLike[str], options: EngineOptions | None = None, *, target: str = DEFAULT) -> Session:
-    """Open an artifact on a target, which is a file of `runtime/targets`: "cpu", and what is there beside it.
+    """Open what `find_model` finds on a target, a file of `runtime/targets`: "cpu", and what is there beside it.
 
     Raises InputError when no engine claims the artifact, or when the engine refuses it.
     """
-    options, began = options or EngineOptions(), time.perf_counter()
-    engine = open_engine(Path(path), options, target)
+    options, began, found = options or EngineOptions(), time.perf_counter(), find_model(path)
+    engine = open_engine(found, options, target)
     seconds = time.perf_counter() - began
-    return Session(engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds, path=Path(path))
+    return Session(engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds, path=found)

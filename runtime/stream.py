@@ -32,6 +32,9 @@ class Options:
 
     `schema`, a JSON schema, or `grammar`, in llguidance's form of Lark, say what the answer may be: no other token is
     chosen, and the end only where they allow it. Reasoning in front of the answer is free.
+
+    `shift` goes on where the context is full: the first `shift` tokens are kept, the older half of the others is
+    dropped, and what is left is evaluated again at its new positions; `Usage.dropped_tokens` tells how many.
     """
 
     max_tokens: int | None = 512
@@ -41,6 +44,7 @@ class Options:
     logprobs: int | None = None
     schema: Schema | None = None
     grammar: str | None = None
+    shift: int | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -58,6 +62,8 @@ class Options:
         if self.logprobs is not None and self.logprobs < 0:
             raise wrong("logprobs", "0 or more", self.logprobs)
         source(self.schema, self.grammar)
+        if self.shift is not None and self.shift < 0:
+            raise wrong("shift", "0 or more tokens to keep", self.shift)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,7 @@ class Usage:
     load_seconds: float
     prefill_seconds: float
     decode_seconds: float
+    dropped_tokens: int = 0  # of prompt and answer, since the context was full
 
     @property
     def prefill_rate(self) -> float:
@@ -113,6 +120,7 @@ class Chunk:
     top: tuple[Candidate, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    dropped: int = 0  # tokens that had to go in front of this one, since the context was full
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,7 +279,7 @@ def sibling(path: Path, name: str, blobs: bool) -> dict[str, Any]:
 
 
 def _large(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".bin", ".onnx")
+    return path.suffix in (".safetensors", ".bin", ".onnx", ".gguf") or path.name.endswith(".onnx_data")
 
 
 @functools.cache

@@ -139,6 +139,13 @@ class Shell:
         assert result.stderr.endswith("\n"), result.stderr
         return result.stderr.removeprefix("error: ").removesuffix("\n")
 
+    def refused_after(self, start: str, endpoint: str, *args: str) -> str:
+        """The same for one that tells first what it begins."""
+        result = self(endpoint, *args)
+        first, line = result.stderr.splitlines()
+        assert (result.returncode, result.stdout) == (2, "") and first.startswith(start), result.stderr
+        return line.removeprefix("error: ")
+
     def files(self) -> set[str]:
         """The files of the repository that the hub home holds, whatever the commit."""
         snapshots = self.home / "hub" / f"models--{REPO.replace('/', '--')}" / "snapshots"

@@ -94,7 +94,7 @@ def measured(path: Path, context: int) -> tuple[int, float, float]:
 
 
 # dense, tied and not; experts; MLA; recurrent layers
-MODELS = ("trained", "trained-kimi", "qwen3_moe", "glm4-odd-widths", "deepseek_v3", "qwen3_5")
+MODELS = ("trained", "trained-kimi", "qwen3_moe", "glm4-odd-widths", "deepseek_v3", "qwen3_5", "qwen3_5-mtp")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -158,7 +158,12 @@ def test_refused_in_one_line(model: Callable[[str], Path], gguf: Callable[[str, 
         (source, tmp_path / "there.gguf", [], "there.gguf: expected a new file name, found an existing file"),
         (source, tmp_path / "no" / "s.gguf", [], "--output: expected a file name in a folder that exists"),
         (source, good, [tmp_path / "short.txt"], "the text: expected at least 32 tokens, found fewer"),
-        (str(tmp_path / "onnx"), good, [], "onnx: expected a checkpoint or a GGUF file, found an ONNX folder"),
+        (
+            str(tmp_path / "onnx"),
+            good,
+            [],
+            "onnx: expected a checkpoint or a GGUF file, found a folder of a model that runs",
+        ),
     ]
     for source_, out, texts, message in cases:
         with pytest.raises(InputError, match=message):

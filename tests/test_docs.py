@@ -28,7 +28,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_files_and_commands_that_are_named_exist(page: Path) -> None:
     text = page.read_text()
-    folders = "core|cli|convert|quantize|runtime|tests|docs|benchmarks|examples"
+    folders = "core|calibrate|cli|convert|quantize|runtime|tests|docs|benchmarks|examples"
     for path in re.findall(rf"`((?:{folders})/[\w./-]+\.\w+)`", text):
         assert (ROOT / path).exists(), path
     for command in re.findall(r"^\$? *sampan (\w+)", text, re.MULTILINE):

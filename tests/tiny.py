@@ -120,6 +120,7 @@ def _minimax(dtype: str = "bfloat16", **changes: Any) -> Tiny:
     return _qwen("MiniMaxM2Config", dtype, **(base | changes))
 
 
+_MTP = {"mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False}
 _MIX = {
     "moe_intermediate_size": 256, "num_experts_per_tok": 2, "num_experts": 6, "shared_expert_intermediate_size": 256,
 }  # fmt: skip
@@ -196,6 +197,9 @@ MODELS: dict[str, Tiny] = {
     "qwen3_5": _hybrid("Qwen3_5TextConfig"),
     "qwen3_5-equal-heads": _hybrid("Qwen3_5TextConfig", "float32", tie_word_embeddings=True, linear_num_value_heads=2),
     "qwen3_5_moe": _hybrid("Qwen3_5MoeTextConfig", linear_num_value_heads=6, **_MIX),
+    "qwen3_next-mtp": _hybrid("Qwen3NextConfig", rope_parameters=QUARTER, **_MIX, **_MTP),
+    "qwen3_5-mtp": _hybrid("Qwen3_5TextConfig", **_MTP),
+    "qwen3_5_moe-mtp": _hybrid("Qwen3_5MoeTextConfig", linear_num_value_heads=6, **_MIX, **_MTP),
     "kimi_linear": _kimi_linear(),
     "kimi_linear-8-experts-first-attends": _kimi_linear(
         "float32", layer_types=_kinds(5, 1, 4), num_local_experts=8, n_shared_experts=2, linear_conv_kernel_dim=3,
@@ -244,6 +248,10 @@ def build(name: str, folder: Path) -> Path:
         stored = _as_the_makers(folder, stored)
     if tiny.config == "Qwen3VLMoeConfig":  # as the makers' files have them; transformers reads both
         stored = {k: v.transpose(1, 2) if ".experts." in k else v for k, v in stored.items()}
+    if "mtp_num_hidden_layers" in tiny.arguments:
+        stored |= _further_token(config.hidden_size, stored)
+        if tiny.config == "Qwen3NextConfig":  # its makers' files do not say
+            edit_json(folder / "config.json", **dict.fromkeys(_MTP))
     stored = {k: torch.from_numpy(values(k, tuple(v.shape))).to(v.dtype) for k, v in sorted(stored.items())}
     save_file(stored, folder / SINGLE, metadata={"format": "pt"})
     for file in TOKENIZER_FILES:
@@ -280,6 +288,16 @@ def _as_the_makers(folder: Path, stored: dict[str, Any]) -> dict[str, Any]:
     named = {re.sub(r"block_sparse_moe\.(gate|up|down)_proj", r"mlp.\1_proj", k): v for k, v in stored.items()}
     exact = ("A_log", "dt_bias", "e_score_correction_bias")  # float32 in every checkpoint
     return {k: v.to(torch.float32) if k.endswith(exact) else v for k, v in named.items()}
+
+
+def _further_token(hidden: int, stored: dict[str, Any]) -> dict[str, Any]:
+    """The head that predicts a further token, under the makers' names: transformers has no class for it."""
+    import torch
+
+    layer = {k.replace("model.layers.3.", "mtp.layers.0."): v for k, v in stored.items() if ".layers.3." in k}
+    norms = ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
+    made = {f"mtp.{n}.weight": torch.empty(hidden, dtype=torch.bfloat16) for n in norms}
+    return layer | made | {"mtp.fc.weight": torch.empty(hidden, 2 * hidden, dtype=torch.bfloat16)}
 
 
 def auto_class(config: Any) -> Any:

@@ -94,6 +94,11 @@ class Artifact:
         return default if found is None else found.value
 
     @property
+    def drafts(self) -> bool:
+        """Whether it has blocks that predict further tokens."""
+        return bool(self.value(f"{self.architecture}.nextn_predict_layers"))
+
+    @property
     def nominal_bits(self) -> float:
         """Bits of the number type that holds most of the values: 4.5 for q4_k_m, whatever its embedding has."""
         values: dict[float, int] = {}
@@ -111,7 +116,7 @@ def open_artifact(path: Path) -> Artifact:
     """Open a GGUF file or an ONNX folder: headers only."""
     if is_static(path):
         return open_static(path)
-    return open_onnx(path) if path.is_dir() else open_gguf(path)
+    return open_onnx(path) if path.is_dir() or path.suffix == ".onnx" else open_gguf(path)
 
 
 def open_gguf(path: Path) -> Artifact:

@@ -27,7 +27,9 @@ from sampan.convert.family import read_architecture
 from sampan.convert.formats.gguf import ROPE_FACTORS
 from sampan.convert.plan import Format
 from sampan.convert.rope import llama3_factors
+from sampan.convert.weighting import weigh
 from sampan.quantize import decode_rows, encode_rows
+from sampan.quantize.stats import Stats
 from sampan.registry import load
 
 from .artifact import STEP, Artifact, Spans, Stored, read_rows
@@ -64,11 +66,15 @@ def audit(
     artifact: Artifact,
     progress: Callable[[int], None] = lambda n: None,
     jobs: int | None = None,
+    stats: Stats | None = None,
 ) -> Audit:
-    """Compare every tensor; memory is a few blocks of 4 MB for each job."""
-    family, arch = read_architecture(checkpoint)
+    """Compare every tensor; memory is a few blocks of 4 MB for each job. `stats`: those that the artifact was made
+    with, so that a row is encoded again as it was.
+    """
+    family, arch = read_architecture(checkpoint, drafts=artifact.drafts)
     form: Format = load("sampan.convert.formats", artifact.format, "FORMAT", "format")
-    tensors = bind(checkpoint, family, arch).tensors
+    binding = bind(checkpoint, family, arch)
+    tensors = (binding if stats is None else weigh(stats, form, family, arch, binding)).tensors
     bound = {b.spec.name: arranged(b, form.arrange(family, arch, b.spec)) for b in tensors}
     result = Audit()
     stored = dict(artifact.tensors)
@@ -141,7 +147,9 @@ def _computed(name: str, wanted: NDArray[np.float32], stored: Stored | None) -> 
 
 def audit_bytes(checkpoint: Checkpoint, artifact: Artifact) -> int:
     """How many bytes an audit reads when every tensor is there, but for rows that stand out, which it reads again."""
+    left_out = bind(checkpoint, *read_architecture(checkpoint, drafts=artifact.drafts)).left_out.values()
     source = sum(info.nbytes for _, info in checkpoint.tensors().values())
+    source -= sum(info.nbytes for infos in left_out for info in infos)
     return source + sum(t.nbytes for t in artifact.tensors.values())
 
 
@@ -259,7 +267,7 @@ class _Pair:
         piece = next(p for p in self.bound.pieces if row in range(p.at, p.at + self.rows_of(p) * p.step, p.step))
         x = self.source(piece, (row - piece.at) // piece.step, 1)
         encoded = np.empty(self.stored.type.row_bytes(self.columns), np.uint8)
-        encode_rows(self.stored.type, x, encoded)
+        encode_rows(self.stored.type, x, encoded, piece.inputs.weights() if piece.inputs else None)
         again = np.empty_like(x)
         decode_rows(self.stored.type, encoded, again)
         own = float(((x - again).astype(np.float64) ** 2).sum())

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from sampan.convert.architecture import EMBEDDING, HEAD
+
 from .artifact import Artifact, Stored, compose, computed
 from .drift import Side, measure
 from .reference import Bars
@@ -41,9 +43,10 @@ def blame(
 ) -> dict[str, Any]:  # fmt: skip
     """Shares of the candidate's drift by kind and by layer, largest first, on some windows of every domain.
 
-    Tensors of the `exempt` types are not looked at.
+    Tensors of the `exempt` types are not looked at, nor those that the reference does not have: nothing runs them.
     """
-    changed = [n for n, t in candidate.tensors.items() if t.type.name not in exempt]
+    known = {*exact.tensors, HEAD}
+    changed = [n for n, t in candidate.tensors.items() if t.type.name not in exempt and n in known]
     partitions = groups(changed)
     runs = sum(map(len, partitions.values())) + 1
     with (
@@ -87,8 +90,7 @@ def _keep(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _swap(exact: Artifact, candidate: Artifact, names: set[str], folder: str) -> Path:
     """The candidate with some tensors taken from the reference."""
     tensors: list[Stored] = [
-        exact.tensors[n if n in exact.tensors else "token_embd.weight"] if n in names else t
-        for n, t in candidate.tensors.items()
+        exact.tensors[n if n in exact.tensors else EMBEDDING] if n in names else t for n, t in candidate.tensors.items()
     ]
     renamed = [replace(t, name=n) for n, t in zip(candidate.tensors, tensors, strict=True)]
     renamed += computed(candidate, exact)

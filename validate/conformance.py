@@ -52,7 +52,7 @@ class Check:
 
 def check_metadata(checkpoint: Checkpoint, artifact: Artifact) -> Check:
     """Every key that decides what is computed, against what the converter would write."""
-    expected = {k: v.value for k, v in expected_metadata(checkpoint).items()}
+    expected = {k: v.value for k, v in expected_metadata(checkpoint, drafts=artifact.drafts).items()}
     wanted = {k: v for k, v in expected.items() if not k.startswith(DESCRIPTIVE) or k == "general.architecture"}
     findings = []
     for key, value in wanted.items():

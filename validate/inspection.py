@@ -1,4 +1,4 @@
-"""What is in a checkpoint, a GGUF file or an ONNX folder, as plain data."""
+"""What is in a checkpoint, a GGUF file, an ONNX folder or a file of statistics, as plain data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 
 def inspected(path: str, revision: str | None) -> dict[str, Any]:
     """The properties of a path or a hub id, its "types" and its "tensors"."""
-    from sampan.onnx import is_folder
+    from sampan.model import find_model, names_model
     from sampan.static import is_static
 
-    if Path(path).is_file():
-        return _gguf(Path(path))
-    if is_folder(Path(path)):
-        return _onnx(Path(path))
+    if path.endswith(".safetensors") and Path(path).is_file():
+        return _statistics(Path(path))
     if is_static(Path(path)):
         return _static(Path(path))
+    if names_model(path):
+        model = find_model(path, revision)
+        return _onnx(model) if model.is_dir() or model.suffix == ".onnx" else _gguf(model)
     from sampan.hub import open_source
 
     return _checkpoint(open_source(path, revision, headers_only=True))
@@ -44,10 +45,11 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": sum(math.prod(t["shape"]) for t in stored),
     }
     try:
-        family, arch = read_architecture(checkpoint)
+        family, arch = read_architecture(checkpoint, drafts=True)
         data |= {
             "family": arch.family,
             "layers": len(arch.blocks),
+            "draft layers": len(arch.drafts),
             "hidden": arch.hidden,
             "vocabulary": arch.vocab,
             "context": arch.context,
@@ -117,14 +119,30 @@ def _gguf(path: Path) -> dict[str, Any]:
     return data
 
 
+def _statistics(path: Path) -> dict[str, Any]:
+    """What sampan calibrate wrote; an imatrix is a GGUF file."""
+    from sampan.quantize.stats import open_stats
+
+    stats = open_stats(path)
+    unseen = sum(n == 0 for e in stats.entries.values() for n in e.counts)
+    data: dict[str, Any] = {"statistics": str(path), "bytes": path.stat().st_size, **stats.about}
+    data |= {"matrices": sum(len(e.counts) for e in stats.entries.values()), "never seen": unseen}
+    data["types"] = _summary(("f32", e.values, 4 * e.values) for e in stats.entries.values())
+    data["tensors"] = [
+        {"name": n, "shape": [len(e.counts), e.values // len(e.counts)], "type": "f32", "bytes": 4 * e.values}
+        for n, e in stats.entries.items()
+    ]
+    return data
+
+
 def _onnx(path: Path) -> dict[str, Any]:
-    from sampan.onnx import bits_per_weight, read_graph, roles, slow_products, unique
+    from sampan.onnx import bits_per_weight, home, read_graph, roles, slow_products, unique
     from sampan.validate.artifact import read_manifest, stored_tensors
 
     graph, manifest = read_graph(path), read_manifest(path)
     model = graph.model
     inputs, outputs = _values(model.graph.input), _values(model.graph.output)
-    genai = _json(path / "genai_config.json").get("model")
+    genai = _json(graph.path / "genai_config.json").get("model")
     genai = genai if isinstance(genai, dict) else {}
     caches = {n: v for n, v in inputs.items() if "past" in n}
     slow = len(slow_products(graph))
@@ -143,8 +161,8 @@ def _onnx(path: Path) -> dict[str, Any]:
         "outputs": {n: v for n, v in outputs.items() if "present" not in n},
         "cache": f"{len(caches)} of {' or '.join(sorted(set(caches.values())))}" if caches else None,
         "context": genai.get("context_length"),
-        "tokenizer": _tokenizer(path),
-        "chat template": _templates(path),
+        "tokenizer": _tokenizer(home(path)),
+        "chat template": _templates(home(path)),
     }
     stored = stored_tensors(graph, manifest).values()
     rows = [(t.name, t.shape, t.type.name, math.prod(t.shape), t.nbytes) for t in stored]
@@ -178,7 +196,7 @@ def _static(path: Path) -> dict[str, Any]:
     versions, rows, parts = compiled_for(path, layout), [], {}
     nbytes = sum(f.stat().st_size for f in path.iterdir() if f.is_file())
     for n, names in enumerate(layout.parts):
-        graphs = {tokens: read_graph(path, name) for tokens, name in names.items()}
+        graphs = {tokens: read_graph(path / name) for tokens, name in names.items()}
         arrays = unique(graphs[1].arrays.values())
         rows += [(f"part {n + 1}{a.name}", a.shape, a.dtype, math.prod(a.shape), a.nbytes) for a in arrays]
         sizes: dict[str, int] = {name: size_of(path / name) for name in names.values()}

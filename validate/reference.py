@@ -15,7 +15,7 @@ from sampan.checkpoint import Checkpoint
 from sampan.convert.conversion import Conversion, convert, prepare
 from sampan.files import size_of, there
 from sampan.hub import open_source
-from sampan.onnx import is_folder
+from sampan.model import find_model, names_model
 
 Bars = Callable[[int, str, str], AbstractContextManager[Callable[[int], None]]]
 """`bars(total, what, unit)`: a progress bar, called with the amount done since the last call."""
@@ -44,16 +44,16 @@ def cache_folder() -> Path:
 
 def find_reference(source: str, revision: str | None, beside: int, bars: Bars) -> Reference:
     """Open a reference. `beside`: bytes of the largest model that will be in memory with it."""
-    if Path(source).is_file() or is_folder(Path(source)):
-        return Reference(Path(source), None)
+    if names_model(source):
+        return Reference(find_model(source, revision), None)
     checkpoint = open_source(source, revision)
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    exact = prepare(checkpoint, folder / "plan.gguf", "gguf", "f32")
+    exact = prepare(checkpoint, folder / "plan.gguf", "gguf", "f32", mtp=False)
     quant = "f32" if fits(exact.plan.nbytes + beside) else "bf16"
     out = folder / f"{_key(checkpoint, bars)}-{quant}.gguf"
     if not manifest_path(out).exists():
-        _make(prepare(checkpoint, out, "gguf", quant), bars)
+        _make(prepare(checkpoint, out, "gguf", quant, mtp=False), bars)
     return Reference(out, checkpoint)
 
 

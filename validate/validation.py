@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from sampan.artifact import manifest_bytes, write_atomically
+from sampan.artifact import manifest_bytes, manifest_path, write_atomically
 from sampan.chat_template import read_templates, special_tokens
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, brief, wrong
-from sampan.files import read_json
+from sampan.files import read_json, read_json_if_there
+from sampan.model import find_model
+from sampan.quantize.stats import Stats, open_stats
 from sampan.units import human
 
 from . import audit as tensors
@@ -51,6 +53,7 @@ class Options:
     limits: tuple[verdict.Limit, ...] = ()
     blame: bool = False
     strict: bool = False
+    stats: Path | None = None
 
 
 def validate(reference: str, candidates: Sequence[Path], options: Options, bars: Bars) -> dict[str, Any]:
@@ -60,9 +63,13 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
     """
     if options.blame and len(candidates) > 1:
         raise wrong("--blame", "one CANDIDATE", len(candidates))
-    artifacts = [open_artifact(c) for c in candidates]
+    artifacts = [open_artifact(find_model(c)) for c in candidates]
     for artifact in artifacts:
         _check_options(artifact, options)
+    given = None if options.stats is None else open_stats(options.stats)
+    made_with = [_made_with(artifact, given) for artifact in artifacts]
+    if given is not None and not any(made_with):
+        raise wrong("--stats", "a candidate that was made with them", "none by their manifests")
     grow = max(a.f32_bytes if _dequantises(options, a) else a.nbytes for a in artifacts)
     ref = find_reference(reference, options.revision, grow, bars)
     exact = open_artifact(ref.artifact)
@@ -90,8 +97,8 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
     side = _reference_side(ref, options)
     report["reference"] |= {"engine": side.engine} | _floor(ref, exact, side, domains, bars)
     scores = []
-    for artifact in artifacts:
-        entry, drift = _candidate(ref, exact, side, artifact, texts, domains, options, bars)
+    for artifact, stats in zip(artifacts, made_with, strict=True):
+        entry, drift = _candidate(ref, exact, side, artifact, stats, texts, domains, options, bars)
         entry["floor"] = report["reference"]["floor"]  # to be printed beside its numbers
         report["candidates"].append(entry)
         scores.append(drift)
@@ -134,6 +141,24 @@ def _check_options(candidate: Artifact, options: Options) -> None:
         raise wrong("--kv", f"f32, the cache of the ONNX folder {candidate.path}", options.kv)
     if (where := _dequantises(options, candidate)) and not candidate.tensors:
         raise wrong(where, "a candidate whose manifest names its tensors", f"{candidate.path} without one")
+
+
+def _recorded(artifact: Artifact) -> str | None:
+    """SHA-256 of the statistics that an artifact was made with, as its manifest says; "" without a manifest."""
+    manifest = read_json_if_there(manifest_path(artifact.path))
+    stats = manifest.get("stats")
+    return str(stats.get("sha256")) if isinstance(stats, dict) else None if manifest else ""
+
+
+def _made_with(artifact: Artifact, stats: Stats | None) -> Stats | None:
+    """The given statistics for a candidate that was made with them, or that does not say; none for one without."""
+    recorded = _recorded(artifact)
+    if stats is None or recorded is None:
+        return None
+    if recorded not in ("", stats.sha256):
+        hint = "it was made with other statistics"
+        raise wrong(f"--stats: {stats.path}", f"SHA-256 {recorded}, as {artifact.path} says", stats.sha256, hint)
+    return stats
 
 
 def _check_comparable(ref: Reference, exact: Artifact, candidate: Artifact, options: Options) -> None:
@@ -248,8 +273,8 @@ def _measure(a: Side, b: Side, domains: Sequence[Domain], what: str, bars: Bars,
 
 
 def _candidate(
-    ref: Reference, exact: Artifact, side: Side, artifact: Artifact, texts: dict[str, str], domains: Sequence[Domain],
-    options: Options, bars: Bars,
+    ref: Reference, exact: Artifact, side: Side, artifact: Artifact, stats: Stats | None, texts: dict[str, str],
+    domains: Sequence[Domain], options: Options, bars: Bars,
 ) -> tuple[dict[str, Any], dict[str, Scores] | None]:  # fmt: skip
     """A candidate's part of the report, and its scores unless its engine died."""
     entry: dict[str, Any] = {
@@ -258,7 +283,7 @@ def _candidate(
         "bits_per_weight": artifact.bits_per_weight,
         "types": sorted(artifact.types),
     }
-    checks = _checks(ref, artifact, texts, entry, bars)
+    checks = _checks(ref, artifact, stats, texts, entry, bars)
     entry["checks"] = [asdict(c) | {"result": c.result} for c in checks]
     limits = list(options.limits) or verdict.default_limits(artifact.nominal_bits)
     decisions = [verdict.Decision("failed", f"{c.name}: {c.findings[0]}{_more(c)}") for c in checks if c.findings]
@@ -295,7 +320,7 @@ def _more(check: Check) -> str:
 
 
 def _checks(
-    ref: Reference, artifact: Artifact, texts: dict[str, str], entry: dict[str, Any], bars: Bars
+    ref: Reference, artifact: Artifact, stats: Stats | None, texts: dict[str, str], entry: dict[str, Any], bars: Bars
 ) -> list[Check]:
     if ref.checkpoint is None:
         return []
@@ -306,14 +331,15 @@ def _checks(
                 *check_tokenizer(ref.checkpoint, artifact, list(texts.values()))]  # fmt: skip
     with bars(tensors.audit_bytes(ref.checkpoint, artifact), "auditing the tensors", "B") as progress:
         start = time.monotonic()
-        found = tensors.audit(ref.checkpoint, artifact, progress)
+        found = tensors.audit(ref.checkpoint, artifact, progress, stats=stats)
         rate = found.nbytes / (time.monotonic() - start)
     entry["tensors"] = [asdict(t) for t in found.tensors]
     entry["audit"] = {"bytes": found.nbytes, "bytes_per_second": rate}
+    what = f"{len(found.tensors)} tensors, {human(found.nbytes)} at {human(rate)}/s"
+    if stats is None and _recorded(artifact):
+        what += "; made with statistics, which --stats would judge its rows by"
     return [
-        Check(
-            "tensors", f"{len(found.tensors)} tensors, {human(found.nbytes)} at {human(rate)}/s", tuple(found.findings)
-        ),
+        Check("tensors", what, tuple(found.findings)),
         _metadata(ref.checkpoint, artifact),
         *check_tokenizer(ref.checkpoint, artifact, list(texts.values())),
     ]

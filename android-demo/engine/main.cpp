@@ -9,6 +9,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <thread>
@@ -200,6 +201,7 @@ int main(int count, char ** arguments) {
         emit(error_event(0, Refusal("cpu", "this program needs " + missing + ", which the processor lacks")));
         return 3;
     }
+    setenv("GGML_NO_BACKTRACE", "1", 1);  // which a debugger would print on standard output
     watch_log();
     llama_backend_init();
     emit({{"event", "ready"}, {"id", 0}, {"protocol", 1}, {"engine", ENGINE_VERSION}, {"features", compiled_features()}});

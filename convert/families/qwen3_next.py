@@ -5,7 +5,7 @@ from dataclasses import replace
 from ..architecture import Block, DeltaNet
 from ..family import Gguf
 from ..hybrid import DEFAULTS as HYBRID_DEFAULTS
-from ..hybrid import DELTA_NET, NORMS, read_hybrid
+from ..hybrid import DELTA_NET, MTP, NORMS, draft_sources, read_hybrid
 from ..readers import read_softmax_experts
 from ..rows import Cut, Source, Stack
 from . import qwen2, qwen2_moe
@@ -54,5 +54,6 @@ FAMILY = replace(
         "blk.{i}.attn_gate.weight": (Source(_QKVZ, cut=lambda b: _cut(b, 3)),),
         "blk.{i}.ssm_ba.weight": (Source(_D + "in_proj_ba.weight"),),
     },
-    left_out={r"mtp\..+": "multi-token prediction head"},
+    left_out=MTP,
+    drafts=draft_sources({**qwen2_moe.FAMILY.sources, **NORMS}),
 )

@@ -37,7 +37,7 @@ def _tiled(d: DeltaNet, spec: TensorSpec, kind: str) -> Arrangement | None:
 
 def recurrent_keys(w: Any, arch: Architecture) -> None:
     """Metadata of the recurrent layers, the same in all of them (see check_engine)."""
-    kinds = [isinstance(b.attention, Recurrent) for b in arch.blocks]
+    kinds = [isinstance(b.attention, Recurrent) for b in arch.all_blocks]
     for a in dict.fromkeys(b.attention for b in arch.blocks if isinstance(b.attention, Recurrent)):
         w.add_ssm_conv_kernel(a.kernel)
         if isinstance(a, KDA):

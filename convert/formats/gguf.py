@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sampan.generation import ENDS_KEY, Generation
 from sampan.prefix import PREFIX_KEY, WAYS
 from sampan.quantize import NumberType, Scheme, choose_type, get_scheme
 from sampan.quantize.types import is_number_type, number_type
+from sampan.units import human
 
 from ..architecture import (
     MLA,
@@ -30,9 +32,9 @@ from ..architecture import (
     TensorSpec,
     YarnScaling,
 )
-from ..binding import Binding, Bound, arranged, bind
+from ..binding import WITHOUT_DRAFTS, Binding, Bound, arranged, bind
 from ..card import read_card
-from ..family import Family, Gguf, read_architecture
+from ..family import DRAFT_HEAD, Family, Gguf, read_architecture
 from ..generation import notes as generation_notes
 from ..generation import resolve, roles
 from ..plan import Format, Plan, PlannedTensor, Request, facts
@@ -82,8 +84,24 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
         header = container.encode(keys, infos) + factors
         files.append(OutputFile(path, header, len(header) + size))
         planned += [PlannedTensor(b, t, n, (len(header) + o,)) for (b, t), o in zip(group, offsets, strict=True)]
-    said = [*notes(arch, tokenizer), *generation_notes(generation, tokenizer), *read_card(checkpoint.folder)[1]]
+    said = [
+        *_drafts(arch, planned),
+        *notes(arch, tokenizer),
+        *generation_notes(generation, tokenizer),
+        *read_card(checkpoint.folder)[1],
+    ]
     return Plan(request.scheme_name, arch, tuple(files), tuple(planned), tuple(said))
+
+
+def _drafts(arch: Architecture, planned: Sequence[PlannedTensor]) -> list[str]:
+    """What the blocks that predict further tokens take."""
+    if not arch.drafts:
+        return []
+    nbytes = sum(t.nbytes for t in planned if t.bound.spec.layer >= len(arch.blocks))
+    return [
+        f"the {DRAFT_HEAD} takes {human(nbytes)} of the file, and no memory unless llama.cpp is told to draft with it; "
+        f"{WITHOUT_DRAFTS}"
+    ]
 
 
 def known(family: Family, arch: Architecture) -> Gguf:
@@ -99,7 +117,7 @@ def arrange(family: Family, arch: Architecture, spec: TensorSpec) -> Arrangement
     """
     if spec.layer < 0:
         return None
-    attention, kind = arch.blocks[spec.layer].attention, spec.name.partition(f"blk.{spec.layer}.")[2]
+    attention, kind = arch.all_blocks[spec.layer].attention, spec.name.partition(f"blk.{spec.layer}.")[2]
     if isinstance(attention, Recurrent):
         return arrange_recurrent(
             attention, spec, kind, tiles_values=family.gguf is not None and family.gguf.tiles_values
@@ -152,9 +170,11 @@ def _layout(group: _Typed) -> tuple[list[int], int]:
     return offsets, end
 
 
-def expected_metadata(checkpoint: Checkpoint) -> dict[str, container.Value]:
-    """The keys that a file of this checkpoint must hold, `general.file_type` for f32."""
-    family, arch = read_architecture(checkpoint)
+def expected_metadata(checkpoint: Checkpoint, *, drafts: bool) -> dict[str, container.Value]:
+    """The keys that a file of this checkpoint must hold, `general.file_type` for f32; `drafts` as in
+    read_architecture.
+    """
+    family, arch = read_architecture(checkpoint, drafts=drafts)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
     binding = bind(checkpoint, family, arch)
     generation = resolve(checkpoint.folder, tokenizer)
@@ -178,7 +198,9 @@ def _metadata(
         w.add_string(PREFIX_KEY, tokenizer.prefix)  # among the first keys: an engine looks for it before it loads
     _describe(w, checkpoint, generation, binding)
     (attention,) = arch.attentions  # see check_engine
-    w.add_block_count(len(arch.blocks))
+    w.add_block_count(len(arch.all_blocks))
+    if arch.drafts:
+        w.add_nextn_predict_layers(len(arch.drafts))
     w.add_context_length(arch.context)
     w.add_embedding_length(arch.hidden)
     if arch.dense_width:
@@ -359,4 +381,6 @@ def _value(value: Any) -> container.Value:
     return container.Value(kind, value.value, container.Kind(int(item)))
 
 
-FORMAT = Format(portable={"int4": "q4_k_m", "int8": "q8_0", "fp16": "f16", "fp32": "f32"}, plan=plan, arrange=arrange)
+FORMAT = Format(
+    portable={"int4": "q4_k_m", "int8": "q8_0", "fp16": "f16", "fp32": "f32"}, plan=plan, arrange=arrange, drafts=True
+)

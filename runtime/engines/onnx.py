@@ -15,8 +15,8 @@ from sampan.chat_template import DEFAULT, KEY, SPECIAL_KEY, read_templates, spec
 from sampan.errors import InputError, brief, wrong
 from sampan.extras import advice, installed
 from sampan.files import read_json_if_there
-from sampan.generation import end_ids, read_generation
-from sampan.onnx import GRAPH, read_graph, refuse_slow
+from sampan.generation import end_ids, flat, read_generation
+from sampan.onnx import graph_file, home, read_graph, refuse_slow
 
 from ..engine import DEFAULT_CONTEXT
 from ._pages import huge_pages
@@ -31,16 +31,17 @@ PACKAGE = "onnxruntime"
 BATCH = 512  # tokens evaluated at once in a prefill
 PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 STATE = re.compile(r"past_(conv|recurrent)\.\d+")  # of fixed size, and no positions that could be cut off
+TRAINED = "max_position_embeddings"  # of config.json, where there is no genai_config.json
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 def claims(path: Path) -> bool:
-    """A folder with a graph in it."""
-    return (path / GRAPH).is_file()
+    """A folder with a graph in it, or a graph."""
+    return graph_file(path).is_file() and (path.is_dir() or path.suffix == ".onnx")
 
 
 def open(path: Path, options: EngineOptions) -> OnnxEngine:
-    """Load the graph of a folder."""
+    """Load the graph of a folder, or a graph whose small files lie beside it or above its folder."""
     return OnnxEngine(path, options)
 
 
@@ -59,7 +60,7 @@ def check(path: Path) -> None:
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        ort.InferenceSession(str(path / GRAPH), settings, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(str(graph_file(path)), settings, providers=["CPUExecutionProvider"])
     except Exception as e:  # the package's exceptions have no common base
         raise InputError(brief(str(e), 300)) from None
 
@@ -82,17 +83,20 @@ class OnnxEngine:
             raise wrong("kv", "f32, the cache of ONNX graphs", options.kv)
         if options.flash_attention:
             raise wrong("flash_attention", "None or False: ONNX graphs name their attention themselves", "True")
+        self._graph, path = graph_file(path), home(path)
         self._path = path
         self._tokenizer = JsonTokenizer(path / "tokenizer.json")
-        self._config = read_json_if_there(path / "genai_config.json")
+        self._config = read_json_if_there(self._graph.parent / "genai_config.json")
         model = self._config.get("model", {})
         if not isinstance(model, dict):
-            raise wrong(f"{path / 'genai_config.json'}: model", "an object", brief(model))
-        self._ours = read_json_if_there(path / "manifest.json").get("graph") == "sampan"
+            raise wrong(f"{self._graph.parent / 'genai_config.json'}: model", "an object", brief(model))
+        ours = read_json_if_there(path / "manifest.json").get("graph") == "sampan"
+        self._ours = ours and self._graph == graph_file(path)
         self.vocab = self._size(model, "vocab_size", 0) or self._tokenizer.size
         self._generation = read_generation(path, self.vocab)
         self._ends = frozenset(self._end_tokens(model.get("eos_token_id")))
-        self.longest = self._size(model, "context_length", DEFAULT_CONTEXT)  # the graph may rotate no further
+        trained = flat(read_json_if_there(path / "config.json"))
+        self.longest = self._size(model, "context_length", 0) or self._size(trained, TRAINED, DEFAULT_CONTEXT)
         self.context = 0 if options.vocabulary_only else options.positions(path, self.longest, self.longest)
         self._session: Any = None
         self._position = 0
@@ -103,7 +107,8 @@ class OnnxEngine:
     def _size(self, model: dict[str, Any], key: str, default: int) -> int:
         value = model.get(key, default)
         if type(value) is not int or not 0 <= value < 2**31:
-            raise wrong(f"{self._path / 'genai_config.json'}: {key}", "a number of tokens", brief(value))
+            file = self._path / "config.json" if key == TRAINED else self._graph.parent / "genai_config.json"
+            raise wrong(f"{file}: {key}", "a number of tokens", brief(value))
         return value
 
     def _load(self, options: EngineOptions) -> None:
@@ -118,22 +123,22 @@ class OnnxEngine:
         settings.add_session_config_entry("session.dynamic_block_base", "4")
         # threads wait busily between operators (decode is 8 % faster for it), not between tokens
         settings.add_session_config_entry("session.force_spinning_stop", "1")
-        graph = self._path / GRAPH
+        graph = self._graph
         model: str | bytes = str(graph)
         self._routers: RouterRecorder | None = None
         if not self._ours:
-            refuse_slow(read_graph(self._path))
+            refuse_slow(read_graph(graph))
         if options.record_experts:
-            self._routers = RouterRecorder(read_graph(self._path))
+            self._routers = RouterRecorder(read_graph(graph))
             model = self._routers.model
-            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._path))
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
         try:
             with huge_pages():
                 self._session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         except Exception as e:  # the package's exceptions have no common base
             raise InputError(f"{graph}: ONNX Runtime cannot load it: {brief(str(e), 300)}") from None
         inputs = {i.name: i for i in self._session.get_inputs()}
-        outputs = {o.name: o.shape for o in self._session.get_outputs()}
+        outputs = {o.name: o for o in self._session.get_outputs()}
         self._past = {n: i for n, i in inputs.items() if PAST.fullmatch(n)}
         self._present = [n.replace("past_key_values", "present") for n in self._past]
         for name in ("input_ids", "attention_mask"):
@@ -147,10 +152,13 @@ class OnnxEngine:
         for name in ("logits", *self._present, *self._next_states):
             if name not in outputs:
                 raise wrong(graph, f"an output {name}", f"only {', '.join(list(outputs)[:4])} …")
-        if type(size := outputs["logits"][-1]) is int:  # a tokenizer may have fewer tokens
-            self.vocab = size
         if not self._past:
             raise wrong(graph, "inputs past_key_values.0.key, …", "a graph without a cache")
+        logits = outputs["logits"]
+        if logits.type not in TYPES or len(logits.shape) != 3:
+            raise wrong(f"{graph}: logits", "float [1, tokens, words]", f"{logits.type} {logits.shape}")
+        if type(size := logits.shape[-1]) is int:  # a tokenizer may have fewer tokens
+            self.vocab = size
         routers = self._routers.outputs if self._routers else []
         self._outputs = [*self._present, *self._next_states, "logits", *routers]  # in the order in which they are bound
         self._positions = "position_ids" in inputs
@@ -162,7 +170,7 @@ class OnnxEngine:
             for name, present in zip(self._past, self._present, strict=True):
                 self._bind(self._binding.bind_input, name, self._cache[name])
                 self._bind(self._binding.bind_output, present, self._cache[name])
-        self._next = np.empty((1, 1, self.vocab), np.float32)
+        self._next = np.empty((1, 1, self.vocab), TYPES[logits.type])
 
     def _empty(self, past: Any, tokens: int) -> NDArray[Any]:
         """Zeros [1, key/value heads, tokens, head size]: memory is taken as the cache fills."""
@@ -170,13 +178,13 @@ class OnnxEngine:
         if len(shape) == 4 and type(shape[3]) is not int:  # onnxruntime-genai's graphs leave it open
             shape[3] = self._config.get("model", {}).get("decoder", {}).get("head_size")
         if past.type not in TYPES or len(shape) != 4 or not all(type(shape[d]) is int for d in (1, 3)):
-            raise wrong(f"{self._path / GRAPH}: {past.name}", "float [1, heads, tokens, head size]", past.shape)
+            raise wrong(f"{self._graph}: {past.name}", "float [1, heads, tokens, head size]", past.shape)
         return np.zeros((1, shape[1], tokens, shape[3]), TYPES[past.type])
 
     def _zeros(self, state: Any) -> NDArray[Any]:
         """A state before the first token."""
         if state.type not in TYPES or not all(type(n) is int for n in state.shape):
-            raise wrong(f"{self._path / GRAPH}: {state.name}", "a float state of fixed size", state.shape)
+            raise wrong(f"{self._graph}: {state.name}", "a float state of fixed size", state.shape)
         return np.zeros(state.shape, TYPES[state.type])
 
     @staticmethod
@@ -234,7 +242,10 @@ class OnnxEngine:
             b.bind_output("logits", "cpu")
         for name in self._routers.outputs if self._routers else ():
             b.bind_output(name, "cpu")
-        self._session.run_with_iobinding(b)
+        try:
+            self._session.run_with_iobinding(b)
+        except Exception as e:  # the package's exceptions have no common base
+            raise InputError(f"{self._graph}: ONNX Runtime cannot run it: {brief(str(e), 300)}") from None
         self._position = total
         for (name, old), (new, state) in zip(self._states.items(), self._next_states.items(), strict=True):
             self._states[name], self._next_states[new] = state, old
@@ -244,8 +255,9 @@ class OnnxEngine:
             self._routers.hear({n: outputs[n].numpy() for n in self._routers.outputs})
         if not self._shared:
             self._cache = {p: outputs[q].numpy() for p, q in zip(self._past, self._present, strict=True)}
-        logits: NDArray[np.float32] = self._next if single else outputs["logits"].numpy()
-        return logits[0, -wanted:] if wanted else logits[0, :0]
+        found = self._next if single else outputs["logits"].numpy()
+        logits: NDArray[np.float32] = (found[0, -wanted:] if wanted else found[0, :0]).astype(np.float32, copy=False)
+        return logits
 
     def _held(self, tokens: int) -> list[NDArray[Any]]:
         """The parts of the state of so many tokens, in the order of the graph's inputs."""
@@ -283,7 +295,7 @@ class OnnxEngine:
     def _end_tokens(self, named: Any) -> tuple[int, ...]:
         """The ends of genai_config.json; without them those of the other files, and the tokenizer's eos_token."""
         if named is not None:
-            return end_ids(named, self.vocab, f"{self._path / 'genai_config.json'}: model.eos_token_id")
+            return end_ids(named, self.vocab, f"{self._graph.parent / 'genai_config.json'}: model.eos_token_id")
         eos = special_tokens(self._path).get("eos_token")
         ids = self._tokenizer.encode(eos, special=True, around=False) if eos else []
         return (*self._generation.ends, *(ids if len(ids) == 1 else []))

@@ -84,7 +84,9 @@ def main() -> None:
                     "--outfile",
                     str(out),
                 ]
-                if name.startswith(PREDICTORS):  # it takes for granted that they have such a head
+                if name.startswith(PREDICTORS) and not name.endswith(
+                    "-mtp"
+                ):  # it takes for granted that they have such a head
                     command.append("--no-mtp")
                 run = subprocess.run(command, capture_output=True, text=True)
                 if run.returncode:

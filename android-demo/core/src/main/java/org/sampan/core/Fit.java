@@ -57,7 +57,9 @@ public final class Fit {
         long bytes = 0;
         // with latent attention the values are a part of the keys
         boolean latent = model.number("attention.key_length_mla", 0) > 0;
-        int layers = (int) Math.min(4096, Math.max(0, model.number("block_count", 0)));
+        // the last blocks may be of a head that predicts further tokens, which nobody here asks for
+        long own = model.number("block_count", 0) - Math.max(0, model.number("nextn_predict_layers", 0));
+        int layers = (int) Math.min(4096, Math.max(0, own));
         for (int layer = 0; layer < layers; layer++) {
             long heads = Math.max(1, model.layer("attention.head_count", layer, 1));
             long pairs = model.layer("attention.head_count_kv", layer, heads);
