@@ -42,6 +42,7 @@ def _resumable() -> Iterator[None]:
     "--accuracy-level", type=click.Choice(["0", "4"]),
     help="Of an ONNX graph's products: 4 rounds activations to int8, which is fast, 0 does not.  [default: 4]",
 )  # fmt: skip
+@click.option("--target", help="An NPU to compile for, with --to onnx: qnn, or qnn-v73, -v75, -v79, -v81.")
 @click.option("--exporter", help="Another exporter for architectures that are not known here: optimum.")
 @click.option("--make-exporter", is_flag=True, help="Make its environment with pip, if there is none: about 2 GB.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
@@ -62,9 +63,9 @@ def _resumable() -> Iterator[None]:
 @_resumable()
 def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
-    split_size: str | None, context: int | None, accuracy_level: str | None, exporter: str | None, make_exporter: bool,
-    revision: str | None, stream: bool, allow_zero: bool, lossless: bool, stats: Path | None, no_mtp: bool,
-    overwrite: bool, check: bool, as_json: bool,
+    split_size: str | None, context: int | None, accuracy_level: str | None, target: str | None, exporter: str | None,
+    make_exporter: bool, revision: str | None, stream: bool, allow_zero: bool, lossless: bool, stats: Path | None,
+    no_mtp: bool, overwrite: bool, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
 
@@ -102,7 +103,7 @@ def command(
         raise wrong("--validate", "a checkpoint that stays on the disk", "--stream", "validate the output by itself")
     if exporter:
         refused: dict[str, object] = {"--plan": plan_only, "--split-size": split_size, "--validate": check}
-        refused |= {"--lossless": lossless, "--stream": stream, "--stats": stats}
+        refused |= {"--lossless": lossless, "--stream": stream, "--stats": stats, "--target": target}
         place = _export.environment(exporter, to, refused, make_exporter)
     checkpoint = open_source(source, revision, headers_only=plan_only, stream=stream)
     accuracy = None if accuracy_level is None else int(accuracy_level)
@@ -114,7 +115,7 @@ def command(
         return
     conversion = prepare(
         checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split, context=context, accuracy=accuracy,
-        lossless=lossless, stats=stats, mtp=not no_mtp,
+        lossless=lossless, stats=stats, target=target, mtp=not no_mtp,
     )  # fmt: skip
     if plan_only:
         show_json(_plan_data(conversion), indent=1) if as_json else block(_plan_text(conversion))
@@ -141,15 +142,13 @@ def command(
     if conversion.work.compare:
         line(_compared(read_json(manifest_path(conversion.out))["lossless"]), err=True)
     plan = conversion.plan
-    files = [str(f.path) for f in plan.files]
+    files, nbytes = [str(f.path) for f in job.files], sum(f.size for f in job.files)
     if as_json:
-        data = {"files": files, "bytes": plan.nbytes, "seconds": round(seconds, 3), "scheme": plan.scheme}
+        data = {"files": files, "bytes": nbytes, "seconds": round(seconds, 3), "scheme": plan.scheme}
         show_json(data | {"bits_per_weight": round(plan.bits_per_weight, 4)})
     else:
         name = str(conversion.artifact) + (f" … ({len(files)} files)" if len(files) > 1 else "")
-        line(
-            f"{name}: {plan.scheme}, {human(plan.nbytes)}, {plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s"
-        )
+        line(f"{name}: {plan.scheme}, {human(nbytes)}, {plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s")
     if check:
         _validate(source, revision, conversion)
 

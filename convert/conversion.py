@@ -89,6 +89,7 @@ def prepare(
     accuracy: int | None = None,
     lossless: bool = False,
     stats: Path | None = None,
+    target: str | None = None,
     mtp: bool = True,
 ) -> Conversion:
     """Read the config and the headers, choose every type and lay every byte out; `lossless` refuses other numbers.
@@ -97,6 +98,10 @@ def prepare(
     blocks that predict further tokens, where the format has a place for them.
     """
     form: Format = load("sampan.convert.formats", to, "FORMAT", "--to")
+    if target is not None:
+        if form.targets is None:
+            raise wrong("--target", f"none with --to {to}, which is for processors", repr(target), "add --to onnx")
+        form = form.targets(form, target)
     scheme_name = form.portable.get(quant, quant)
     scheme = get_scheme(scheme_name)
     try:
@@ -152,7 +157,13 @@ def convert(
 
             filled = fill(c.work, shards, job, c.jobs, allow_zero=allow_zero, lossless=c.lossless, progress=step)
         _check_unchanged(c.checkpoint)
-        job.commit(manifest_bytes(_manifest(c, filled)))
+        manifest = _manifest(c, filled)
+        if c.plan.finish is not None:
+            more = c.plan.finish(job.artifact, c.jobs)
+            job.adopt(more.files)
+            manifest |= more.manifest
+        manifest["files"] = {f.path.name: f.size for f in job.files}
+        job.commit(manifest_bytes(manifest))
     return job
 
 

@@ -26,6 +26,7 @@ from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, wrong
 from sampan.job import Job
 from sampan.quantize import decode_rows, encode_rows
+from sampan.quantize.channel import ChannelType
 
 from .binding import Piece
 from .encoding import read_parts
@@ -334,6 +335,9 @@ def _not_lossless(
 def _write(item: Item, rows: int, encoded: Buffer, fd: int) -> None:
     """Write the `rows` rows of each array of the tensor's type to their places."""
     tensor, start = item.tensor, 0
+    if isinstance(tensor.type, ChannelType) and tensor.type.turned:
+        _write_turned(item, rows, encoded, fd, tensor.type)
+        return
     for offset, row in zip(tensor.offsets, tensor.type.part_bytes(tensor.bound.columns), strict=True):
         part = encoded[start : start + rows * row]
         start += part.size
@@ -342,6 +346,17 @@ def _write(item: Item, rows: int, encoded: Buffer, fd: int) -> None:
         else:
             for n in range(rows):
                 _pwrite(fd, part[n * row : (n + 1) * row], offset + (item.at + n * item.piece.step) * row)
+
+
+def _write_turned(item: Item, rows: int, encoded: Buffer, fd: int, kind: ChannelType) -> None:
+    """The same of arrays whose lines hold a value of every row: a piece of each line."""
+    tensor, start, columns = item.tensor, 0, item.tensor.bound.columns
+    for offset, row, lines in zip(tensor.offsets, kind.part_bytes(columns), kind.lines(columns), strict=True):
+        part = encoded[start : start + rows * row].reshape(lines, -1)
+        start += part.size
+        whole, at = tensor.bound.rows * row // lines, item.at * row // lines
+        for n, line in enumerate(part):
+            _pwrite(fd, line, offset + n * whole + at)
 
 
 def _pwrite(fd: int, data: Buffer, position: int) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sampan.errors import wrong
 from sampan.quantize import NumberType, TensorType, pack_integers
+from sampan.quantize.blocked import BlockType
 
 from .binding import Piece
 from .encoding import Buffer, StoredTensor
@@ -31,7 +32,7 @@ def repacker(stored: StoredTensor, kind: TensorType) -> Repack | None:
     group = stored.scaling.columns or stored.columns
     if encoding.integers is None or stored.scaling.act_order or not _takes_integers(kind):
         return None
-    zeros = isinstance(kind, NumberType) or not kind.zero_points
+    zeros = not (isinstance(kind, BlockType) and kind.zero_points)
     if group % kind.block or (zeros and not stored.scaling.symmetric):
         return None
     integers = encoding.integers
@@ -45,7 +46,7 @@ def repacker(stored: StoredTensor, kind: TensorType) -> Repack | None:
 
 
 def _takes_integers(kind: TensorType) -> bool:
-    return kind.name == "q4_0" if isinstance(kind, NumberType) else kind.width == 4
+    return kind.name == "q4_0" if isinstance(kind, NumberType) else isinstance(kind, BlockType) and kind.width == 4
 
 
 def _repeat(values: NDArray[Any], times: int) -> NDArray[Any]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,10 +52,19 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Finish:
+    """Names of files beside those of the plan, and what the manifest says of them."""
+
+    files: tuple[str, ...]
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """`scheme` is the exact name, also where the user asked for the portable int4 or int8.
 
-    `notes`: what a user of the output has to know, a sentence each.
+    `notes`: what a user of the output has to know, a sentence each. `finish`: what is done when all weights are
+    written, in the folder where they lie, with so many threads; its files are part of the output.
     """
 
     scheme: str
@@ -62,6 +72,7 @@ class Plan:
     files: tuple[OutputFile, ...]
     tensors: tuple[PlannedTensor, ...]
     notes: tuple[str, ...] = ()
+    finish: Callable[[Path, int], Finish] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -110,7 +121,8 @@ class Format:
 
     `arrange`: how the rows of a canonical tensor stand there; None where they stand as they are. `inputs`: what
     statistics call the inputs that a matrix is multiplied with there; `order`: which column of those each of its
-    columns is, None where they stand alike. `drafts`: whether it has a place for blocks that predict further tokens.
+    columns is, None where they stand alike. `targets`: the format for a device, by its name. `drafts`: whether it has a
+    place for blocks that predict further tokens.
     """
 
     portable: Mapping[str, str]
@@ -118,6 +130,7 @@ class Format:
     arrange: Callable[[Family, Architecture, TensorSpec], Arrangement | None] = lambda family, arch, spec: None
     inputs: Callable[[Architecture, TensorSpec], str] = lambda arch, spec: spec.name
     order: Callable[[Family, Architecture, TensorSpec], NDArray[np.intp] | None] = lambda family, arch, spec: None
+    targets: Callable[[Format, str], Format] | None = None
     drafts: bool = False
 
 

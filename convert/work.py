@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sampan.errors import wrong
+from sampan.quantize.channel import ChannelType
 
 from .binding import Piece
 from .encoding import Read, buffer_size
@@ -113,6 +114,8 @@ def _cut(tensors: Sequence[PlannedTensor], shards: int, chunk: int, compare: boo
             stored, columns = piece.stored, tensor.bound.stored_columns(piece)
             step = max(1, chunk // columns)
             whole = piece.rows if piece.transposed else step // stored.step * stored.step or step
+            if isinstance(tensor.type, ChannelType) and tensor.type.turned:
+                whole += whole % 2  # two rows share a byte
             units.append(Unit(len(units), tensor, piece, number, whole))
             number += -(-piece.rows // whole)
             dtypes = tuple(p.info.dtype for p in stored.parts)

@@ -70,6 +70,7 @@ def convert(
     split: int | None = None,
     lossless: bool = False,
     stats: Location | None = None,
+    target: str | None = None,
     mtp: bool = True,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda n: None,
@@ -85,11 +86,11 @@ def convert(
     checkpoint = open_source(os.fspath(source), revision, headers_only=False, stream=stream)
     c = prepare(
         checkpoint, Path(output), to, quant, jobs=jobs, context=context, split=split, lossless=lossless,
-        stats=None if stats is None else Path(stats), mtp=mtp,
+        stats=None if stats is None else Path(stats), target=target, mtp=mtp,
     )  # fmt: skip
-    convert(c, overwrite=overwrite, progress=progress)
-    files = tuple(f.path for f in c.plan.files)
-    return Converted(c.artifact, files, c.plan.scheme, c.plan.nbytes, c.plan.bits_per_weight, tuple(c.notes))
+    job = convert(c, overwrite=overwrite, progress=progress)
+    files, nbytes = tuple(f.path for f in job.files), sum(f.size for f in job.files)
+    return Converted(c.artifact, files, c.plan.scheme, nbytes, c.plan.bits_per_weight, tuple(c.notes))
 
 
 def validate(reference: Location, *candidates: Location, options: Options | None = None) -> Validated:

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,18 @@ class Job:
         for fd in self.fds:
             os.fdatasync(fd)
         self._append(entry)
+
+    def adopt(self, names: Sequence[str]) -> None:
+        """Make files part of the output that were made beside the planned ones; what an earlier run left goes."""
+        data = self.artifact if self.files[0].folder else self.artifact.parent
+        planned = {f.path.name for f in self.files}
+        for path in data.iterdir():
+            if path.name not in planned and path.name not in names:
+                path.unlink()
+        for name in names:
+            self.fds.append(os.open(data / name, os.O_RDWR | os.O_NOFOLLOW))
+            size = os.fstat(self.fds[-1]).st_size
+            self.files += (OutputFile(self.out / name, b"", size, folder=self.files[0].folder),)
 
     def commit(self, manifest: bytes) -> None:
         """Give everything its final name.

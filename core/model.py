@@ -17,6 +17,7 @@ from .artifact import write_atomically
 from .errors import InputError, brief, wrong
 from .files import read_start
 from .onnx import GRAPH, home
+from .static import is_static
 from .units import human
 
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -60,7 +61,7 @@ def find_model(
     name = os.fspath(model)
     path = Path(name)
     if path.is_dir():
-        return _in_folder(path, "")
+        return path if is_static(path) else _in_folder(path, "")
     if os.path.lexists(path):
         return path.parent if path.name == GRAPH and home(path) == path.parent else path
     base, _, tag = name.rpartition(":") if ":" in name else (name, "", "")

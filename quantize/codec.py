@@ -6,14 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blocked import BLOCK_TYPES, BlockType
+from .channel import CHANNEL_TYPES, ChannelType
 from .types import NumberType, number_type
 
-TensorType = NumberType | BlockType
+TensorType = NumberType | BlockType | ChannelType
 
 
 def tensor_type(name: str) -> TensorType:
-    """The type called `name` as ONNX graphs hold it: blocks in arrays of their own, or plain numbers."""
-    return BLOCK_TYPES[name] if name in BLOCK_TYPES else number_type(name)
+    """The type called `name` as ONNX graphs hold it: integers in arrays of their own, or plain numbers."""
+    return BLOCK_TYPES.get(name) or CHANNEL_TYPES.get(name) or number_type(name)
 
 
 def encode_rows(

@@ -32,7 +32,10 @@ def modules(requirements: list[str]) -> set[str]:
 
 
 def test_every_import_is_declared() -> None:
-    needed = (PROJECT["dependencies"], *(EXTRAS[name] for name in ("onnx", "gguf", "reference", "schema", "server")))
+    needed = (
+        PROJECT["dependencies"],
+        *(EXTRAS[name] for name in ("onnx", "gguf", "reference", "schema", "server", "qnn")),
+    )
     declared = modules([r for requirements in needed for r in requirements])
     imported = set()
     for folder in ("core", "calibrate", "cli", "convert", "quantize", "runtime", "validate"):

@@ -253,7 +253,7 @@ def test_unreadable_tokenizer_config(copy: Path) -> None:
 
 
 def test_unknown_scheme_and_format(copy: Path) -> None:
-    assert_refused(copy, "--quant: expected one of bf16, f16,", "found 'q9_9'", quant="q9_9")
+    assert_refused(copy, "--quant: expected one of a16w4, a16w8, bf16, f16,", "found 'q9_9'", quant="q9_9")
     assert_refused(copy, "--to: expected one of gguf, onnx, found 'tflite'", options=("--to", "tflite"))
 
 

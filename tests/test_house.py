@@ -118,7 +118,7 @@ def test_help_needs_no_numpy() -> None:
 
 
 def test_an_unknown_entry_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"--quant: expected one of bf16, f16, .*, found 'q9'"):
+    with pytest.raises(InputError, match=r"--quant: expected one of a16w4, a16w8, bf16, f16, .*, found 'q9'"):
         registry.load("sampan.quantize.schemes", "q9", "SCHEME", "--quant")
 
 

@@ -24,9 +24,10 @@ from sampan.convert.formats.gguf import ROPE_FACTORS
 from sampan.convert.rows import Arrangement
 from sampan.errors import brief, wrong
 from sampan.files import read_json_if_there
-from sampan.quantize import TensorType, decode_rows, number_type, tensor_type
+from sampan.quantize import NumberType, TensorType, decode_rows, number_type, tensor_type
 from sampan.quantize.blocked import BLOCK_TYPES, BlockType
 from sampan.quantize.types import number_type_by_id
+from sampan.static import is_static, read_layout
 
 STEP = 1 << 20  # values decoded at once
 PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
@@ -113,6 +114,8 @@ class Artifact:
 
 def open_artifact(path: Path) -> Artifact:
     """Open a GGUF file or an ONNX folder: headers only."""
+    if is_static(path):
+        return open_static(path)
     return open_onnx(path) if path.is_dir() or path.suffix == ".onnx" else open_gguf(path)
 
 
@@ -171,6 +174,20 @@ def open_onnx(path: Path) -> Artifact:
         path, "onnx", tensors, graph.nbytes, _bits(tensors) if tensors else onnx.bits_per_weight(graph),
         frozenset(types), architecture=_engine_name(manifest), vocab=vocab,
         experts=graph.experts, templates=templates, special=special, manifest=manifest,
+    )  # fmt: skip
+
+
+def open_static(path: Path) -> Artifact:
+    """A folder for an NPU, which runs on the processor here; it places no canonical tensors."""
+    layout, manifest = read_layout(path), read_manifest(path)
+    with runtime.open(path, runtime.EngineOptions(vocabulary_only=True)) as session:
+        templates, special = session.chat_templates, session.special_tokens
+    bits = manifest.get("bits_per_weight")
+    return Artifact(
+        path, "onnx", {}, sum(f.stat().st_size for f in path.iterdir() if f.is_file()),
+        float(bits) if isinstance(bits, (int, float)) else 0.0, frozenset({str(manifest.get("scheme"))}),
+        architecture=_engine_name(manifest), vocab=layout.vocab, experts=False, templates=templates, special=special,
+        manifest=manifest,
     )  # fmt: skip
 
 
@@ -320,7 +337,7 @@ def compose(
     f32, infos, offset = number_type("f32"), [], 0
     for t in tensors:
         kind = f32 if as_f32(t) else t.type
-        if isinstance(kind, BlockType):
+        if not isinstance(kind, NumberType):
             raise AssertionError(f"{t.name}: {kind.name} cannot stand in a GGUF file")
         infos.append(gguf.Tensor(t.name, t.gguf_shape, kind.id, offset))
         offset += gguf.padded(math.prod(t.shape) // kind.block * kind.block_bytes)

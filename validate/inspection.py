@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 def inspected(path: str, revision: str | None) -> dict[str, Any]:
     """The properties of a path or a hub id, its "types" and its "tensors"."""
     from sampan.model import find_model, names_model
+    from sampan.static import is_static
 
     if path.endswith(".safetensors") and Path(path).is_file():
         return _statistics(Path(path))
+    if is_static(Path(path)):
+        return _static(Path(path))
     if names_model(path):
         model = find_model(path, revision)
         return _onnx(model) if model.is_dir() or model.suffix == ".onnx" else _gguf(model)
@@ -177,6 +180,49 @@ def _onnx(path: Path) -> dict[str, Any]:
                 kind += " (scales, zero points)" if a.name in beside else " (rotary tables)"
             rows.append((a.name, a.shape, kind, values, a.nbytes))
     data["types"] = _summary((kind, values, nbytes) for _, _, kind, values, nbytes in rows)
+    data["tensors"] = [{"name": n, "shape": list(s), "type": k, "bytes": b} for n, s, k, _, b in rows]
+    return {k: v for k, v in data.items() if v is not None}
+
+
+def _static(path: Path) -> dict[str, Any]:
+    """A folder for an NPU: each part's graphs, data and what was compiled of them, the scales at the borders."""
+    from sampan.files import size_of
+    from sampan.onnx import read_graph, unique
+    from sampan.qnn import contexts
+    from sampan.static import compiled, compiled_for, read_layout, read_quantities
+    from sampan.validate.artifact import read_manifest
+
+    layout, quantities, manifest = read_layout(path), read_quantities(path), read_manifest(path)
+    versions, rows, parts = compiled_for(path, layout), [], {}
+    nbytes = sum(f.stat().st_size for f in path.iterdir() if f.is_file())
+    for n, names in enumerate(layout.parts):
+        graphs = {tokens: read_graph(path / name) for tokens, name in names.items()}
+        arrays = unique(graphs[1].arrays.values())
+        rows += [(f"part {n + 1}{a.name}", a.shape, a.dtype, math.prod(a.shape), a.nbytes) for a in arrays]
+        sizes: dict[str, int] = {name: size_of(path / name) for name in names.values()}
+        sizes |= {file.name: size for graph in graphs.values() for file, size in graph.files.items()}
+        for v in versions:
+            made = [compiled(name, v) for name in names.values()]
+            files = [*made, *(f for graph in made for f in contexts(path / graph))]
+            sizes[f"HTP v{v}"] = sum(size_of(path / f) for f in files)
+        parts[f"part {n + 1}"] = sizes
+    borders = [n for n in quantities if n in ("hidden", "mask", "logits") or n.startswith(("present_", "cos", "sin"))]
+    data: dict[str, Any] = {
+        "onnx": str(path),
+        "bytes": nbytes,
+        "target": layout.target,
+        "HTP versions": versions or None,
+        "scheme": manifest.get("scheme"),
+        "family": manifest.get("family"),
+        "context": layout.context,
+        "tokens of a call": list(layout.tokens),
+        **parts,
+        "activations": dict(Counter(f"{q[0]} bits" for q in quantities.values())),
+        "scales": {n: f"{quantities[n][1]:.6g}" for n in borders},
+        "tokenizer": _tokenizer(path),
+        "chat template": _templates(path),
+    }
+    data["types"] = _summary((kind, values, size) for _, _, kind, values, size in rows)
     data["tensors"] = [{"name": n, "shape": list(s), "type": k, "bytes": b} for n, s, k, _, b in rows]
     return {k: v for k, v in data.items() if v is not None}
 

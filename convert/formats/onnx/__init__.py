@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +10,8 @@ from numpy.typing import NDArray
 from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint
 from sampan.errors import wrong
-from sampan.registry import load
 
-from ...architecture import EMBEDDING, HEAD, MLA, POST_ATTENTION_NORM, POST_FFN_NORM, Architecture, TensorSpec
+from ...architecture import MLA, Architecture, TensorSpec
 from ...binding import Binding
 from ...family import Family
 from ...generation import notes, resolve
@@ -22,13 +19,14 @@ from ...plan import Format, Plan, Request
 from ...tokenizer import read_tokenizer
 from ...weighting import column_order, latent
 from ..gguf import arrange
-from .cpu import Cpu
+from .decoder import write
 from .folder import companions
-from .graph import DATA_FILE, Edge, Graph
+from .forms.cpu import Cpu
+from .graph import DATA_FILE, Graph
+from .npu import for_target
 from .weights import Weights
 
 CONTEXT = 32_768  # positions of the rotary tables, where the model has more: 16.8 MB at 128 dimensions
-BLOCKS = "sampan.convert.formats.onnx.blocks"
 
 
 def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Binding, request: Request) -> Plan:
@@ -39,8 +37,8 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     if context > arch.longest:
         raise wrong("--context", f"at most the model's own {arch.longest}", context)
     graph = Graph()
-    weights = Weights(graph, arch, binding, request.scheme_name, request.scheme)
-    _write(graph, weights, arch, context, 4 if request.accuracy is None else request.accuracy)
+    weights = Weights(arch, binding, request.scheme_name, request.scheme)
+    write(Cpu(graph, weights, arch, context, 4 if request.accuracy is None else request.accuracy), arch)
     model = graph.model("sampan", version("sampan")).SerializeToString(deterministic=True)
     header = b"".join(t.tobytes() for t in weights.tables)
     tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
@@ -49,37 +47,6 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     files = [OutputFile(request.out / DATA_FILE, header, weights.end, folder=True)]
     files += [OutputFile(request.out / name, data, len(data), folder=True) for name, data in small.items()]
     return Plan(request.scheme_name, arch, tuple(files), tuple(weights.tensors), tuple(notes(generation)))
-
-
-def _write(graph: Graph, weights: Weights, arch: Architecture, context: int, accuracy: int) -> None:
-    """Embedding, blocks, head. A norm takes the residual sum before it along."""
-    form = Cpu(graph, weights, arch, context, accuracy)
-    x = form.embedding()
-    normed = form.norm("/layers.0/input_layernorm", x, "blk.0.attn_norm.weight")
-    for i, block in enumerate(arch.blocks):
-        attention = _block(block.attention)(form, block.attention, i, normed)
-        if block.post_norms:
-            attention = form.norm(f"/layers.{i}/attn/post_norm", attention, f"blk.{i}.{POST_ATTENTION_NORM}.weight")
-        x, normed = form.add_norm(
-            f"/layers.{i}/post_attention_layernorm", x, attention, f"blk.{i}.{block.ffn_norm}.weight"
-        )
-        last = i == len(arch.blocks) - 1
-        if last:  # nothing after the last attention looks at other positions
-            x, normed = form.wanted(x, normed)
-        ffn = _block(block.ffn)(form, block.ffn, i, normed)
-        if block.post_norms:
-            ffn = form.norm(f"/layers.{i}/mlp/post_norm", ffn, f"blk.{i}.{POST_FFN_NORM}.weight")
-        path, name = ("/norm", "output_norm.weight") if last else (
-            f"/layers.{i + 1}/input_layernorm", f"blk.{i + 1}.attn_norm.weight"
-        )  # fmt: skip
-        x, normed = form.add_norm(path, x, ffn, name)
-    form.logits(normed, EMBEDDING if arch.tied else HEAD)
-
-
-def _block(part: object) -> Callable[[Cpu, Any, int, Edge], Edge]:
-    """The writer of a block's kind."""
-    write: Callable[[Cpu, Any, int, Edge], Edge] = load(BLOCKS, type(part).__name__.lower(), "write", "--to onnx")
-    return write
 
 
 def _inputs(arch: Architecture, spec: TensorSpec) -> str:
@@ -95,5 +62,5 @@ def _order(family: Family, arch: Architecture, spec: TensorSpec) -> NDArray[np.i
 
 FORMAT = Format(
     portable={"int8": "q8_0", "native": "native_onnx", "fp16": "f16", "fp32": "f32"}, plan=plan, inputs=_inputs,
-    order=_order,
+    order=_order, targets=for_target,
 )  # fmt: skip

@@ -24,11 +24,17 @@ def companions(
     checkpoint: Checkpoint, family: Family, arch: Architecture, context: int, tokenizer: Tokenizer, g: Generation
 ) -> dict[str, bytes]:
     """Name → bytes of every file besides the graph and its data."""
-    files = texts(checkpoint.folder, arch.vocab, g)
-    _, completed = read_tokenizer_json(checkpoint.folder, arch.vocab)
-    if completed != read_json_if_there(checkpoint.folder / "tokenizer.json"):
-        files["tokenizer.json"] = json.dumps(completed, ensure_ascii=False).encode()
+    files = words(checkpoint.folder, arch.vocab, g)
     return files | {"genai_config.json": as_json(_genai(checkpoint, family, arch, tokenizer, g, context))}
+
+
+def words(folder: Path, vocab: int, g: Generation) -> dict[str, bytes]:
+    """Name → bytes of the tokenizer, in the form of tokenizer.json, and of the small files around it."""
+    files = texts(folder, vocab, g)
+    _, completed = read_tokenizer_json(folder, vocab)
+    if completed != read_json_if_there(folder / "tokenizer.json"):
+        files["tokenizer.json"] = json.dumps(completed, ensure_ascii=False).encode()
+    return files
 
 
 def texts(folder: Path, vocab: int, g: Generation) -> dict[str, bytes]:

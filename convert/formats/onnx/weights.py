@@ -24,10 +24,12 @@ PAGE = 4096  # bytes; arrays of a page and more start at one, so that they can b
 
 
 class Weights:
-    """Gives every weight its type and place once; asked again for the same tensors, it gives the same arrays."""
+    """Gives every weight its type and place once; asked again for the same tensors, by whatever graph, it gives it the
+    same arrays.
+    """
 
-    def __init__(self, graph: Graph, arch: Architecture, binding: Binding, scheme_name: str, scheme: Scheme) -> None:
-        self.graph, self.tensors, self.end = graph, list[PlannedTensor](), 0
+    def __init__(self, arch: Architecture, binding: Binding, scheme_name: str, scheme: Scheme) -> None:
+        self.tensors, self.end = list[PlannedTensor](), 0
         self.tables: list[NDArray[np.float32]] = []
         self._arch, self._scheme, self._scheme_name = arch, scheme, scheme_name
         self._bound = {b.spec.name: b for b in binding.tensors}
@@ -47,16 +49,16 @@ class Weights:
         whole = name.endswith("_exps.weight") or name == EMBEDDING
         return tensor_type("f32") if whole and bound.columns % kind.block else kind
 
-    def table(self, name: str, values: NDArray[np.float32]) -> Edge:
+    def table(self, graph: Graph, name: str, values: NDArray[np.float32]) -> Edge:
         """Computed values, written in front of the weights."""
         if self.tensors:
             raise AssertionError("tables come first")
         self.tables.append(values)
-        edge = self.graph.external(name, FLOAT, values.shape, self.end)
+        edge = graph.external(name, FLOAT, values.shape, self.end)
         self.end += values.nbytes
         return edge
 
-    def vector(self, path: str, *names: str) -> Edge:
+    def vector(self, graph: Graph, path: str, *names: str) -> Edge:
         """float32 [n] of one or several vectors, one after the other."""
         if names not in self._placed:
             columns = [_as_column(self._bound[n]) for n in names]
@@ -64,33 +66,34 @@ class Weights:
             vectors = tuple(replace(s, shape=s.shape[:1]) for s in slices)
             self._place(path, names, tensor_type("f32"), (bound, vectors))
         (offset,) = self._placed[names]
-        return self.graph.external(
+        return graph.external(
             f"{path}/{names[0].rpartition('.')[2]}", FLOAT, (sum(self._bound[n].columns for n in names),), offset
         )
 
-    def matrix(self, path: str, names: Sequence[str], kind: TensorType) -> tuple[Edge, ...]:
+    def matrix(self, graph: Graph, path: str, names: Sequence[str], kind: TensorType) -> tuple[Edge, ...]:
         """The arrays of matrices stacked by rows: [rows, columns] where plain, else as MatMulNBits takes them."""
         rows = sum(self._bound[n].rows for n in names)
-        return self._arrays(path, names, kind, (rows, self._bound[names[0]].columns))
+        return self._arrays(graph, path, names, kind, (rows, self._bound[names[0]].columns))
 
-    def rows(self, path: str, name: str, kind: TensorType) -> tuple[Edge, ...]:
+    def rows(self, graph: Graph, path: str, name: str, kind: TensorType) -> tuple[Edge, ...]:
         """The same arrays as GatherBlockQuantized takes them: packed values of a row in one dimension."""
         bound = self._bound[name]
-        return self._arrays(path, (name,), kind, (bound.rows, bound.columns), flat=True)
+        return self._arrays(graph, path, (name,), kind, (bound.rows, bound.columns), flat=True)
 
-    def kernel(self, path: str, names: Sequence[str]) -> Edge:
+    def kernel(self, graph: Graph, path: str, names: Sequence[str]) -> Edge:
         """float32 [channels, 1, taps] of a convolution over single channels, those of several tensors in order."""
         shape = (sum(self.rows_of(n) for n in names), 1, self.columns_of(names[0]))
-        return self._arrays(path, names, tensor_type("f32"), shape, interleave=False)[0]
+        return self._arrays(graph, path, names, tensor_type("f32"), shape, interleave=False)[0]
 
-    def experts(self, path: str, names: Sequence[str], kind: TensorType) -> tuple[Edge, ...]:
+    def experts(self, graph: Graph, path: str, names: Sequence[str], kind: TensorType) -> tuple[Edge, ...]:
         """Stacked experts [experts, rows, …]; the rows of several tensors take turns."""
         experts, rows, columns = self._bound[names[0]].spec.shape
         shape = (experts, len(names) * rows, columns)
-        return self._arrays(path, names, kind, shape, flat=True, interleave=True)
+        return self._arrays(graph, path, names, kind, shape, flat=True, interleave=True)
 
     def _arrays(
         self,
+        graph: Graph,
         path: str,
         names: Sequence[str],
         kind: TensorType,
@@ -104,7 +107,7 @@ class Weights:
             parts = [self._bound[n] for n in names]
             self._place(path, key, kind, _stack(parts, f"{path}/weight", interleave))
         offsets = self._placed[key]
-        g, *lead = self.graph, *shape[:-1]
+        g, lead = graph, shape[:-1]
         if not isinstance(kind, BlockType):
             return (g.external(f"{path}/weight", PLAIN[kind.name], shape, offsets[0]),)
         blocks = kind.blocks(shape[-1])

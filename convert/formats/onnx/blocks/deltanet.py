@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ....architecture import DeltaNet
-from ..cpu import Cpu
+from ..form import RecurrentForm
 from ..graph import Edge
 
 
-def write(form: Cpu, d: DeltaNet, layer: int, x: Edge) -> Edge:
+def write(form: RecurrentForm, d: DeltaNet, layer: int, x: Edge) -> Edge:
     """x [1, sequence, hidden] → the layer's output, before the residual."""
     at, blk = f"/layers.{layer}/linear_attn", f"blk.{layer}."
     qkv = form.linear(f"{at}/in_proj_qkv", x, f"{blk}attn_qkv.weight")
@@ -24,7 +24,7 @@ def write(form: Cpu, d: DeltaNet, layer: int, x: Edge) -> Edge:
     return form.linear(f"{at}/out_proj", y, f"{blk}ssm_out.weight")
 
 
-def _gates(form: Cpu, d: DeltaNet, at: str, blk: str, x: Edge) -> list[Edge]:
+def _gates(form: RecurrentForm, d: DeltaNet, at: str, blk: str, x: Edge) -> list[Edge]:
     """b and a of every head of v, [1, sequence, v_heads] each."""
     if not d.fused_gates:
         names = (("b", "beta"), ("a", "alpha"))

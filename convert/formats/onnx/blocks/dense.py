@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ....architecture import Dense
-from ..cpu import Cpu
+from ..form import Form
 from ..graph import Edge
 
 
-def write(form: Cpu, ffn: Dense, layer: int, x: Edge) -> Edge:
+def write(form: Form, ffn: Dense, layer: int, x: Edge) -> Edge:
     """x [1, sequence, hidden] → down(silu(gate(x)) · up(x))."""
     at, name = f"/layers.{layer}/mlp", f"blk.{layer}.ffn_{{}}.weight"
     if not ffn.fused:
@@ -17,7 +17,7 @@ def write(form: Cpu, ffn: Dense, layer: int, x: Edge) -> Edge:
     return form.linear(f"{at}/down_proj", form.gated(f"{at}/act", gate, up), name.format("down"))
 
 
-def gated(form: Cpu, at: str, x: Edge, name: str) -> Edge:
+def gated(form: Form, at: str, x: Edge, name: str) -> Edge:
     """The same with weights called `name`, gate, up or down in its braces."""
     gate = form.linear(f"{at}/gate_proj", x, name.format("gate"))
     up = form.linear(f"{at}/up_proj", x, name.format("up"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ....architecture import GQA
-from ..cpu import Cpu
+from ..form import Form
 from ..graph import Edge
 
 
-def write(form: Cpu, a: GQA, layer: int, x: Edge) -> Edge:
+def write(form: Form, a: GQA, layer: int, x: Edge) -> Edge:
     """x [1, sequence, hidden] → the attention's output, before the residual."""
     at, blk = f"/layers.{layer}/attn", f"blk.{layer}.attn_"
     parts = ("q", "k", "v")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ....architecture import KDA
-from ..cpu import Cpu
+from ..form import RecurrentForm
 from ..graph import Edge
 
 
-def write(form: Cpu, d: KDA, layer: int, x: Edge) -> Edge:
+def write(form: RecurrentForm, d: KDA, layer: int, x: Edge) -> Edge:
     """x [1, sequence, hidden] → the layer's output, before the residual."""
     at, blk = f"/layers.{layer}/linear_attn", f"blk.{layer}."
     names = [f"{blk}attn_{part}.weight" for part in "qkv"]

@@ -1,8 +1,7 @@
 """Multi-head latent attention, expanded: every head gets its own key and value from the latent.
 
 The absorbed form, which caches latents, needs less memory and is several times slower in this operator: numbers in
-docs/decisions.md (benchmarks/latent.py). A head's rotated dimensions stand first here, as the operator rotates them,
-and values are padded to the width of keys, as it wants them.
+docs/decisions.md (benchmarks/latent.py). A head's rotated dimensions stand first here, as forms rotate them.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ import math
 from sampan.errors import wrong
 
 from ....architecture import MLA, YarnScaling
-from ..cpu import Cpu
+from ..form import Form
 from ..graph import Edge
 
 
-def write(form: Cpu, a: MLA, layer: int, x: Edge) -> Edge:
+def write(form: Form, a: MLA, layer: int, x: Edge) -> Edge:
     """x [1, sequence, hidden] → the attention's output, before the residual."""
     at, blk, width = f"/layers.{layer}/attn", f"blk.{layer}.attn_", a.nope + a.rope_dims
     if a.v > width:
@@ -37,13 +36,8 @@ def write(form: Cpu, a: MLA, layer: int, x: Edge) -> Edge:
     k_nope, value = form.split(f"{at}/kv_b", kv, a.heads * a.nope, a.heads * a.v)
     shared = form.repeat(f"{at}/k_rope", form.heads(f"{at}/k_rope/heads", k_rope, 1), a.heads)
     key = form.concat(f"{at}/key", shared, form.heads(f"{at}/k/heads", k_nope, a.heads))
-    padded = form.pad(f"{at}/value", form.heads(f"{at}/v/heads", value, a.heads), width)
-
-    qkv = [query, form.join(f"{at}/key/join", key), form.join(f"{at}/value/join", padded)]
-    y = form.attention(at, layer, qkv, a.rope, a.heads, a.heads, width, scale(a))
-    if a.v < width:
-        y = form.split(f"{at}/out", form.heads(f"{at}/out/heads", y, a.heads), a.v, width - a.v)[0]
-        y = form.join(f"{at}/out/join", y)
+    qkv = [query, key, form.heads(f"{at}/v/heads", value, a.heads)]
+    y = form.attention(at, layer, qkv, a.rope, a.heads, a.heads, width, v_dim=a.v, scale=scale(a))
     return form.linear(f"{at}/o_proj", y, f"{blk}output.weight")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ....architecture import MoE
-from ..cpu import Cpu
+from ..form import MixingForm
 from ..graph import Edge
 from .dense import gated
 
 
-def write(form: Cpu, moe: MoE, layer: int, x: Edge) -> Edge:
+def write(form: MixingForm, moe: MoE, layer: int, x: Edge) -> Edge:
     """x [1, sequence, hidden] → the weighted sum of the experts' outputs."""
     at, blk = f"/layers.{layer}/moe", f"blk.{layer}.ffn_"
     logits = form.linear(f"{at}/router", x, f"{blk}gate_inp.weight")

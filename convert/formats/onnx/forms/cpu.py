@@ -15,10 +15,10 @@ from sampan.errors import wrong
 from sampan.quantize import TensorType, tensor_type
 from sampan.quantize.blocked import BlockType
 
-from ...architecture import EMBEDDING, Architecture, MoE, Rope
-from .graph import CONTRIB, FLOAT, INT32, INT64, Edge, Graph
-from .rope import tables
-from .weights import Weights
+from ....architecture import EMBEDDING, Architecture, MoE, Rope
+from ..graph import CONTRIB, FLOAT, INT32, INT64, Edge, Graph
+from ..rope import tables
+from ..weights import Weights
 
 
 class Cpu:
@@ -29,7 +29,7 @@ class Cpu:
         self._eps, self._accuracy = arch.norm_eps, accuracy
         self._tables = {
             rope: [
-                weights.table(f"/rope{n or ''}/{name}", values)
+                weights.table(graph, f"/rope{n or ''}/{name}", values)
                 for name, values in zip(("cos", "sin"), tables(rope, context), strict=True)
             ]
             for n, rope in enumerate(arch.ropes)
@@ -51,7 +51,7 @@ class Cpu:
 
     def embedding(self) -> Edge:
         w, kind, at = self.weights, self.weights.kind(EMBEDDING), "/embed_tokens"
-        arrays = w.rows(at, EMBEDDING, kind)
+        arrays = w.rows(self.graph, at, EMBEDDING, kind)
         out = (1, "sequence", w.columns_of(EMBEDDING))
         if isinstance(kind, BlockType):
             values, scales, *zero = arrays
@@ -75,10 +75,10 @@ class Cpu:
     def linear(self, path: str, x: Edge, *names: str, bias: Sequence[str] = (), out: Edge | None = None) -> Edge:
         """x · Wᵀ + b of one or several canonical weights of one type, their rows stacked."""
         kind = self.weights.kind(names[0])
-        b = self.weights.vector(path, *bias) if bias else None
+        b = self.weights.vector(self.graph, path, *bias) if bias else None
         rows = sum(self.weights.rows_of(n) for n in names)
         shape = (*x.shape[:-1], rows)
-        arrays = self.weights.matrix(path, names, kind)
+        arrays = self.weights.matrix(self.graph, path, names, kind)
         if isinstance(kind, BlockType):
             values, scales, *zero = arrays
             inputs: list[Edge | None] = [x, values, scales, *zero]
@@ -98,12 +98,12 @@ class Cpu:
 
     def norm(self, path: str, x: Edge, name: str, eps: float | None = None) -> Edge:
         """RMS norm over the last dimension, with the model's epsilon or another."""
-        scale, eps = self.weights.vector(path, name), self._eps if eps is None else eps
+        scale, eps = self.weights.vector(self.graph, path, name), self._eps if eps is None else eps
         return self.graph.node("RMSNormalization", path, [x, scale], x.shape, axis=-1, epsilon=eps)
 
     def add_norm(self, path: str, x: Edge, delta: Edge, name: str) -> tuple[Edge, Edge]:
         """(x + delta, its RMS norm)."""
-        scale = self.weights.vector(path, name)
+        scale = self.weights.vector(self.graph, path, name)
         total = Edge(f"{path}/sum", FLOAT, x.shape)
         normed = self.graph.node(
             "SkipSimplifiedLayerNormalization", path, [x, delta, scale], x.shape, domain=CONTRIB,
@@ -113,7 +113,7 @@ class Cpu:
 
     def head_norm(self, path: str, x: Edge, name: str, heads: int) -> Edge:
         """RMS norm of every head of [1, sequence, heads · width]."""
-        scale = self.weights.vector(path, name)
+        scale = self.weights.vector(self.graph, path, name)
         return self.graph.node(
             "BranchwiseRMSNorm", path, [x, scale], x.shape, domain=CONTRIB, num_branches=heads, epsilon=self._eps
         )
@@ -133,10 +133,10 @@ class Cpu:
         """[1, sequence, 1, width] → the same for every head."""
         return self.graph.node("Tile", path, [x, self.graph.ints(1, 1, heads, 1)], (*x.shape[:2], heads, x.shape[3]))
 
-    def pad(self, path: str, x: Edge, width: int) -> Edge:
-        """Zeros after the last dimension, up to `width`."""
+    def _pad(self, path: str, x: Edge, width: int) -> Edge:
+        """Zeros after the last dimension of heads, up to `width`."""
         more = width - int(x.shape[-1])
-        if not more:
+        if len(x.shape) != 4 or not more:  # joined heads are of full width
             return x
         return self.graph.node("Pad", path, [x, self.graph.ints(*[0] * 7, more)], (*x.shape[:-1], width))
 
@@ -160,35 +160,46 @@ class Cpu:
         heads: int,
         kv_heads: int,
         head_dim: int,
+        *,
+        v_dim: int | None = None,
         scale: float | None = None,
     ) -> Edge:
-        """Rotate, append to the cache, attend. `qkv`: q, k and v, or the three in one. `scale` None: 1/√head_dim.
-
-        A rotation of fewer dimensions than a head has is of its first ones; None: nothing is rotated.
-        """
+        """Values are padded to the width of keys, as GroupQueryAttention wants them."""
         for what, n in (("heads", head_dim), ("rotations", rope.dims if rope else 0)):
             if n % 16:
                 raise wrong("--to onnx", f"{what} of a multiple of 16 dimensions, as GroupQueryAttention takes them", n)
-        g, parts = self.graph, ("key", "value")
+        g, parts, v_dim = self.graph, ("key", "value"), head_dim if v_dim is None else v_dim
+        if len(qkv) == 3:
+            q, k, v = qkv
+            v = self._pad(f"{path}/value", v, head_dim)
+            qkv = [q, self._joined(f"{path}/key/join", k), self._joined(f"{path}/value/join", v)]
         past = [g.input(f"past_key_values.{layer}.{n}", FLOAT, (1, kv_heads, "past", head_dim)) for n in parts]
         present = [g.output(f"present.{layer}.{n}", FLOAT, (1, kv_heads, "total", head_dim)) for n in parts]
         query = [*qkv, None, None][:3]
         more: dict[str, Any] = {} if scale is None else {"scale": scale}
         if rope:
             more |= {"do_rotary": 1, "rotary_interleaved": int(rope.interleaved)}
-        return g.node(
+        y = g.node(
             "GroupQueryAttention", path,
             [*query, *past, self._last, self._total, *(self._tables[rope] if rope else ())],
             (1, "sequence", heads * head_dim), domain=CONTRIB, more=present, num_heads=heads, kv_num_heads=kv_heads,
             **more,
         )  # fmt: skip
+        if v_dim == head_dim:
+            return y
+        y = self.split(f"{path}/out", self.heads(f"{path}/out/heads", y, heads), v_dim, head_dim - v_dim)[0]
+        return self.join(f"{path}/out/join", y)
+
+    def _joined(self, path: str, x: Edge) -> Edge:
+        """Heads that may be joined already."""
+        return self.join(path, x) if len(x.shape) == 4 else x
 
     def convolution(self, path: str, layer: int, x: Edge, *names: str) -> Edge:
         """silu of a causal convolution of each channel of [1, sequence, channels]; its last inputs are a state.
 
         `names`: the taps of some channels, of the next ones, …
         """
-        g, kernel = self.graph, self.weights.kernel(path, names)
+        g, kernel = self.graph, self.weights.kernel(self.graph, path, names)
         shape = (1, int(kernel.shape[2]) - 1, int(x.shape[-1]))
         past = g.input(f"past_conv.{layer}", FLOAT, shape)
         present = g.output(f"present_conv.{layer}", FLOAT, shape)
@@ -208,11 +219,11 @@ class Cpu:
     def decay(self, path: str, alpha: Edge, a: str, bias: str, *, heads: int | None = None) -> Edge:
         """a · softplus(alpha + bias), in alpha's shape; with `heads` a is of [heads, 1], one for a head's width."""
         g, w = self.graph, self.weights
-        shifted = self.add(f"{path}/bias", alpha, w.vector(f"{path}/bias", bias))
+        shifted = self.add(f"{path}/bias", alpha, w.vector(self.graph, f"{path}/bias", bias))
         positive = g.node("Softplus", path, [shifted], alpha.shape)
         if heads is None:
-            return self.multiply(path, positive, w.vector(f"{path}/a", a))
-        (by_head,) = w.matrix(f"{path}/a", [a], tensor_type("f32"))
+            return self.multiply(path, positive, w.vector(self.graph, f"{path}/a", a))
+        (by_head,) = w.matrix(self.graph, f"{path}/a", [a], tensor_type("f32"))
         return self.join(f"{path}/join", self.multiply(path, self.heads(f"{path}/heads", positive, heads), by_head))
 
     def delta_rule(
@@ -238,7 +249,7 @@ class Cpu:
 
     def gated_norm(self, path: str, x: Edge, name: str, gate: Edge, activation: str) -> Edge:
         """RMS norm of every head, times silu(gate) or sigmoid(gate)."""
-        scale = self.weights.vector(path, name)
+        scale = self.weights.vector(self.graph, path, name)
         return self.graph.node(
             "GatedRMSNorm", path, [x, scale, gate], x.shape, domain=CONTRIB, activation=activation, epsilon=self._eps
         )
@@ -268,7 +279,7 @@ class Cpu:
         if moe.gating == "softmax":
             return flat
         if moe.selection_bias:
-            b = self.weights.vector(path, bias)
+            b = self.weights.vector(self.graph, path, bias)
         else:
             b = g.constant(f"/constants/no_bias_{moe.experts}", np.zeros(moe.experts, np.float32))
         return g.node(
@@ -281,7 +292,7 @@ class Cpu:
         g, w, sigmoid = self.graph, self.weights, moe.gating == "sigmoid"
         kinds: set[TensorType] = {w.kind(n) for n in (gate, up, down)}
         kind = tensor_type("f32") if len(kinds) > 1 else w.kind(gate)  # one operator takes one type
-        first, second = w.experts(f"{path}/gate_up", (gate, up), kind), w.experts(f"{path}/down", (down,), kind)
+        first, second = w.experts(g, f"{path}/gate_up", (gate, up), kind), w.experts(g, f"{path}/down", (down,), kind)
         options: dict[str, Any] = {
             "k": moe.used, "normalize_routing_weights": int(moe.normalise or sigmoid), "activation_type": "swiglu",
             "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0,

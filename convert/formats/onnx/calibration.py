@@ -1,0 +1,83 @@
+"""Run the float graphs of a written folder over the calibration text, and take the ranges of all activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampan.errors import InputError
+from sampan.files import read_text
+from sampan.static import EMBEDDING_FILE, TOKENS
+
+from ...architecture import Architecture
+from .channels import Channels, DataFile
+from .forms.static import Static
+from .qdq import Quantity
+from .ranges import observe, quantities
+
+if TYPE_CHECKING:
+    from .npu import Part
+
+TEXT = ("en.txt", "zh.txt", "code.txt", "maths.txt")  # of `sampan calibrate`
+CALLS, EACH = 4, 2  # of 128 tokens in a row, and how often of each text
+AT_ONCE = 1 << 24  # values of the embedding
+
+
+def measure(
+    form: Static,
+    weights: Channels,
+    arch: Architecture,
+    parts: Sequence[Part],
+    data: Sequence[DataFile],
+    positions: Mapping[str, NDArray[np.float32]],
+    folder: Path,
+    threads: int,
+) -> dict[str, Quantity]:
+    """Quantities of every activation of the graphs in `form`, from the weights as they are stored.
+
+    One layer is in memory at a time.
+    """
+    from .npu import each_layer, static
+
+    tokens = TOKENS[0]
+    calls = min(CALLS, form.context // tokens)
+    embedding = np.memmap(folder / EMBEDDING_FILE, np.float16, "r").reshape(arch.vocab, arch.hidden)
+    hidden = [[np.asarray(embedding[ids], np.float32) for ids in text] for text in _texts(folder, arch.vocab, calls)]
+    layers = each_layer(arch)
+    lie = [next(d for d, p in zip(data, parts, strict=True) if layer.layers[0] in p.layers) for layer in layers]
+    small = static(weights, arch, tokens * calls, tokens, lie, layers)
+    ranges = observe(small, folder, hidden, positions, threads)
+    return quantities(form.graphs, form, ranges, _range(embedding))
+
+
+def _texts(folder: Path, vocab: int, calls: int) -> list[list[NDArray[np.int64]]]:
+    """Ids of the texts, 128 to a call."""
+    import tokenizers
+
+    try:
+        tokenizer: Any = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as e:  # the package's exceptions have no common base
+        raise InputError(f"tokenizer.json: the tokenizers package cannot read it: {e}") from None
+    found: list[list[NDArray[np.int64]]] = []
+    n = TOKENS[0] * calls
+    for name in TEXT:
+        text = read_text(Path(str(files("sampan.calibrate") / "texts" / name)))
+        ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        if ids.max(initial=0) >= vocab:
+            raise InputError(f"tokenizer.json: token {ids.max()} is beyond the vocabulary of {vocab}")
+        found += [list(part.reshape(calls, -1)) for part in np.resize(ids, n * EACH).reshape(EACH, n)]
+    return found
+
+
+def _range(embedding: NDArray[np.float16]) -> tuple[float, float]:
+    low = high = 0.0
+    step = max(1, AT_ONCE // embedding.shape[1])
+    for start in range(0, len(embedding), step):
+        rows = embedding[start : start + step]
+        low, high = min(low, float(rows.min())), max(high, float(rows.max()))
+    return low, high

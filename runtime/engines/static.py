@@ -1,0 +1,227 @@
+"""Folders with graphs of fixed size on integers, made for an NPU: on it, or in ONNX Runtime on the processor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampan.chat_template import DEFAULT, KEY, SPECIAL_KEY, read_templates, special_tokens
+from sampan.errors import InputError, brief, wrong
+from sampan.extras import advice, installed
+from sampan.generation import read_generation
+from sampan.static import (
+    EMBEDDING_FILE,
+    QUANTITIES,
+    TABLES_FILE,
+    TOKENS,
+    is_static,
+    read_layout,
+    read_quantities,
+    visible,
+)
+
+from ._tokenizer import JsonTokenizer
+from .onnx import PACKAGE
+from .onnx import about as about
+
+if TYPE_CHECKING:
+    from ..engine import EngineOptions
+
+NAME = "ONNX Runtime with static graphs"
+CODES = {"tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16}
+FEW = 8  # tokens that are evaluated one by one rather than as a prompt's piece
+Loader = Callable[[Path], Any]
+"""A graph's file → an ONNX Runtime session."""
+
+
+def claims(path: Path) -> bool:
+    return is_static(path)
+
+
+def open(path: Path, options: EngineOptions) -> StaticEngine:
+    """On the processor: the graphs as they stand before they are compiled."""
+    library = f"{PACKAGE} {installed(PACKAGE)}"
+    return StaticEngine(path, options, lambda graph: _on_processor(graph, options.threads), library)
+
+
+def check(path: Path) -> None:
+    """Read the layout and the tokenizer; the graphs are opened when they are compiled."""
+    import tokenizers  # noqa: F401 - as an ImportError
+
+    read_layout(path)
+    JsonTokenizer(path / "tokenizer.json")
+
+
+def _on_processor(graph: Path, threads: int | None) -> Any:
+    try:
+        import onnxruntime as ort
+    except ImportError as e:
+        raise InputError(f"onnxruntime: cannot be imported ({e}); {advice('onnxruntime')}") from None
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads or 0
+    settings.log_severity_level = 3
+    settings.add_session_config_entry("session.disable_quant_qdq", "1")  # fused products would round otherwise
+    try:
+        return ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
+    except Exception as e:  # the package's exceptions have no common base
+        raise InputError(f"{graph}: ONNX Runtime cannot load it: {brief(str(e), 300)}") from None
+
+
+class StaticEngine:
+    """The sessions of all parts and the cache; implements `Engine`. `load`: opens a graph, by `library`."""
+
+    batch = TOKENS[0]
+    kv = "q8_0"
+
+    def __init__(self, path: Path, options: EngineOptions, load: Loader, library: str) -> None:
+        if options.kv not in (None, self.kv):
+            raise wrong("kv", f"{self.kv}, the cache of static graphs", options.kv)
+        if options.record_experts:
+            raise wrong("record_experts", "no experts in a static graph", "asked for")
+        self._path, self._layout = path, read_layout(path)
+        self.library, self.threads = library, options.threads or 0
+        self._tokenizer = JsonTokenizer(path / "tokenizer.json")
+        self.vocab, self._slots = self._layout.vocab, self._layout.context
+        self.longest = self._slots
+        self.context = 0 if options.vocabulary_only else options.positions(path, self.longest, self.longest)
+        self._generation = read_generation(path, self.vocab)
+        self._position = 0
+        self._sessions: list[dict[int, Any]] = []
+        if not options.vocabulary_only:
+            self._load(load)
+
+    def _load(self, load: Loader) -> None:
+        layout, path = self._layout, self._path
+        self._quantities = read_quantities(path)
+        self._embedding = np.memmap(path / EMBEDDING_FILE, np.float16, "r").reshape(layout.vocab, layout.hidden)
+        flat, start = np.fromfile(path / TABLES_FILE, np.float32), 0
+        self._tables: dict[str, NDArray[np.uint16]] = {}
+        for name, (rows, columns) in layout.tables.items():
+            self._tables[name] = self._codes(name, flat[start : start + rows * columns].reshape(rows, columns))
+            start += rows * columns
+        self._sessions = [{n: load(path / name) for n, name in part.items()} for part in layout.parts]
+        self._cache: dict[str, NDArray[np.uint8]] = {}
+        for part in self._sessions:
+            for i in (i for i in part[1].get_inputs() if i.name.startswith("past_")):
+                if i.type != "tensor(uint8)" or len(i.shape) != 4 or not all(type(n) is int for n in i.shape):
+                    raise wrong(f"{path}: {brief(i.name)}", "uint8 [1, heads, width, slots]", brief(i.shape))
+                if i.shape[self._axis(i.name)] != self._slots:
+                    raise wrong(f"{path}: {brief(i.name)}", f"{self._slots} slots", brief(i.shape))
+                self._cache[i.name] = np.full(i.shape, 128, np.uint8)
+
+    @staticmethod
+    def _axis(name: str) -> int:
+        """Where the slots of a cache are: keys lie turned."""
+        return 3 if name.startswith("past_key") else 2
+
+    def _quantity(self, name: str) -> tuple[int, float, int]:
+        if name not in self._quantities:
+            raise wrong(self._path / QUANTITIES, f"an entry {brief(name)}", "none")
+        return self._quantities[name]
+
+    def _codes(self, name: str, values: NDArray[np.float32]) -> NDArray[np.uint16]:
+        """As QuantizeLinear: halves to even."""
+        _, scale, zero = self._quantity(name)
+        found = np.rint(values / np.float32(scale)) + zero
+        codes: NDArray[np.uint16] = np.clip(found, 0, 65535, out=found).astype(np.uint16)
+        return codes
+
+    def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
+        return self._tokenizer.encode(text, special=special, around=around)
+
+    def piece(self, token: int, *, control: bool = False) -> bytes:
+        return self._tokenizer.piece(token, control=control)
+
+    def added(self) -> Mapping[str, bool]:
+        return self._tokenizer.added()
+
+    def is_end(self, token: int) -> bool:
+        return token in self._layout.ends
+
+    def keep(self, n: int) -> int:
+        self._position = n
+        return n
+
+    def evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
+        """A prompt's piece in one call, filled up with its last token; few tokens one by one."""
+        if len(tokens) <= FEW:
+            rows = [self._call([token], 1)[0] for token in tokens]
+        else:
+            rows = list(self._call(tokens, TOKENS[0]))
+        if not wanted:
+            return np.empty((0, self.vocab), np.float32)
+        _, scale, zero = self._quantity("logits")
+        codes = np.stack(rows[len(tokens) - wanted : len(tokens)])
+        return (codes.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+
+    def _call(self, tokens: Sequence[int], size: int) -> NDArray[np.uint16]:
+        """Codes of the logits [size, vocab]; the keys and values of `tokens` go into their slots."""
+        n, position = len(tokens), self._position
+        ids = np.array([*tokens, *[tokens[-1]] * (size - n)], np.int64)
+        rows = np.minimum(np.arange(position, position + size), self._slots - 1)
+        feeds: dict[str, NDArray[Any]] = {
+            "hidden": self._codes("hidden", self._embedding[ids].astype(np.float32)),
+            "mask": np.where(visible(position, size, self._slots), np.uint16(65535), np.uint16(0)),
+            **{name: table[rows].reshape(1, size, 1, -1) for name, table in self._tables.items()},
+            **self._cache,
+        }
+        for part in self._sessions:
+            session = part[size]
+            names = [o.name for o in session.get_outputs()]
+            found = dict(
+                zip(names, session.run(names, {i.name: feeds[i.name] for i in session.get_inputs()}), strict=True)
+            )
+            for name in [n for n in names if n.startswith("present_")]:
+                past = name.replace("present", "past")
+                slots, new = [slice(None)] * 4, [slice(None)] * 4
+                axis = self._axis(past)
+                slots[axis], new[axis] = slice(position, position + n), slice(0, n)
+                self._cache[past][tuple(slots)] = found.pop(name)[None][tuple(new)]
+            feeds |= found
+        self._position += n
+        logits: NDArray[np.uint16] = feeds["logits"]
+        return logits
+
+    def _held(self, tokens: int) -> list[NDArray[np.uint8]]:
+        """The slots of so many tokens, in the order of the graphs' inputs."""
+        return [c[..., :tokens] if self._axis(n) == 3 else c[:, :, :tokens] for n, c in self._cache.items()]
+
+    def state_bytes(self) -> int:
+        return self.state_limit(self._position)
+
+    def state_limit(self, tokens: int) -> int:
+        return sum(part.nbytes for part in self._held(tokens))
+
+    def copy_state(self, out: NDArray[np.uint8]) -> None:
+        at = 0
+        for part in self._held(self._position):
+            out[at : at + part.nbytes] = part.reshape(-1)
+            at += part.nbytes
+
+    def restore(self, tokens: int, state: NDArray[np.uint8]) -> None:
+        self.keep(0)
+        if state.nbytes != (wanted := self.state_limit(tokens)):
+            raise wrong("the state", f"{wanted} bytes", state.nbytes)
+        at = 0
+        for part in self._held(tokens):
+            part[...] = state[at : at + part.nbytes].reshape(part.shape)
+            at += part.nbytes
+        self._position = tokens
+
+    def take_experts(self) -> dict[int, NDArray[np.int32]]:
+        return {}
+
+    def metadata(self) -> Mapping[str, str]:
+        """The keys of GGUF that a Session asks for."""
+        values = {f"general.sampling.{k}": str(v) for k, v in self._generation.sampling.items()}
+        for name, template in read_templates(self._path).items():
+            values[KEY if name == DEFAULT else f"{KEY}.{name}"] = template
+        return values | {SPECIAL_KEY: json.dumps(special_tokens(self._path))}
+
+    def close(self) -> None:
+        self._sessions = []
