@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 from conftest import to_gguf
-from pty_shell import EDITED_END, SAMPAN, Terminal
+from pty_shell import EDITED, EDITED_END, SAMPAN, Terminal
 
 from sampan.conversation import read_conversation, write_conversation
 from sampan.errors import InputError
@@ -99,9 +99,11 @@ def test_wide_characters_in_a_narrow_terminal(talk: Callable[..., Terminal], tmp
     t.type(text)
     time.sleep(0.3)
     t.resize(33)
+    t.until(EDITED)  # drawn anew
     t.say(LEFT + BACKSPACE + "?" + HOME + "请问")
     assert saved(t, tmp_path / "talk.json")[0] == ("user", f"请问{text[:-2]}?{text[-1]}")
     t.resize(9)
+    t.until(EDITED)
     assert t.say("哪座城市是中国的首都？")
 
 

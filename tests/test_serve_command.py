@@ -27,7 +27,7 @@ from sampan.runtime.server.app import PAGE
 
 MAIN = "from sampan.cli import main; main()"
 SLOW = "from sampan.runtime import sampling; import time; choose = sampling.Sampler.choose\n" \
-    "sampling.Sampler.choose = lambda self, logits: (time.sleep(0.1), choose(self, logits))[1]\n"  # fmt: skip
+    "sampling.Sampler.choose = lambda *given: (time.sleep(0.1), choose(*given))[1]\n"  # fmt: skip
 
 
 class Served:
