@@ -73,6 +73,7 @@ def test_what_transformers_saves_gives_the_same_files(
         assert (tmp_path / "theirs" / file).read_bytes() == (tmp_path / "makers" / file).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kimi_linear", "qwen3_next", "qwen3_5_moe"])
 def test_graphs_of_hybrids_run_as_gguf_has_them(name: str, model: Model, tmp_path: Path) -> None:
     """Exact weights drift by nothing, and those of 4 bits by what the graph does; every row is the checkpoint's."""
@@ -83,6 +84,7 @@ def test_graphs_of_hybrids_run_as_gguf_has_them(name: str, model: Model, tmp_pat
     assert kld(fine) < kld(coarse) / 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kimi_linear", "qwen3_next"])
 def test_files_of_hybrids_drift_less_with_more_bits(name: str, model: Model, gguf: Callable[[str, str], Path]) -> None:
     coarse, fine = (run(gguf(name, q), model(name), ONE) for q in ("q4_k_m", "q8_0"))

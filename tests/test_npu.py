@@ -127,6 +127,7 @@ def test_latent_attention_equals_transformers(tmp_path: Path, monkeypatch: pytes
     assert_close(np.concatenate(found), reference(source, ids))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 def test_pieces_of_turned_weights_end_in_their_places(model: Model, tmp_path: Path) -> None:
     """A few rows at a time, two of which share a byte, give the bytes of all at once."""
@@ -150,6 +151,7 @@ def test_weights_of_columns_lower_the_error_of_those_that_count() -> None:
     assert errors[1] < 0.97 * errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", ["a16w8", "a16w4"])
 @pytest.mark.usefixtures("uncompiled")
 def test_onnxruntime_reads_the_weights_from_their_places(quant: str, model: Model, tmp_path: Path) -> None:
@@ -232,6 +234,7 @@ def test_norms_of_heads_stand_before_heads_come_in_front(model: Model, tmp_path:
             node = producers.get(node.input[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 def test_parts_give_the_same_numbers(model: Model, tmp_path: Path) -> None:
     whole = to_npu(model("trained"), tmp_path / "whole")
@@ -262,6 +265,7 @@ def test_parts_give_the_same_numbers(model: Model, tmp_path: Path) -> None:
             engine.restore(3, state)
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_goes_on(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*a: object) -> None:
         raise KeyboardInterrupt

@@ -83,6 +83,7 @@ def test_quantised_graphs_compute_their_dequantised_weights(
     assert relative(Plain(quantised.out, graph=at_level(quantised.out, 0))(tokens()), exact) <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", ["int4", "int4_zp", "q4_0"])
 @pytest.mark.parametrize(
     "name",
@@ -141,6 +142,7 @@ def test_a_tied_head_is_written_once(model: Model, tmp_path: Path) -> None:
     assert places["/embed_tokens/scales"] == places["/lm_head/scales"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", ["int4", "int4_zp", "int4_head8", "int8", "fp16", "fp32"])
 @pytest.mark.parametrize(
     "name",

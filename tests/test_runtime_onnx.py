@@ -132,6 +132,7 @@ def test_tokens_equal_the_tokenizers_package(text: str, folder: Path) -> None:
 # Graphs that are not ours
 
 
+@pytest.mark.slow
 def test_a_folder_of_genais_builder(tmp_path: Path) -> None:
     folder = build_genai(tiny.FIXTURE, tmp_path / "genai")
     ours = to_onnx(tiny.FIXTURE, tmp_path / "fp32", "fp32").artifact

@@ -23,6 +23,7 @@ def test_the_output_is_that_of_the_values(name: str, pair: Pair, tmp_path: Path)
         assert (tmp_path / "encoded.gguf").read_bytes() == (tmp_path / "meant.gguf").read_bytes(), quant
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fp8-block", "int4", "gptq"])
 @pytest.mark.parametrize("family", ["deepseek_v3", "deepseek_v3-no-q-lora"])
 def test_latent_attention(name: str, family: str, model: Callable[[str], Path], tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def test_dropped_connections_are_continued(sharded: Path, serve: Callable[..., H
     same_artifact(quick.out, quick.out.with_name("local"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "said"),
     [
@@ -157,6 +158,7 @@ def test_a_hub_that_stops_answering_keeps_the_work(
     same_artifact(quick.out, quick.out.with_name("local"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shard", "at"), [(0, 300_000), (0, 3_000_000), (1, 300_000), (1, 3_000_001)])
 def test_after_a_kill_only_the_rest_is_fetched(
     shard: int, at: int, sharded: Path, serve: Callable[..., Hub], sampan: Shell

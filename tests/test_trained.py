@@ -35,6 +35,7 @@ def share_right(path: Path, questions: Sequence[facts.Question]) -> float:
 MODELS = ("trained", "trained-kimi")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_int4_answers_like_f16(name: str, gguf: Callable[[str, str], Path]) -> None:
     for questions in (facts.capital_questions()[:165], facts.capital_questions()[165:], facts.sum_questions()):

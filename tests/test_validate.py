@@ -73,6 +73,7 @@ def test_the_three_numbers(gguf: Callable[[str, str], Path]) -> None:
     assert [p.name for p in gguf("trained", "q4_0").parent.iterdir() if p.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 def test_the_cache_type_reaches_the_candidate(gguf: Callable[[str, str], Path]) -> None:
     drift = {
         kv: run(gguf("trained", "f32"), options=replace(QUICK, kv=kv))["candidates"][0]["drift"]["total"]["mean"]
@@ -82,6 +83,7 @@ def test_the_cache_type_reaches_the_candidate(gguf: Callable[[str, str], Path]) 
     assert kld["f32"] <= kld["f16"] < kld["q8_0"] / 10, "flash attention rounds a float32 cache too"
 
 
+@pytest.mark.slow
 def test_torch_as_the_reference(gguf: Callable[[str, str], Path]) -> None:
     engine = run(gguf("trained", "q4_0"))
     torch = run(gguf("trained", "q4_0"), options=replace(QUICK, torch=True))
@@ -109,6 +111,7 @@ def test_a_reference_that_does_not_fit_in_float32(
     assert report["reference"]["floor"] == "not measured: does not fit"
 
 
+@pytest.mark.slow
 def test_two_candidates_are_compared_in_pairs(gguf: Callable[[str, str], Path]) -> None:
     text = run_cli(
         "validate", str(tiny.FIXTURE), str(gguf("trained", "q4_0")), str(gguf("trained", "q8_0")), "--max-kld", "2"
@@ -127,6 +130,7 @@ def test_experts_that_differ_are_counted(model: Callable[[str], Path], gguf: Cal
     assert 0.1 < coarse[1] < coarse[0] < 1
 
 
+@pytest.mark.slow
 def test_the_deciding_line_is_the_last(gguf: Callable[[str, str], Path]) -> None:
     """Of two candidates, that of the one which did not pass."""
     good, bad = gguf("trained", "f32"), gguf("trained", "q2_k")
@@ -139,6 +143,7 @@ def test_the_deciding_line_is_the_last(gguf: Callable[[str, str], Path]) -> None
         validate(str(tiny.FIXTURE), [good, bad], replace(QUICK, blame=True), Silent)
 
 
+@pytest.mark.slow
 def test_blame_finds_the_tensor_that_was_harmed(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     good = open_gguf(gguf("trained", "q8_0"))
     harsh = open_gguf(gguf("trained", "q2_k"))
@@ -156,6 +161,7 @@ def test_blame_finds_the_tensor_that_was_harmed(gguf: Callable[[str, str], Path]
 # What decides, and what is refused
 
 
+@pytest.mark.slow
 def test_exit_codes_follow_the_verdict(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     arguments = ["validate", str(tiny.FIXTURE), str(gguf("trained", "q4_0"))]
     failed = run_cli(*arguments, "--max-kld", "1e-6", "--json", str(tmp_path / "report.json"))
@@ -291,6 +297,7 @@ def test_the_reference_is_made_once(gguf: Callable[[str, str], Path]) -> None:
     assert "preparing the reference" not in [what for _, what, _ in Silent.asked]
 
 
+@pytest.mark.slow
 def test_the_long_documents_are_one_window_each(
     gguf: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

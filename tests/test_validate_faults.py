@@ -35,6 +35,7 @@ def test_a_faithful_candidate_passes(gguf: Callable[[str, str], Path]) -> None:
     assert [what for _, what, _ in Silent.asked][-2:] == ["auditing the tensors", "trained-q8_0.gguf"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2", "llama", "glm4", "qwen2_moe", "deepseek_v3-yarn"])
 def test_no_family_is_a_fault(name: str, model: Callable[[str], Path], gguf: Callable[[str, str], Path]) -> None:
     report = run(gguf(name, "q8_0"), model(name), ONE)

@@ -101,6 +101,7 @@ def test_weights_are_judged_without_the_graph(folder: Folders) -> None:
     assert kld(report, "weights") == pytest.approx(kld(report), rel=0.1)
 
 
+@pytest.mark.slow
 def test_formats_are_compared(folder: Folders, gguf: Callable[[str, str], Path]) -> None:
     first, second = gguf("trained", "q2_k"), folder("int4")
     text = run_cli("validate", str(tiny.FIXTURE), str(first), str(second), "--windows", "2")
@@ -323,6 +324,7 @@ def test_other_tokens_of_the_same_number_are_refused(
             run(bad, reference, ONE)
 
 
+@pytest.mark.slow
 def test_blame_finds_the_tensor_that_was_harmed(folder: Folders, tmp_path: Path) -> None:
     bad = Path(shutil.copytree(folder("int8"), tmp_path / "bad"))
 
@@ -359,6 +361,7 @@ def test_a_crash_in_blame_is_a_failed_verdict(folder: Folders, monkeypatch: pyte
 # Around it
 
 
+@pytest.mark.slow
 def test_convert_validate_records_the_verdict(tmp_path: Path) -> None:
     out = tmp_path / "m"
     result = run_cli("convert", str(tiny.FIXTURE), "--to", "onnx", "--quant", "int8", "-o", str(out), "--validate")
