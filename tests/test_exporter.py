@@ -162,6 +162,7 @@ def test_an_environment_of_other_versions_is_not_used(tmp_path: Path) -> None:
         optimum.find(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_failed_environment_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimum, "PACKAGES", (("--no-such-option",),))
     monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)

@@ -50,6 +50,7 @@ def saved_by_transformers(source: Path, folder: Path, *, original: bool) -> Path
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("original", "name"),
     [(True, "block_sparse_moe.gate_proj.weight"), (False, "mlp.experts.gate_up_proj")],

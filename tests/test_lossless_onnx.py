@@ -50,6 +50,7 @@ def dequantised(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 EXACT = ("int4", "int4-channel", "int4-zeros", "gptq-sym", "gptq", "gptq-v2", "awq", "awq-sym")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_every_value_of_every_matrix(name: str, pair: Pair, tmp_path: Path) -> None:
     encoded, meant = pair(name)

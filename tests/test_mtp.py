@@ -264,6 +264,7 @@ def _stacked(stored: dict[str, Any]) -> None:
         stored[f"{base}.experts.down_proj"] = parts["down"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "edit"),
     [

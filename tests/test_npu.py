@@ -202,6 +202,7 @@ def test_a_range_has_no_more_error_than_all_values_have() -> None:
     assert (low, high) == (values.min(), values.max())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 def test_both_graphs_have_one_scale_for_the_cache_around_128(model: Model, tmp_path: Path) -> None:
     made = to_npu(model("trained"), tmp_path / "out")
@@ -220,6 +221,7 @@ def test_both_graphs_have_one_scale_for_the_cache_around_128(model: Model, tmp_p
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 def test_norms_of_heads_stand_before_heads_come_in_front(model: Model, tmp_path: Path) -> None:
     """Behind that Transpose the compiler makes other numbers of them, and says nothing."""

@@ -73,6 +73,7 @@ def test_old_and_new_config_styles_give_one_graph(name: str, model: Model, tmp_p
         assert (tmp_path / "old/out" / file).read_bytes() == (tmp_path / "new/out" / file).read_bytes(), file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", SCHEMES)
 @pytest.mark.parametrize("name", ["trained", "qwen2", "qwen3-odd-widths"])
 def test_quantised_graphs_compute_their_dequantised_weights(

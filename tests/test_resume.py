@@ -121,6 +121,7 @@ def test_a_journal_cut_at_any_byte(gguf: Callable[[str, str], Path], tmp_path: P
         assert not work.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["options", "source", "version"])
 def test_another_job_starts_again_and_says_so(other: str, gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     source = Path(shutil.copytree(tiny.FIXTURE, tmp_path / tiny.FIXTURE.name))

@@ -48,6 +48,7 @@ class Bare:
         return b"".join(map(self.engine.piece, tokens[len(prompt) :])).decode(errors="replace")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_any_sequence_of_calls(seed: int, path: Path) -> None:
     """Streams that are begun, advanced in any order, left or closed, and logits whole or in slices between them."""
@@ -107,6 +108,7 @@ def interrupted(work: Callable[[], object], at: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_every_line(path: Path) -> None:
     """Wherever it comes, what follows is right, and no turn is held for ever."""
     with opened(path) as session:

@@ -52,6 +52,7 @@ def test_the_audit_rounds_with_the_same_weights(
     assert {f"blk.{i}.{n}.weight" for i in range(4) for n in ("attn_q", "ffn_up", "ffn_down")} <= layers
 
 
+@pytest.mark.slow
 def test_which_candidates_they_are_for(steep: Path, gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     convert(prepare(open_folder(tiny.FIXTURE), out, "gguf", "q4_k_m", stats=steep))

@@ -22,6 +22,7 @@ from sampan.validate.artifact import open_gguf
 from sampan.validate.audit import audit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", encoders.ENCODERS)
 def test_the_bytes_do_not_depend_on_jobs_and_memory(name: str, pair: Pair, tmp_path: Path) -> None:
     encoded = pair(name)[0]

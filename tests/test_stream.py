@@ -62,6 +62,7 @@ def same_artifact(a: Path, b: Path) -> None:
 # What comes of it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "layout", "to", "quant"),
     [

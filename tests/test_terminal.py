@@ -164,6 +164,7 @@ def test_an_answer_that_the_terminal_cannot_show(model: Path) -> None:
     assert done.returncode == 0 and done.stdout.startswith(b"\\u"), done
 
 
+@pytest.mark.slow
 def test_names_that_are_no_utf8(model: Path, tmp_path: Path) -> None:
     out = tmp_path / os.fsdecode(LATIN + b".gguf")
     done = run("convert", tiny.FIXTURE, "-o", out)

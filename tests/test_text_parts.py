@@ -79,6 +79,7 @@ def test_experts_of_another_shape_are_refused_as_they_lie(model: Model, tmp_path
         to_gguf(folder, tmp_path / "m.gguf", "q8_0")
 
 
+@pytest.mark.slow
 def test_small_memory_reads_transposed_experts_alike(model: Model, gguf: Gguf, tmp_path: Path) -> None:
     out = tmp_path / "m.gguf"
     done = run_cli(

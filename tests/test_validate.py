@@ -326,6 +326,7 @@ MEASURE = """<script>onload = () => {
 }</script>"""
 
 
+@pytest.mark.slow
 def test_the_page_opens_in_a_browser(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     browser = os.environ.get("CHROMIUM", "chromium")
     page = tmp_path / "report.html"

@@ -76,6 +76,7 @@ def graph(folder: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
 # Numbers
 
 
+@pytest.mark.slow
 def test_a_faithful_folder_passes(folder: Folders) -> None:
     """int8 passes in the test of convert --validate."""
     report = run(folder("int4"), options=Options(windows=30))
