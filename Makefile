@@ -7,17 +7,13 @@ TORCH := torch==2.13.0
 LLAMA := $(shell sed -n 's/.*"llama-cpp-python==\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 # Where the compiled llama-cpp-python wheel is kept. Safe to delete; then it is compiled anew. It holds the
-# instructions of the processor that compiled it, so every kind of processor has a folder of its own; so has a choice
-# of what is compiled. llama.cpp's image reader and the common code of its programs are left out: nothing here uses them.
+# instructions of the processor that compiled it, so every kind of processor has a folder of its own.
 SAMPAN_WHEELS ?= build/wheels
 CPU := $(shell { uname -m; grep -m 1 -E '^(flags|Features)' /proc/cpuinfo; } 2>/dev/null | cksum | cut -d ' ' -f 1)
 SAMPAN_ANDROID ?= build/android-cache
-WHEELS := $(SAMPAN_WHEELS)/$(CPU)-library
+WHEELS := $(SAMPAN_WHEELS)/$(CPU)
 
-# The same for `make test-arm`: Debian packages and wheels for arm64, and llama.cpp, cross-compiled
-SAMPAN_ARM ?= build/arm-cache
-
-.PHONY: demo android-demo android-sanitized test test-all test-arm lint types bench docs clean
+.PHONY: demo android-demo android-sanitized test test-all lint types bench docs clean
 
 demo: $(VENV)/sampan
 	$(BIN)/python examples/demo.py
@@ -31,13 +27,6 @@ test: $(VENV)/test
 
 test-all: $(VENV)/test
 	$(PYTEST)
-
-# On an emulated aarch64, compared with this machine (Debian: qemu-user-static)
-test-arm: export SAMPAN_ARM := $(SAMPAN_ARM)
-test-arm: export SAMPAN_ANDROID := $(SAMPAN_ANDROID)
-test-arm: $(VENV)/test
-	$(BIN)/python tests/arm/machine.py
-	$(PYTEST) -rP tests/arm/on_arm.py
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
@@ -71,10 +60,8 @@ $(VENV)/bin/python:
 
 $(VENV)/llama: $(VENV)/bin/python pyproject.toml
 	@mkdir -p $(WHEELS)
-	@echo 'set(LLAMA_BUILD_COMMON OFF)' > $(WHEELS)/llama.cmake
 	@ls $(WHEELS)/llama_cpp_python-$(LLAMA)-*.whl >/dev/null 2>&1 || { \
 	  echo "Compiling llama.cpp (llama-cpp-python $(LLAMA) has no wheel on PyPI): about 6 minutes on 2 cores, once."; \
-	  CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(abspath $(WHEELS))/llama.cmake $$CMAKE_ARGS" \
 	  $(PIP) wheel --quiet --no-cache-dir --no-deps --wheel-dir $(WHEELS) "llama-cpp-python==$(LLAMA)" & pid=$$!; start=$$(date +%s); \
 	  while kill -0 $$pid 2>/dev/null; do sleep 1; now=$$(( $$(date +%s) - start )); \
 	    [ $$((now % 30)) -ne 0 ] || echo "  compiling, $$now s"; done; wait $$pid; }
