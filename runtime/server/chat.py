@@ -139,7 +139,7 @@ def parse(body: Any, session: Session, settings: Settings) -> Asked:
     if called and found.get("response_format") is not None:
         raise bad("response_format", "an answer that is held to a schema calls no tools; leave it out, or the tools")
     return Asked(
-        options(found, session.sampling, settings.max_tokens, found.get("top_logprobs", 0) if wants else None),
+        options(found, session, settings, found.get("top_logprobs", 0) if wants else None),
         messages=found["messages"],
         tools=called,
         variables=found.get("chat_template_kwargs", {}),
