@@ -39,7 +39,7 @@ def switch(session: Session, think: bool) -> dict[str, bool]:
 
 def fitting(session: Session, messages: Messages, named: dict[str, Any], *, sanitize: bool = False) -> Messages:
     """The messages, without their oldest turns where the context is full; a line says so."""
-    left = list(session.recent(messages, sanitize_control_tokens=sanitize, **named))
+    left = [dict(m) for m in session.recent(messages, sanitize_control_tokens=sanitize, **named)]
     if gone := len(messages) - len(left):
         full = f"the context of {session.context} tokens was full"
         line(f"{full}: from here on the {gone} oldest message{'s are' if gone > 1 else ' is'} left out", err=True)

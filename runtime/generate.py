@@ -39,6 +39,8 @@ def answer(
     prefill = decode = 0.0
     reason: FinishReason | None = None
     last: int | None = None  # the token of the last chunk
+    if constraint and not constraint.document:
+        reply.hold()
     for n in itertools.count():
         gone = 0 if n else gone
         if (keep := options.shift) is not None and (over := overflow(len(tokens), keep, session.context)):
@@ -63,7 +65,7 @@ def answer(
         made += 1
         if constraint and not ended:
             constraint.take(token, raw or mark)
-            if n == 0:
+            if n == 0 and constraint.document:
                 reply.document(reasoning=constraint.reasons)
         parts = reply.feed("" if ended else stops.feed(text.decode(raw or mark)))
         if ended:

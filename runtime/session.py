@@ -21,11 +21,11 @@ from sampan.chat_template import choose, named_templates, named_tokens
 from sampan.errors import ContextLengthError, InputError, brief, wrong
 from sampan.model import find_model
 
-from . import state
+from . import calls, state
 from .chat import render
 from .engine import Engine, EngineOptions
 from .generate import CancelledError, answer
-from .grammar import Constraint, Words, source
+from .grammar import Constraint, Words
 from .recent import Messages, recent
 from .reply import Reply, parsers
 from .sampling import Sampler, Sampling
@@ -282,15 +282,14 @@ class Session:
 
         With `Options.shift` a conversation that is too long loses its oldest turns first, as `recent` does.
         """
-        if tools and options and (options.schema is not None or options.grammar is not None):
-            raise InputError("an answer that is held to a schema calls no tools; leave the schema out, or the tools")
+        given_tools, tools = tools, calls.plain(tools)
         text, tokens = self._chat_tokens(messages, tools, sanitize_control_tokens, variables)
         given = len(tokens)
         if options and options.shift is not None:
             messages = self.recent(messages, tools, sanitize_control_tokens=sanitize_control_tokens, **variables)
             text, tokens = self._chat_tokens(messages, tools, sanitize_control_tokens, variables)
         template = choose(self.chat_templates, tools=tools is not None)
-        reply = Reply(parsers(template, tools), tools, text)
+        reply = Reply(parsers(template, tools), given_tools, text)
         return self._begin(tokens, options, reply, gone=given - len(tokens))
 
     def recent(self, messages: Messages, tools: Messages | None = None, **how: Any) -> Messages:
@@ -318,11 +317,11 @@ class Session:
 
     def _constraint(self, options: Options, reply: Reply) -> Constraint | None:
         """What the options hold an answer to; None where it is free."""
-        if (text := source(options.schema, options.grammar)) is None:
+        if not calls.held(options, reply):
             return None
         with self._turn:
             self._words = self._words or Words(self._engine)
-        return Constraint(self._words, text, schema=options.schema, marks=reply.reasoning, opened=reply.opened)
+        return calls.constraint(self._words, options, reply)
 
     def render_chat(
         self,

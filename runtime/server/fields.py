@@ -19,11 +19,10 @@ HARMLESS = {  # they change nothing in an answer
     "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user",
 }  # fmt: skip
 FIXED: dict[str, tuple[Any, ...]] = {  # fields of which one value is what we do anyway
-    "n": (1,), "best_of": (1,), "echo": (False,), "parallel_tool_calls": (True,), "modalities": (["text"],),
-    "tool_choice": ("none", "auto"), "suffix": ("",),
+    "n": (1,), "best_of": (1,), "echo": (False,), "modalities": (["text"],),
+    "suffix": ("",),
 }  # fmt: skip
 UNBUILT = {
-    "tool_choice": "no call can be forced; give none or auto",
     "functions": "this is the old form; give tools",
     "function_call": "this is the old form; give tool_choice",
 }
@@ -183,5 +182,8 @@ def options(found: Mapping[str, Any], session: Session, settings: Settings, logp
         most = session.context
     names = {f.name for f in fields(Sampling)}
     sampling = replace(session.sampling, **{k: v for k, v in found.items() if k in names})
-    schema = found.get("response_format")
-    return Options(most, sampling, found.get("seed"), found.get("stop", ()), logprobs, schema, shift=settings.shift)
+    return Options(
+        most, sampling, found.get("seed"), found.get("stop", ()), logprobs, found.get("response_format"),
+        shift=settings.shift, must_call=found.get("tool_choice", False),
+        parallel_calls=found.get("parallel_tool_calls", True),
+    )  # fmt: skip
