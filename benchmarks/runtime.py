@@ -66,7 +66,7 @@ def sampling() -> None:
         for kind in ("peaked", "flat"):
             logits = rows(words, kind)
             for name, s in SETTINGS.items():
-                sampler = Sampler(s, range(4000), words, 0)
+                sampler = Sampler(s, range(4000), 0)
                 lines.append([words, kind, name, *timed(lambda row, s=sampler: s.choose(row), logits)])
         lines.append([words, "", "log probabilities", *timed(log_probabilities, logits)])
     print(table(lines, right="ade"))
@@ -116,7 +116,7 @@ def schema(paths: list[Path]) -> None:
             words = Words(session._engine)
             lines.append([words.size, "its words, once", f"{1e3 * (time.thread_time() - began):.0f}", "", "", ""])
             logits = rows(words.size, "peaked")
-            free = Sampler(Sampling(1.0), range(4000), words.size, 0)
+            free = Sampler(Sampling(1.0), range(4000), 0)
             plain = timed(free.choose, logits)
             lines.append([words.size, "none", "", *plain, "1.00"])
             for name, wanted in SCHEMAS.items():
