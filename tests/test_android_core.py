@@ -37,6 +37,7 @@ def report(java: Java) -> Callable[..., list[dict[str, Any]]]:
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda p: p.stem)
 def test_junit(case: Path, java: Java) -> None:
     run = java("org.junit.runner.JUnitCore", f"org.sampan.core.{case.stem}")
@@ -78,6 +79,7 @@ MODELS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_models_as_llama_cpp_finds_them(
     name: str, gguf: Callable[[str, str], Path], report: Callable[..., list[dict[str, Any]]]
@@ -97,6 +99,7 @@ def test_models_as_llama_cpp_finds_them(
     assert all_of_it <= ours["need"] <= all_of_it + needed.margin
 
 
+@pytest.mark.slow
 def test_hostile_headers_are_refused_by_kind(report: Callable[..., list[dict[str, Any]]]) -> None:
     files = sorted((ROOT / "tests" / "hostile" / "gguf").glob("*.gguf"))
     kinds = {path.stem: read.get("fault") for path, read in zip(files, report(*files), strict=True)}
@@ -107,6 +110,7 @@ def test_hostile_headers_are_refused_by_kind(report: Callable[..., list[dict[str
     assert set(kinds.values()) == {"UNKNOWN"}, kinds
 
 
+@pytest.mark.slow
 def test_a_conversion_cut_anywhere_is_told(
     gguf: Callable[[str, str], Path], tmp_path: Path, report: Callable[..., list[dict[str, Any]]]
 ) -> None:
@@ -118,6 +122,7 @@ def test_a_conversion_cut_anywhere_is_told(
     assert {read.get("fault") for read in report(*files)} == {"TRUNCATED"}
 
 
+@pytest.mark.slow
 def test_the_chat_drives_an_engine_that_is_given(java: Java) -> None:
     """As the tests of the real engine do."""
     engine = [sys.executable, str(ROOT / "tests" / "android_engine.py"), "normal"]
