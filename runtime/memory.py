@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,9 @@ def need(path: Path, context: int | None = None) -> Need:
     own = layers - min(layers, keys.number(f"{keys.arch}.nextn_predict_layers", 0))
     kinds = _recurrent(keys, layers)[:own]
     cache = sum(0 if kinds[i] else _cell(keys, i, layers) for i in range(own)) * padded(context, CELLS)
-    cache += sum(kinds) * (_state(keys) if any(kinds) else 0)
+    bare = [keys.per_layer("attention.head_count_kv", i, layers, 1) == 0 for i in range(own)]  # without attention
+    states = sum(map(operator.or_, kinds, bare))
+    cache += states * (_state(keys, layers, told=any(kinds)) if states else 0)
     vocabulary = header.metadata.get("tokenizer.ggml.tokens")
     words = len(vocabulary.value) if vocabulary and isinstance(vocabulary.value, list) else 0
     inner = keys.per_layer("feed_forward_length", 0, layers, 0) if layers else 0
@@ -86,10 +89,17 @@ def _cell(keys: _Keys, layer: int, layers: int) -> int:
     return 2 * shared * (key + (0 if latent else value))
 
 
-def _state(keys: _Keys) -> int:
-    """Bytes of one recurrent layer's state, in float32: those of the convolution and of the recurrence."""
+def _state(keys: _Keys, layers: int, *, told: bool) -> int:
+    """Bytes of one recurrent layer's state, in float32: those of the convolution and of the recurrence.
+
+    `told`: the file says which layers have one, so it must say how large it is.
+    """
+    if head := keys.number(f"{keys.arch}.kda.head_dim", 0):  # Kimi delta attention convolves queries, keys and values
+        width = head * keys.per_layer("attention.head_count", 0, layers)
+        return 4 * width * (3 * (max(1, keys.number(f"{keys.arch}.ssm.conv_kernel", 4)) - 1) + head)
     kernel, inner, state, groups = (
-        keys.number(f"{keys.arch}.ssm.{k}") for k in ("conv_kernel", "inner_size", "state_size", "group_count")
+        keys.number(f"{keys.arch}.ssm.{k}", None if told else 0)
+        for k in ("conv_kernel", "inner_size", "state_size", "group_count")
     )
     return 4 * ((max(1, kernel) - 1) * (inner + 2 * groups * state) + state * inner)
 
