@@ -60,6 +60,7 @@ def report(java: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda p: p.stem)
 def test_junit(case: Path, java: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     run = java("org.junit.runner.JUnitCore", f"org.sampan.core.{case.stem}")
@@ -97,6 +98,7 @@ def measured(path: Path, context: int) -> tuple[int, float, float]:
 MODELS = ("trained", "trained-kimi", "qwen3_moe", "glm4-odd-widths", "deepseek_v3", "qwen3_5", "qwen3_5-mtp")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_models_as_llama_cpp_finds_them(
     name: str, gguf: Callable[[str, str], Path], report: Callable[..., list[dict[str, Any]]]
@@ -115,6 +117,7 @@ def test_models_as_llama_cpp_finds_them(
     assert tensors + cache + buffers <= ours["need"]
 
 
+@pytest.mark.slow
 def test_hostile_headers_are_refused_by_kind(report: Callable[..., list[dict[str, Any]]]) -> None:
     files = sorted((ROOT / "tests" / "hostile" / "gguf").glob("*.gguf"))
     kinds = {path.stem: read.get("fault") for path, read in zip(files, report(*files), strict=True)}
@@ -125,6 +128,7 @@ def test_hostile_headers_are_refused_by_kind(report: Callable[..., list[dict[str
     assert set(kinds.values()) == {"UNKNOWN"}, kinds
 
 
+@pytest.mark.slow
 def test_a_conversion_cut_anywhere_is_told(
     gguf: Callable[[str, str], Path], tmp_path: Path, report: Callable[..., list[dict[str, Any]]]
 ) -> None:
@@ -136,6 +140,7 @@ def test_a_conversion_cut_anywhere_is_told(
     assert {read.get("fault") for read in report(*files)} == {"TRUNCATED"}
 
 
+@pytest.mark.slow
 def test_the_chat_drives_an_engine_that_is_given(java: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """As the tests of the real engine do."""
     engine = [sys.executable, str(ROOT / "tests" / "android_engine.py"), "normal"]

@@ -249,6 +249,7 @@ def test_this_machine() -> None:
     assert found["targets"]["cpu"]["found"]
 
 
+@pytest.mark.slow
 def test_engines_that_do_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     start = doctor.start
 

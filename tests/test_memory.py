@@ -30,6 +30,7 @@ assert lib.llama_init_from_model(model, params)
 """
 
 
+@pytest.mark.everyday("*-1000")
 @pytest.mark.parametrize("context", [1000, 8192])
 @pytest.mark.parametrize(
     "name", ["trained", "trained-kimi", "qwen2-f32-gqa4", "llama-tied-head-dim", "qwen3_next", "qwen3_5-mtp"]
