@@ -94,7 +94,9 @@ def _checkpoint(source: str, device: Device, context: int | None, revision: str 
             found = None if c.demand is None else predict(device, c.demand, context)
             rows.append(Row(c.format, c.target, c.scheme, c.demand, found, c.refused))
         best, why = recommend(rows, context)
-        if quant or best:  # where nothing of the usual fits, smaller ones are looked at
+        least = min((r.prediction.memory for r in rows if r.prediction), default=0)
+        # where nothing of the usual fits, smaller ones are looked at, if one of half the size would
+        if quant or best or (device.room and least > 2 * device.room):
             break
     return f"{source}: {arch.family}", context, rows, best, why
 

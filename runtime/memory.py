@@ -16,6 +16,7 @@ from sampan.gguf import Header, padded, read_header
 DEFAULT_CONTEXT = 4096  # tokens, or the model's own where that is less
 BLOCK = re.compile(r"blk\.(\d{1,9})\.")
 EMBEDDING = "token_embd.weight"
+KDA, HEADS = "kda.head_dim", "attention.head_count"
 CELLS = 256  # llama.cpp rounds a context up to this many
 BATCH = 512  # tokens of a prompt that llama.cpp computes at once: their logits and activations in float32
 # The engine itself, and what its tokenizer holds for one token; the app reckons with the same numbers.
@@ -93,7 +94,7 @@ def _weights(keys: _Keys, header: Header, size: int, own: int) -> tuple[int, int
         else:
             share = min(1, used / experts) if experts and t.name.endswith("_exps.weight") else 1
             read += round(nbytes * share)
-            products += round(values * share) if rows > 1 else 0
+            products += round(values * share) if rows > 1 and t.shape[-1] > 1 else 0
     return weights, read, products, last
 
 
@@ -112,8 +113,8 @@ def _cell(keys: _Keys, layer: int, layers: int) -> tuple[int, int]:
     """Bytes of one token in an attention layer, as llama.cpp lays them out, and multiplications of another token with
     it: latent attention keeps no values, they are in the key.
     """
-    heads = keys.per_layer("attention.head_count", layer, layers)
-    shared = keys.per_layer("attention.head_count_kv", layer, layers, heads)
+    heads = keys.per_layer(HEADS, layer, layers)
+    shared = keys.per_layer(f"{HEADS}_kv", layer, layers, heads)
     width = keys.number(f"{keys.arch}.embedding_length") // max(1, heads)
     key = keys.number(f"{keys.arch}.attention.key_length", width)
     value = keys.number(f"{keys.arch}.attention.value_length", width)
@@ -123,6 +124,9 @@ def _cell(keys: _Keys, layer: int, layers: int) -> tuple[int, int]:
 
 def _state(keys: _Keys) -> int:
     """Bytes of one recurrent layer's state, in float32: those of the convolution and of the recurrence."""
+    if (kda := f"{keys.arch}.{KDA}") in keys.values:
+        kernel, heads, width = (keys.number(k) for k in (f"{keys.arch}.ssm.conv_kernel", f"{keys.arch}.{HEADS}", kda))
+        return 4 * heads * width * (3 * (max(1, kernel) - 1) + width)
     kernel, inner, state, groups = (
         keys.number(f"{keys.arch}.ssm.{k}") for k in ("conv_kernel", "inner_size", "state_size", "group_count")
     )
@@ -130,7 +134,9 @@ def _state(keys: _Keys) -> int:
 
 
 def _recurrent(keys: _Keys, layers: int) -> list[bool]:
-    """Which layers keep a state instead of keys and values."""
+    """Which layers keep a state instead of keys and values; those of KDA have no key heads."""
+    if f"{keys.arch}.{KDA}" in keys.values:
+        return [keys.per_layer(f"{HEADS}_kv", i, layers, 1) == 0 for i in range(layers)]
     listed = keys.values.get(f"{keys.arch}.attention.recurrent_layers")
     if listed is not None:
         if not isinstance(listed, list) or len(listed) != layers:

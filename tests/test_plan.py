@@ -119,8 +119,9 @@ def test_of_experts_the_chosen_ones_are_read(model: Callable[[str], Path]) -> No
     assert found.weights == found.read + 4 * 4 * expert * 34 // 32 + 2047 * 256 * 34 // 32
 
 
+@pytest.mark.everyday("trained", "qwen3_5-mtp", "kimi_linear")
 @pytest.mark.parametrize(
-    "name", ["trained", "trained-kimi", "qwen2-f32-gqa4", "qwen3_moe", "qwen3_next", "qwen3_5-mtp"]
+    "name", ["trained", "trained-kimi", "qwen2-f32-gqa4", "qwen3_moe", "qwen3_next", "qwen3_5-mtp", "kimi_linear"]
 )
 def test_it_is_what_the_file_will_need(
     gguf: Callable[[str, str], Path], model: Callable[[str], Path], name: str
@@ -161,6 +162,7 @@ def inputs(folder: Path, quant: str, graph: str, **options: Any) -> dict[str, li
     }
 
 
+@pytest.mark.everyday("trained-kimi", "kimi_linear")
 @pytest.mark.parametrize("name", ["trained", "trained-kimi", "qwen3_next", "kimi_linear", "minimax_m2"])
 def test_the_cache_of_a_graph_is_its_inputs(model: Callable[[str], Path], name: str) -> None:
     cell = state = 0
@@ -360,7 +362,7 @@ def test_the_page() -> None:
     lines = page.splitlines()
     table = lines[next(n for n, text in enumerate(lines) if "scheme" in text) :][:7]
     assert [text.split()[:3] for text in table[1:7]] == [
-        ["gguf", "q4_k_m", "5.04"], ["→", "gguf", "q8_0"], ["onnx", "int4", "4.52"], ["onnx", "q8_0", "8.50"],
+        ["gguf", "q4_k_m", "5.04"], ["→", "gguf", "q8_0"], ["onnx", "int4", "4.52"], ["onnx", "q8_0", "8.52"],
         ["onnx", "qnn-v75", "a16w4"], ["onnx", "qnn-v75", "a16w8"],
     ]  # fmt: skip
     assert all(text.index(" yes ") == table[1].index(" yes ") for text in table[1:7]), "it lines up"
@@ -416,6 +418,7 @@ def test_devices_are_listed() -> None:
     assert [d["id"] for d in json.loads(plan("--devices", "--json"))] == devices.names()
 
 
+@pytest.mark.everyday("arguments0-*", "arguments3-*")
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
