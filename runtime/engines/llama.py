@@ -36,7 +36,7 @@ LONGEST = 4 * LARGEST + 4  # bytes of a value; a chat template that is cut there
 START = 4096  # bytes in which a file says that spaces are put in front in another way
 LOG_ERROR = 4  # enum ggml_log_level
 # Pre-tokenizers whose tokenizer.json normalises to NFC first, which llama.cpp leaves to its caller.
-NFC = {"qwen2"}
+NFC = {"qwen2", "qwen35"}
 
 _errors: list[str] = []
 _log_callback: Any = None  # kept alive: llama.cpp calls it for the life of the process
