@@ -265,7 +265,8 @@ def plain_llama(options: argparse.Namespace) -> Loop:
         lib.llama_memory_clear(lib.llama_get_memory(context), True)
 
     def decode(ids: list[int]) -> None:
-        assert lib.llama_decode(context, lib.llama_batch_get_one((lib.llama_token * len(ids))(*ids), len(ids))) == 0
+        tokens = (lib.llama_token * len(ids))(*ids)  # the batch only points to it
+        assert lib.llama_decode(context, lib.llama_batch_get_one(tokens, len(ids))) == 0
         lib.llama_synchronize(context)
 
     return begin, lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)), decode
