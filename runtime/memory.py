@@ -70,7 +70,8 @@ def asks(path: Path) -> tuple[Demand, int]:
     demand = Demand(
         files=size, weights=weights, cell=sum(c for c, _ in cells),
         state=states * (_state(keys, layers, told=any(kinds)) if states else 0),
-        read=read, products=products, head=head, attention=sum(a for _, a in cells), words=words, hidden=keys.number(f"{keys.arch}.embedding_length"),
+        read=read, products=products, head=head, attention=sum(a for _, a in cells),
+        words=words, hidden=keys.number(f"{keys.arch}.embedding_length"),
         inner=inner, bits=8 * (size - header.data_start) / max(1, values),
     )  # fmt: skip
     return demand, trained
