@@ -179,6 +179,7 @@ def test_an_answer_that_was_cut() -> None:
     assert [(c.name, c.arguments) for c in whole_calls(found.calls)] == [("f", '{"a": "1"')]
 
 
+@pytest.mark.slow
 def test_hostile_texts_end() -> None:
     """Deep nesting, long names and endless markers: no fault, and no time that grows with the square."""
     for names in ("think hermes", "think qwen_xml", "think kimi"):

@@ -56,6 +56,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Session]]:
         yield [a, b]
 
 
+@pytest.mark.everyday("tree", "text")
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_answers_are_valid_in_both_engines(name: str, opened: list[Session]) -> None:
     """By Python's json and by jsonschema; at a temperature at which the model alone writes no JSON."""
@@ -128,6 +129,7 @@ FORMS: list[Form] = [
 LARK = "start: WORD\nWORD: /(ab|a[bé]{2,3})*/ TAIL?\nTAIL: /中/"
 
 
+@pytest.mark.everyday("0", "3")
 @pytest.mark.parametrize("seed", range(8))
 def test_a_mask_is_what_brute_force_finds(seed: int) -> None:
     """For each token: whether the text so far and its bytes begin a document; ends where the text is a document."""

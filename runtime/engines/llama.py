@@ -36,7 +36,7 @@ VOCABULARY = {f"tokenizer.ggml.{k}" for k in ("tokens", "token_type", "merges", 
 LONGEST = 4 * LARGEST + 4  # bytes of a value; a chat template that is cut there is longer than may be rendered
 START = 4096  # bytes in which a file says that spaces are put in front in another way
 # Pre-tokenizers whose tokenizer.json normalises to NFC first, which llama.cpp leaves to its caller.
-NFC = {"qwen2"}
+NFC = {"qwen2", "qwen35"}
 
 _begun = False  # llama.cpp, once in a process
 
