@@ -23,13 +23,14 @@ from sampan.model import find_model
 
 from . import calls, state
 from .chat import render
-from .engine import Engine, EngineOptions
+from .engine import Engine, EngineOptions, suspect
 from .generate import CancelledError, answer
 from .grammar import Constraint, Words
 from .recent import Messages, recent
 from .reply import Reply, parsers
 from .sampling import Sampler, Sampling
 from .sanitize import BREAK, broken, control_tokens, tokenize
+from .stash import Stash, shared
 from .stream import SEEDS, Options, Stream
 from .target import DEFAULT, open_engine
 
@@ -46,8 +47,9 @@ class Session:
     """
 
     def __init__(
-        self, engine: Engine, *, vocabulary_only: bool = False, load_seconds: float = 0.0, path: Path | None = None
-    ) -> None:
+        self, engine: Engine, *, vocabulary_only: bool = False, load_seconds: float = 0.0, path: Path | None = None,
+        prompt_cache: int = 0,
+    ) -> None:  # fmt: skip
         self._open: Engine | None = engine
         self._path = path
         self.load_seconds = load_seconds
@@ -61,6 +63,7 @@ class Session:
         self._added: dict[str, bool] = {}  # as `Engine.added`, once it was asked for
         self._identity = ""  # of the artifact, once it was asked for
         self._user: object = None  # whose tokens those are
+        self._stash = Stash(prompt_cache)
         self._words: Words | None = None  # the vocabulary for grammars, once one was asked for
         self.metadata = engine.metadata()
 
@@ -239,18 +242,9 @@ class Session:
         if not np.isfinite(top := last.max()):  # NaN wins every maximum
             raise InputError(
                 f"the model computed {top} in place of a number behind token {len(tokens)}, so no answer can be "
-                f"chosen; {self._suspect()}"
+                f"chosen; {suspect(self._engine.kv)}"
             )
         return last, start
-
-    def _suspect(self) -> str:
-        """What to try where a model computes no numbers."""
-        if self._engine.kv == "f32":
-            return "the cache is float32, so the weights are to blame: `sampan validate` compares them"
-        return (
-            f"a likely cause is its {self._engine.kv} cache, which holds nothing above 65504: try --kv f32, in Python "
-            'EngineOptions(kv="f32")'
-        )
 
     def stream(self, prompt: str | Sequence[int] | Messages, options: Options | None = None) -> Stream:
         """Stream the answer to a text, to token ids or to the messages of a conversation, a chunk for each token.
@@ -342,13 +336,17 @@ class Session:
 
     def _rewind(self, tokens: Sequence[int]) -> int:
         """Keep the cached tokens that `tokens` starts with; returns how many."""
-        shared = 0
-        while shared < min(len(tokens), len(self._cached)) and tokens[shared] == self._cached[shared]:
-            shared += 1
-        kept, self._cached, self._user = self._cached[:shared], [], None  # as in `_evaluate`
-        shared = self._engine.keep(shared)
-        self._cached = kept[:shared]
-        return shared
+        cached, self._cached, self._user = self._cached, [], None  # as in `_evaluate`
+        cached = self._stash.swap(self._engine, cached, tokens)
+        kept = self._engine.keep(shared(cached, tokens))
+        self._cached = cached[:kept]
+        return kept
+
+    def at_once(self, most: int) -> int:
+        """How many answers can take turns, `most` at most, without evaluating anything again, whatever their length."""
+        with self._turn:
+            self._rewind([])
+            return min(most, 1 + self._stash.limit // max(1, self._engine.state_limit(self.context)))
 
     def _ids(self, tokens: Sequence[int]) -> list[int]:
         """The tokens as Python's integers, of a list or an array; refused where the vocabulary has no such token."""
@@ -395,4 +393,7 @@ def open(path: str | os.PathLike[str], options: EngineOptions | None = None, *, 
     options, began, found = options or EngineOptions(), time.perf_counter(), find_model(path)
     engine = open_engine(found, options, target)
     seconds = time.perf_counter() - began
-    return Session(engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds, path=found)
+    return Session(
+        engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds, path=found,
+        prompt_cache=options.prompt_cache,
+    )  # fmt: skip

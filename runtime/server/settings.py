@@ -15,6 +15,7 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 class Settings:
     """`queue` counts requests that wait behind the one that is answered; `seconds` bounds one request, waiting and
     answering together; `max_tokens` bounds every answer (None: the context does). `shift` as in `Options`.
+    `turns`: answers take turns, where the Session keeps what they evaluated.
     """
 
     name: str  # of the model
@@ -27,6 +28,7 @@ class Settings:
     max_tokens: int | None = None
     seconds: float = 600.0
     shift: int | None = None
+    turns: bool = False
 
     @property
     def loopback(self) -> bool:
