@@ -79,7 +79,7 @@ def _choice(
 ) -> Choice:
     name, target, quant = what
     try:
-        positions = None if name == "gguf" else context  # a GGUF file holds none
+        positions = context if form.positions else None
         request = Request(Path(f"{name}.{quant}"), quant, get_scheme(quant), context=positions, dry=True)
         return Choice(name, target, quant, demand(form.plan(checkpoint, *model, request), form))
     except InputError as e:

@@ -38,7 +38,7 @@ DECODE = Share(
 DECODE_NPU = Share(
     0.4, 0.9, "0.64 in Qualcomm's card of an 8B on a Snapdragon 8 Elite, 0.88 in Rockchip's of a 6B on an RK3588"
 )
-DECODE_HERE = Share(0.7, 1.0, "of what was read here just now; docs/plan.md has a comparison")
+DECODE_HERE = Share(0.5, 0.9, "0.54 to 0.61 with one thread on an x86 (docs/plan.md), and no more than reading itself")
 PREFILL = Share(0.1, 0.3, "0.11 to 0.15 on a Raspberry Pi 5 (published), 0.2 on an x86 with VNNI (docs/benchmarks.md)")
 PREFILL_NPU = Share(0.3, 1.0, "of what the maker's own runtime reaches; ours compiles other graphs")
 PREFILL_TOPS = Share(

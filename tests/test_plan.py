@@ -13,6 +13,7 @@ import pytest
 import tiny
 from click.testing import CliRunner
 from conftest import run_cli
+from machines import PI5, write
 
 from sampan import qnn
 from sampan.checkpoint import open_folder
@@ -23,6 +24,7 @@ from sampan.errors import InputError
 from sampan.files import read_json
 from sampan.runtime import device as devices
 from sampan.runtime import predict
+from sampan.runtime.machine import look
 from sampan.runtime.memory import asks, need
 
 GB = 10**9
@@ -401,6 +403,14 @@ def test_this_machine() -> None:
     rate = data["device"]["bandwidth"]["value"]
     assert rate is None or 1e8 < rate < 1e13
     assert devices.bandwidth(1, 10**6) is None, "too little memory to try"
+
+
+def test_a_machine_with_other_work(tmp_path: Path) -> None:
+    idle = write(tmp_path / "idle", PI5 | {"proc/loadavg": "0.10 0 0 1/1 1\n"})
+    busy = write(tmp_path / "busy", PI5 | {"proc/loadavg": "3.50 0 0 1/1 1\n"})
+    (here, there) = (devices.here(look(root, "aarch64")) for root in (idle, busy))
+    assert here.name == "Cortex-A76" and here.room == 7200 << 20 and len(here.notes) == 1
+    assert there.notes[1] == "other programs compute here, a load of 3.50 on 4 cores: it may be far slower"
 
 
 def test_a_model_that_fits_nowhere() -> None:

@@ -63,5 +63,5 @@ def _order(family: Family, arch: Architecture, spec: TensorSpec) -> NDArray[np.i
 
 FORMAT = Format(
     portable={"int8": "q8_0", "native": "native_onnx", "fp16": "f16", "fp32": "f32"}, plan=plan, kept=_kept.onnx,
-    holds=holds, inputs=_inputs, order=_order, targets=for_target,
+    holds=holds, inputs=_inputs, order=_order, targets=for_target, positions=True,
 )  # fmt: skip
