@@ -54,8 +54,7 @@ def need(path: Path, context: int | None = None) -> Need:
     cache += states * (_state(keys, layers, told=any(kinds)) if states else 0)
     vocabulary = header.metadata.get("tokenizer.ggml.tokens")
     words = len(vocabulary.value) if vocabulary and isinstance(vocabulary.value, list) else 0
-    inner = keys.per_layer("feed_forward_length", 0, layers, 0) if layers else 0
-    margin = _margin(words, keys.number(f"{keys.arch}.embedding_length"), inner)
+    margin = _margin(words, keys.number(f"{keys.arch}.embedding_length"), _inside(keys, layers), context)
     return Need(context, size - header.data_start - _skipped(header, size, own), cache, margin)
 
 
@@ -70,12 +69,22 @@ def _skipped(header: Header, size: int, own: int) -> int:
 def room(memory: int) -> int:
     """Bytes of weights that fit into so much memory at 4,096 tokens, beside the cache and margin of Qwen3-8B."""
     cache = 36 * 2 * 8 * (128 + 128) * DEFAULT_CONTEXT  # layers, float16, key/value heads, sizes of a key and a value
-    return max(0, memory - cache - _margin(151_936, 4096, 12_288))
+    return max(0, memory - cache - _margin(151_936, 4096, 3 * 12_288, DEFAULT_CONTEXT))
 
 
-def _margin(words: int, width: int, inner: int) -> int:
-    """Logits and activations of a batch in float32, the engine, the tokenizer."""
-    return 4 * BATCH * (words + 8 * width + 3 * inner) + ENGINE + TOKEN * words
+def _margin(words: int, width: int, inside: int, context: int) -> int:
+    """Logits and activations of a batch in float32, its mask in float16, the engine, the tokenizer."""
+    mask = 2 * BATCH * padded(context, CELLS)
+    return 4 * BATCH * (words + 8 * width + inside) + mask + ENGINE + TOKEN * words
+
+
+def _inside(keys: _Keys, layers: int) -> int:
+    """Values of one token inside a feed-forward layer, or in all of its experts with what each puts out."""
+    width, used, each = (
+        keys.number(f"{keys.arch}.{k}", 0)
+        for k in ("embedding_length", "expert_used_count", "expert_feed_forward_length")
+    )
+    return max(3 * keys.per_layer("feed_forward_length", 0, layers, 0) if layers else 0, used * (width + 3 * each))
 
 
 def _cell(keys: _Keys, layer: int, layers: int) -> int:
