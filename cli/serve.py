@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--context", type=click.IntRange(1), help="Tokens of context.  [default: the model's, up to 4096]")
 @click.option(
+    "--shift", type=click.IntRange(0), metavar="N",
+    help="Where the context is full, leave out the oldest turns; in an answer, keep N tokens and half of the others.",
+)  # fmt: skip
+@click.option(
     "--kv", type=click.Choice(["f32", "f16", "q8_0"]), help="Number type of the cache.  [default: the engine's]"
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each fast core]")
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
 def command(
     model: Path, host: str, port: int, api_key: str | None, cors: tuple[str, ...], name: str | None, queue: int,
     max_tokens: int | None, max_body: int, timeout: float, context: int | None, kv: KV | None, threads: int | None,
-    target: str,
+    target: str, shift: int | None,
 ) -> None:  # fmt: skip
     """Serve MODEL, as `sampan run` takes it, until Ctrl-C or SIGTERM.
 
@@ -60,7 +64,7 @@ def command(
 
     found = find_model(model, say=said)
     name = name or (model.resolve().stem if model.exists() else str(model))
-    settings = Settings(name, host, port, api_key, cors, queue, max_body, max_tokens, timeout)
+    settings = Settings(name, host, port, api_key, cors, queue, max_body, max_tokens, timeout, shift)
     sock = app.bind(settings)
     with sock, open(found, EngineOptions(context=context, threads=threads, kv=kv), target=target) as session:
         service = app.service(session, settings)

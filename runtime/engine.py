@@ -28,6 +28,7 @@ class EngineOptions:
     flash_attention: bool | None = None  # None: the engine decides
     vocabulary_only: bool = False  # tokenise only: no weights are loaded
     record_experts: bool = False  # for `Session.take_experts`; slower
+    process_wide: bool = True  # keep llama.cpp's log, move weights to huge pages: engines/_process.py
     record_inputs: bool = False  # for `LlamaEngine.take_inputs`, in place of experts; slower
 
     def positions(self, path: Path, trained: int, longest: int) -> int:

@@ -21,11 +21,12 @@ from sampan.chat_template import choose, named_templates, named_tokens
 from sampan.errors import ContextLengthError, InputError, brief, wrong
 from sampan.model import find_model
 
-from . import state
+from . import calls, state
 from .chat import render
 from .engine import Engine, EngineOptions
 from .generate import CancelledError, answer
-from .grammar import Constraint, Words, source
+from .grammar import Constraint, Words
+from .recent import Messages, recent
 from .reply import Reply, parsers
 from .sampling import Sampler, Sampling
 from .sanitize import BREAK, broken, control_tokens, tokenize
@@ -35,7 +36,6 @@ from .target import DEFAULT, open_engine
 SLICE = 16  # positions whose logits are handed out together
 EXIT_SECONDS = 60.0  # that the end of the process waits for an engine at most
 LOGITS_AT_ONCE = 128  # positions whose logits an engine holds: 78 MB at 152k words
-Messages = Sequence[Mapping[str, Any]]
 
 
 class Session:
@@ -97,10 +97,9 @@ class Session:
         return Sampling.from_metadata(self.metadata)
 
     def tokenize(self, text: str, *, special: bool = True, around: bool = True) -> list[int]:
-        """Token ids of a text.
+        """Token ids of a text. With `special`, control tokens written out in it, such as `<|im_end|>`, are recognised.
 
-        With `special`, control tokens written out in the text, `<|im_end|>` and its like, are recognised. With
-        `around`, there are the tokens that this tokenizer puts around every text, such as BOS.
+        With `around`, there are the tokens that this tokenizer puts around every text, such as BOS.
         """
         try:
             text.encode()
@@ -279,15 +278,31 @@ class Session:
         sanitize_control_tokens: bool = False,
         **variables: Any,
     ) -> Stream:
-        """Stream the next turn of a conversation. The arguments as for `tokenize_chat`, errors as `stream`."""
-        if tools and options and (options.schema is not None or options.grammar is not None):
-            raise InputError("an answer that is held to a schema calls no tools; leave the schema out, or the tools")
-        text, tokens = self._chat_tokens(messages, tools, sanitize_control_tokens, variables)
-        template = choose(self.chat_templates, tools=tools is not None)
-        reply = Reply(parsers(template, tools), tools, text)
-        return self._begin(tokens, options, reply)
+        """Stream the next turn of a conversation. The arguments as for `tokenize_chat`, errors as `stream`.
 
-    def _begin(self, prompt: Sequence[int], options: Options | None, reply: Reply | None = None) -> Stream:
+        With `Options.shift` a conversation that is too long loses its oldest turns first, as `recent` does.
+        """
+        given_tools, tools = tools, calls.plain(tools)
+        text, tokens = self._chat_tokens(messages, tools, sanitize_control_tokens, variables)
+        given = len(tokens)
+        if options and options.shift is not None:
+            messages = self.recent(messages, tools, sanitize_control_tokens=sanitize_control_tokens, **variables)
+            text, tokens = self._chat_tokens(messages, tools, sanitize_control_tokens, variables)
+        template = choose(self.chat_templates, tools=tools is not None)
+        reply = Reply(parsers(template, tools), given_tools, text)
+        return self._begin(tokens, options, reply, gone=given - len(tokens))
+
+    def recent(self, messages: Messages, tools: Messages | None = None, **how: Any) -> Messages:
+        """A conversation without its oldest turns, where it fills the context; the arguments as for `tokenize_chat`."""
+
+        def count(some: Messages) -> int:
+            return len(self.tokenize_chat(some, tools, **how))
+
+        return recent(messages, count(messages), self.context, count)
+
+    def _begin(
+        self, prompt: Sequence[int], options: Options | None, reply: Reply | None = None, *, gone: int = 0
+    ) -> Stream:
         options = options or Options()
         options.check()
         sampling = options.sampling or self.sampling
@@ -297,16 +312,16 @@ class Session:
         reply = reply or Reply((), None, "")
         constraint = self._constraint(options, reply)
         cancelled = threading.Event()
-        sampler = Sampler(sampling, tokens, self.vocab, seed)
-        return Stream(answer(self, tokens, sampler, options, cancelled, reply, constraint), cancelled, seed)
+        sampler = Sampler(sampling, tokens, seed)
+        return Stream(answer(self, tokens, sampler, options, cancelled, reply, constraint, gone), cancelled, seed)
 
     def _constraint(self, options: Options, reply: Reply) -> Constraint | None:
         """What the options hold an answer to; None where it is free."""
-        if (text := source(options.schema, options.grammar)) is None:
+        if not calls.held(options, reply):
             return None
         with self._turn:
             self._words = self._words or Words(self._engine)
-        return Constraint(self._words, text, schema=options.schema, marks=reply.reasoning, opened=reply.opened)
+        return calls.constraint(self._words, options, reply)
 
     def render_chat(
         self,

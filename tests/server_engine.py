@@ -70,7 +70,7 @@ class Scripted:
         done = text[len(self._prompt) :]
         if not (self._prompt and text.startswith(self._prompt) and done and self._answer.startswith(done)):
             self._prompt, done = text, b""
-            self._answer = self._say(text.decode()).encode()
+            self._answer = self._say(text.decode(errors="replace")).encode()
         return self._answer[len(done)] if len(done) < len(self._answer) else END
 
     def take_experts(self) -> dict[int, NDArray[np.int32]]:

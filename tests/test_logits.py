@@ -29,6 +29,7 @@ def tokens() -> list[int]:
     return [int(t) for t in np.random.default_rng(7).integers(0, 1500, POSITIONS)]
 
 
+@pytest.mark.everyday("trained*", *tiny.PLAIN)
 @pytest.mark.parametrize("name", ["trained", "trained-kimi", *tiny.MODELS])
 def test_f32_gguf_equals_transformers(
     name: str, model: Callable[[str], Path], gguf: Callable[[str, str], Path]

@@ -30,9 +30,11 @@ assert lib.llama_init_from_model(model, params)
 """
 
 
+@pytest.mark.everyday("*-1000")
 @pytest.mark.parametrize("context", [1000, 8192])
 @pytest.mark.parametrize(
-    "name", ["trained", "trained-kimi", "qwen2-f32-gqa4", "llama-tied-head-dim", "qwen3_next", "qwen3_5-mtp"]
+    "name",
+    ["trained", "trained-kimi", "qwen2-f32-gqa4", "llama-tied-head-dim", "qwen3_next", "qwen3_5-mtp", "kimi_linear"],
 )
 def test_the_cache_is_what_llama_cpp_allocates(gguf: Callable[[str, str], Path], name: str, context: int) -> None:
     path = gguf(name, "q8_0")

@@ -109,6 +109,7 @@ class Floats:
         return found["logits"][: len(ids)]
 
 
+@pytest.mark.everyday("trained", "qwen2", "glm4")
 @pytest.mark.parametrize("name", DENSE)
 def test_float_graphs_equal_transformers(name: str, model: Model, tmp_path: Path) -> None:
     """A piece in the graph of 128, tokens one by one over the cache, another piece that does not fill its graph."""
@@ -314,6 +315,7 @@ def test_gguf_has_no_target(model: Model, tmp_path: Path) -> None:
         prepare(open_folder(model("trained")), tmp_path / "out.gguf", "gguf", "q4_0", target="qnn")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 def test_a_folder_that_lies_is_refused(model: Model, tmp_path: Path) -> None:
     out = to_npu(model("trained"), tmp_path / "out").out

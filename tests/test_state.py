@@ -43,6 +43,7 @@ def saved(path: Path, out: Path, options: EngineOptions = ONE) -> list[int]:
     return tokens
 
 
+@pytest.mark.everyday("*-What was lost? ")
 @pytest.mark.parametrize("question", ["", "What was lost? ", "谁很善良？"])
 def test_answers_behind_a_state_are_those_of_a_plain_session(path: Path, question: str, tmp_path: Path) -> None:
     tokens = saved(path, tmp_path / "s")

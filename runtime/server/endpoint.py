@@ -195,7 +195,7 @@ def usage(chunk: Chunk) -> dict[str, Any]:
         "completion_tokens": u.completion_tokens,
         "total_tokens": u.prompt_tokens + u.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": u.cached_tokens},
-    }
+    } | ({"dropped_tokens": u.dropped_tokens} if u.dropped_tokens else {})
 
 
 def dumps(value: Any) -> str:

@@ -14,7 +14,7 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 @dataclass(frozen=True, slots=True)
 class Settings:
     """`queue` counts requests that wait behind the one that is answered; `seconds` bounds one request, waiting and
-    answering together; `max_tokens` bounds every answer (None: the context does).
+    answering together; `max_tokens` bounds every answer (None: the context does). `shift` as in `Options`.
     """
 
     name: str  # of the model
@@ -26,6 +26,7 @@ class Settings:
     max_body: int = 2 << 20
     max_tokens: int | None = None
     seconds: float = 600.0
+    shift: int | None = None
 
     @property
     def loopback(self) -> bool:

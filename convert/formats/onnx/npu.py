@@ -17,16 +17,18 @@ from sampan import qnn, rknn
 from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint
 from sampan.errors import wrong
-from sampan.quantize import tensor_type
+from sampan.quantize import Scheme, tensor_type
+from sampan.quantize.channel import ChannelType
 from sampan.static import EMBEDDING_FILE, LAYOUT, QUANTITIES, TABLES_FILE, TOKENS
 from sampan.units import human
 
-from ...architecture import EMBEDDING, HEAD, Architecture
+from ...architecture import EMBEDDING, HEAD, LOOKED_UP, Architecture
 from ...binding import Binding
 from ...family import Family
 from ...generation import notes, resolve
 from ...plan import Finish, Format, Plan, PlannedTensor, Request
 from ...tokenizer import read_tokenizer
+from .. import _kept
 from .channels import Channels, DataFile, by_layer
 from .decoder import write
 from .folder import as_json, words
@@ -67,7 +69,13 @@ def for_target(usual: Format, target: str) -> Format:
 
         return for_chip(usual, target)
     plan = partial(_plan, target, qnn.versions(target))
-    return replace(usual, portable={"int4": "a16w4", "int8": "a16w8"}, plan=plan)
+    portable = {"int4": "a16w4", "int8": "a16w8"}
+    return replace(usual, portable=portable, plan=plan, kept=_kept.static, holds=holds, copies=len(TOKENS))
+
+
+def holds(scheme: Scheme) -> bool:
+    """Whether it is one of integers by row."""
+    return isinstance(tensor_type(scheme.default), ChannelType)
 
 
 def _plan(
@@ -80,7 +88,8 @@ def _plan(
     request: Request,
 ) -> Plan:
     """Every byte but those of the compiled contexts, which are bounded part by part."""
-    qnn.check()
+    if not request.dry:
+        qnn.check()
     check_blocks(arch)
     if request.accuracy is not None:
         raise wrong("--accuracy-level", "none with --target, whose activations have 16 bits", request.accuracy)
@@ -209,7 +218,7 @@ def _embedding(binding: Binding, arch: Architecture) -> PlannedTensor:
     """float16 rows, which the runtime looks up; beside a tied head, which has other numbers, by another name."""
     bound = next(b for b in binding.tensors if b.spec.name == EMBEDDING)
     if arch.tied:
-        bound = replace(bound, spec=replace(bound.spec, name="embedding.weight"))
+        bound = replace(bound, spec=replace(bound.spec, name=LOOKED_UP))
     return PlannedTensor(bound, tensor_type("f16"), 0, (0,))
 
 
