@@ -169,7 +169,8 @@ std::string Model::name() const {
 bool Model::wants_nfc() const {
     bool there;
     const std::string says = metadata(model.get(), "sampan.tokenizer.nfc", &there);
-    return there ? says == "true" : metadata(model.get(), "tokenizer.ggml.pre") == "qwen2";
+    const std::string pre = metadata(model.get(), "tokenizer.ggml.pre");
+    return there ? says == "true" : pre == "qwen2" || pre == "qwen35";
 }
 
 Sampling Model::sampling(const json & request) const {
