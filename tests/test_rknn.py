@@ -273,12 +273,15 @@ def test_a_board_that_refuses(
     layout = json.loads((out / "static.json").read_text())
     (out / "static.json").write_text(json.dumps(layout | {"type": "w2a2"}))
     says("type: expected one that rk3588 has, found w2a2")
+    (out / "static.json").write_text(json.dumps(layout | {"far": 5.0}))
+    says("far: expected -65504 to 0, found 5")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quant": "int4"}, r"--quant: expected fp16 or w8a8 \(int8\) with --target rk3588, found int4"),
+        ({"quant": "int4"}, "--quant: expected one of f16, w8a8 with --target rk3588, found w4a16"),
+        ({"quant": "q4_0", "target": "rk3576"}, "--quant: expected one of f16, w8a8, w4a16 with .*, found q4_0"),
         ({"accuracy": 4}, "--accuracy-level: expected none with --target rk3588"),
         ({"split": 10**9}, "--split-size: expected at most 900 MB"),
         ({"context": 64}, "--context: expected 128 to the model's own 1024, found 64"),
@@ -383,7 +386,7 @@ def test_greedy_tokens_in_the_simulator_are_those_of_the_processor(
 @pytest.mark.slow
 def test_a_compiler_that_fails_says_why(toolkit: Path, model: Model, tmp_path: Path, monkeypatch: Any) -> None:
     """Its own last error, in one line, and nothing under the final name."""
-    monkeypatch.setitem(rockchip.KINDS, "f16", ("w3a3", {}, 45.0))
+    monkeypatch.setitem(rockchip.KINDS, "f16", rockchip.Kind("w3a3", {}, 45, -50))
     with pytest.raises(InputError, match=r"part-1\.128\.onnx: rknn-toolkit2 failed: .*config.*w3a3") as error:
         to_rknn(model("trained"), tmp_path / "out")
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
