@@ -21,6 +21,10 @@ class SchemaError(InputError):
     """A schema or grammar that no answer of this model can be held to."""
 
 
+class ToolError(SchemaError):
+    """Tools whose calls cannot be held to what was asked for."""
+
+
 def wrong(where: object, expected: object, found: object, hint: str = "") -> InputError:
     """An `InputError` in the project's one form: `where: expected …, found …; hint`."""
     line = f"{where}: expected {expected}, found {found}"

@@ -1,7 +1,8 @@
 """Folders with graphs of fixed size: what their files say, and what the graphs are fed.
 
 A graph takes `tokens` tokens behind a cache of `context` slots. Token i of a call stands in column context + i; the
-caller puts its key and value into slot position + i afterwards. All numbers are codes: value = scale · (code - zero).
+caller puts its key and value into slot position + i afterwards. Numbers are codes, value = scale · (code - zero), or
+floats where the layout has a `type`: what the device's compiler makes of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import rknn
 from .errors import brief, wrong
 from .files import read_json, size_of, there
 
@@ -38,6 +40,7 @@ class Layout:
     ends: tuple[int, ...]
     parts: tuple[Mapping[int, str], ...]
     tables: Mapping[str, tuple[int, int]]
+    type: str = ""
 
 
 def is_static(folder: Path) -> bool:
@@ -79,7 +82,10 @@ def read_layout(folder: Path) -> Layout:
     layout = Layout(
         value(data, "target", str), htp, number(data, "context"), number(data, "longest"), TOKENS,
         number(data, "vocab"), number(data, "hidden"), ends, tuple(parts), tables,
+        value(data, "type", str) if "type" in data else "",
     )  # fmt: skip
+    if layout.type not in (rknn.TYPES if layout.target in rknn.CHIPS else ("",)):
+        raise wrong(f"{path}: type", f"one that {brief(layout.target)} has", brief(layout.type))
     for name, shape in tables.items():
         if len(shape) != 2 or shape[0] != layout.context or type(shape[1]) is not int or not 0 < shape[1] < 2**16:
             raise wrong(f"{path}: tables: {brief(name)}", f"[{layout.context}, width]", brief(shape))
@@ -110,6 +116,9 @@ def compiled_for(folder: Path, layout: Layout) -> list[str]:
     """HTP versions that all graphs of a folder are compiled for."""
     names = [name for part in layout.parts for name in part.values()]
     return [v for v in layout.htp if all(there(folder / compiled(name, v)) for name in names)]
+
+
+FAR = np.float32(-3e4)  # added to scores that nobody may see, where numbers are floats; float16 holds it
 
 
 def visible(position: int, tokens: int, context: int) -> NDArray[np.bool_]:

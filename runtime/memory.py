@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
 from math import prod
@@ -16,7 +17,7 @@ from sampan.gguf import Header, padded, read_header
 DEFAULT_CONTEXT = 4096  # tokens, or the model's own where that is less
 BLOCK = re.compile(r"blk\.(\d{1,9})\.")
 EMBEDDING = "token_embd.weight"
-KDA, HEADS = "kda.head_dim", "attention.head_count"
+HEADS = "attention.head_count"
 CELLS = 256  # llama.cpp rounds a context up to this many
 BATCH = 512  # tokens of a prompt that llama.cpp computes at once: their logits and activations in float32
 # The engine itself, and what its tokenizer holds for one token; the app reckons with the same numbers.
@@ -58,6 +59,8 @@ def asks(path: Path) -> tuple[Demand, int]:
     trained = keys.number(f"{keys.arch}.context_length")
     own = layers - min(layers, keys.number(f"{keys.arch}.nextn_predict_layers", 0))
     kinds = _recurrent(keys, layers)[:own]
+    bare = [keys.per_layer(f"{HEADS}_kv", i, layers, 1) == 0 for i in range(own)]  # without attention
+    states = sum(map(operator.or_, kinds, bare))
     cells = [(0, 0) if kinds[i] else _cell(keys, i, layers) for i in range(own)]
     vocabulary = header.metadata.get("tokenizer.ggml.tokens")
     words = len(vocabulary.value) if vocabulary and isinstance(vocabulary.value, list) else 0
@@ -66,8 +69,9 @@ def asks(path: Path) -> tuple[Demand, int]:
     values = sum(prod(t.shape) for t in header.tensors)
     demand = Demand(
         files=size, weights=weights, cell=sum(c for c, _ in cells),
-        state=sum(kinds) * (_state(keys) if any(kinds) else 0), read=read, products=products, head=head,
-        attention=sum(a for _, a in cells), words=words, hidden=keys.number(f"{keys.arch}.embedding_length"),
+        state=states * (_state(keys, layers, told=any(kinds)) if states else 0),
+        read=read, products=products, head=head, attention=sum(a for _, a in cells),
+        words=words, hidden=keys.number(f"{keys.arch}.embedding_length"),
         inner=inner, bits=8 * (size - header.data_start) / max(1, values),
     )  # fmt: skip
     return demand, trained
@@ -122,21 +126,23 @@ def _cell(keys: _Keys, layer: int, layers: int) -> tuple[int, int]:
     return 2 * shared * (key + (0 if latent else value)), heads * (key + value) if shared else 0
 
 
-def _state(keys: _Keys) -> int:
-    """Bytes of one recurrent layer's state, in float32: those of the convolution and of the recurrence."""
-    if (kda := f"{keys.arch}.{KDA}") in keys.values:
-        kernel, heads, width = (keys.number(k) for k in (f"{keys.arch}.ssm.conv_kernel", f"{keys.arch}.{HEADS}", kda))
-        return 4 * heads * width * (3 * (max(1, kernel) - 1) + width)
+def _state(keys: _Keys, layers: int, *, told: bool) -> int:
+    """Bytes of one recurrent layer's state, in float32: those of the convolution and of the recurrence.
+
+    `told`: the file says which layers have one, so it must say how large it is.
+    """
+    if head := keys.number(f"{keys.arch}.kda.head_dim", 0):  # Kimi delta attention convolves queries, keys and values
+        width = head * keys.per_layer("attention.head_count", 0, layers)
+        return 4 * width * (3 * (max(1, keys.number(f"{keys.arch}.ssm.conv_kernel", 4)) - 1) + head)
     kernel, inner, state, groups = (
-        keys.number(f"{keys.arch}.ssm.{k}") for k in ("conv_kernel", "inner_size", "state_size", "group_count")
+        keys.number(f"{keys.arch}.ssm.{k}", None if told else 0)
+        for k in ("conv_kernel", "inner_size", "state_size", "group_count")
     )
     return 4 * ((max(1, kernel) - 1) * (inner + 2 * groups * state) + state * inner)
 
 
 def _recurrent(keys: _Keys, layers: int) -> list[bool]:
-    """Which layers keep a state instead of keys and values; those of KDA have no key heads."""
-    if f"{keys.arch}.{KDA}" in keys.values:
-        return [keys.per_layer(f"{HEADS}_kv", i, layers, 1) == 0 for i in range(layers)]
+    """Which layers the file says to keep a state instead of keys and values."""
     listed = keys.values.get(f"{keys.arch}.attention.recurrent_layers")
     if listed is not None:
         if not isinstance(listed, list) or len(listed) != layers:

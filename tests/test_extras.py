@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 MODULES = {"google-re2": "re2", "pyyaml": "yaml", "llama-cpp-python": "llama_cpp", "protobuf": "google"}
-ELSEWHERE = {"optimum"}  # in an environment of its own
+ELSEWHERE = {"optimum", "rknn"}  # in an environment of its own
 
 
 def modules(requirements: list[str]) -> set[str]:

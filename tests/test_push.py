@@ -319,6 +319,7 @@ def test_a_processor_without_an_engine(desk: Desk) -> None:
 
 
 READY = '{"event":"ready","id":0,"protocol":1,"engine":"x","features":[]}'
+SPEEDS = ("prompt_tokens", "cached", "prefill_ms", "tokens", "decode_ms")
 LOADS = f"echo '{READY}'; read x; echo "
 BROKEN = {
     "protocol 2": (f"echo '{READY.replace(':1,', ':2,')}'", "the engine: expected protocol 1, found .*; update the"),
@@ -344,6 +345,17 @@ def test_engines_that_break(desk: Desk, kind: str) -> None:
     code, _, err = desk.push("--run", "Hi")
     assert code == 2 and re.search(rf"^error: (A1: )?{expected}", err, re.MULTILINE), err
     assert list(desk.there()) == [desk.model.name]
+
+
+@pytest.mark.parametrize("nfc", [True, False])
+def test_a_prompt_is_composed_where_the_model_wants_it(desk: Desk, nfc: bool) -> None:
+    loaded = json.dumps({"event": "loaded", "id": 1, "nfc": nfc})
+    done = json.dumps({"event": "done", "id": 2} | dict.fromkeys(SPEEDS, 0))
+    kept = desk.phone.root / "asked"
+    desk.engine(f"#!/bin/sh\n{LOADS}'{loaded}'; read -r x; printf %s \"$x\" > '{kept}'; echo '{done}'\n")
+    code, _, err = desk.push("--run", "e\u0301")
+    assert code == 0, err
+    assert json.loads(kept.read_text())["messages"][0]["content"] == ("\u00e9" if nfc else "e\u0301")
 
 
 def test_no_engine(desk: Desk) -> None:

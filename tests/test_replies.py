@@ -21,7 +21,8 @@ KNOWN = registry.load_all("sampan.runtime.parsers", "PARSER")
 TOOLS = [
     {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {
         "city": {"type": "string"}, "days": {"type": "integer"}, "exact": {"type": ["boolean", "null"]},
-        "where": {"anyOf": [{"type": "object"}, {"type": "null"}]}, "any": {}}}}},
+        "where": {"anyOf": [{"type": "object"}, {"type": "null"}]}, "any": {}, "at": {"$ref": "#/$defs/at"}},
+        "$defs": {"at": {"type": "object"}}}}},
     {"type": "function", "function": {"name": "run_python", "parameters": {"type": "object", "properties": {
         "code": {"type": "string"}}}}},
 ]  # fmt: skip
@@ -82,6 +83,9 @@ RECORDED: dict[str, tuple[str, str, dict[str, Any]]] = {
             "city": "12", "days": "3", "exact": "True", "where": '{"lat": 1.5}', "any": "7", "new": "8"}),
         {"text": "On it.", "calls": [
             ("weather", {"city": "12", "days": 3, "exact": True, "where": {"lat": 1.5}, "any": "7", "new": "8"})]},
+    ),
+    "xml of a type that is defined elsewhere": (
+        "qwen_xml", xml("weather", {"at": '{"lat": 1}'}), {"calls": [("weather", {"at": {"lat": 1}})]}
     ),
     "xml of code": (
         "qwen_xml", xml("run_python", {"code": CODE}) + "\n" + xml("now", {}),
