@@ -101,7 +101,7 @@ def test_the_size_of_qwen3_0_6b_by_hand(tmp_path: Path) -> None:
     assert found.cell == 114_688, "28 layers × 8 heads × 256 × 2 bytes"
     assert found.attention == 114_688, "28 layers × 16 heads × 256"
     assert predict.needed(found, 4096) - found.weights - 4 * 512 * (151936 + 8 * 1024 + 3 * 3072) == (
-        114_688 * 4096 + (32 << 20) + 256 * 151936
+        114_688 * 4096 + 2 * 512 * 4096 + (32 << 20) + 256 * 151936
     )
     # 17.1 GB/s × 0.75 ÷ 633,495,552 bytes, and × 0.45 ÷ (those and 4096 cells)
     pi = predict.predict(devices.find("pi5"), found, 4096)
@@ -206,7 +206,7 @@ def test_what_an_npu_cannot_run_is_refused_by_name(model: Callable[[str], Path])
 
 SMALL = Demand(
     files=GB, weights=GB, cell=1000, state=0, read=GB // 2, products=10**9, head=10**8, attention=1000, words=1000,
-    hidden=64, inner=128, bits=4.5,
+    hidden=64, inside=384, bits=4.5,
 )  # fmt: skip
 MADE: dict[str, Any] = {
     "name": "A board", "aliases": [], "memory": {"value": 4, "source": "x"}, "usable": {"value": 0.5, "source": "x"},
@@ -237,8 +237,8 @@ def test_speeds_by_hand() -> None:
 def test_memory_by_hand() -> None:
     """Half of 4 GiB: 2,147,483,648 bytes; contexts go up to a multiple of 256."""
     rest = 4 * 512 * (1000 + 8 * 64 + 3 * 128) + (32 << 20) + 256 * 1000
-    assert predict.needed(SMALL, 2000) == GB + 1000 * 2048 + rest
-    most = (2**31 - GB - rest) // 1000 // 256 * 256
+    assert predict.needed(SMALL, 2000) == GB + (1000 + 2 * 512) * 2048 + rest
+    most = (2**31 - GB - rest) // (1000 + 2 * 512) // 256 * 256
     assert predict.predict(made(), SMALL, most).fits == "yes"
     over = predict.predict(made(), SMALL, most + 1)
     assert over.fits == "no" and over.reason.endswith("of 2.15 GB that a model may take")
@@ -416,7 +416,7 @@ def test_a_machine_with_other_work(tmp_path: Path) -> None:
 def test_a_model_that_fits_nowhere() -> None:
     """Smaller schemes are tried where the usual ones do not fit."""
     page = plan(str(tiny.FIXTURE), "--device", "pi5", "--memory", "50M", code=1)
-    assert "take      nothing: nothing is sure to fit: the smallest, gguf q2_k, needs 51.4 MB" in page
+    assert "take      nothing: nothing is sure to fit: the smallest, gguf q2_k, needs 52.5 MB" in page
     assert "q3_k_s" in page and "take a smaller --context or a smaller model" in page
 
 
