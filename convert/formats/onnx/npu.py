@@ -26,7 +26,9 @@ from ...family import Family
 from ...generation import notes, resolve
 from ...plan import Finish, Format, Plan, PlannedTensor, Request
 from ...tokenizer import read_tokenizer
+from .calibration import measure, needs
 from .channels import Channels, DataFile, by_layer
+from .compiled import needs as compiler_needs
 from .decoder import write
 from .folder import as_json, words
 from .forms.static import Static, check_blocks
@@ -102,9 +104,11 @@ def _plan(
     files += [OutputFile(out / name, data, len(data), folder=True) for name, data in small.items()]
     more = len(htp) * len(TOKENS) * sum(d.end for d in data)
     compiled = f"compiled graphs come on top, about {human(more)}: two for each part and each of HTP {', '.join(htp)}"
+    memory = max(needs(weights, arch, parts, data, context), *(compiler_needs(d.end) for d in data))
     return Plan(
         request.scheme_name, arch, tuple(files), (embedding, *weights.tensors), (*notes(generation), compiled),
         partial(_finish, forms, weights, arch, parts, data, positions, tuple(htp), request.split or LIMIT),
+        later=more, memory=memory,
     )  # fmt: skip
 
 
@@ -199,7 +203,6 @@ def _finish(
     threads: int,
 ) -> Finish:
     """Measure the ranges, write them into the graphs, compile."""
-    from .calibration import measure
     from .compiled import compiled
 
     found = measure(forms[TOKENS[0]], weights, arch, parts, data, positions, folder, threads)
