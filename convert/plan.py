@@ -66,7 +66,8 @@ class Plan:
     """`scheme` is the exact name, also where the user asked for the portable int4 or int8.
 
     `notes`: what a user of the output has to know, a sentence each. `finish`: what is done when all weights are
-    written, in the folder where they lie, with so many threads; its files are part of the output.
+    written, in the folder where they lie, with so many threads; its files are part of the output. `later`: about how
+    many bytes these have; `memory`: about how many it takes at its peak.
     """
 
     scheme: str
@@ -75,6 +76,8 @@ class Plan:
     tensors: tuple[PlannedTensor, ...]
     notes: tuple[str, ...] = ()
     finish: Callable[[Path, int], Finish] | None = None
+    later: int = 0
+    memory: int = 0
 
     @property
     def nbytes(self) -> int:

@@ -29,7 +29,9 @@ from ...generation import notes, resolve
 from ...plan import Finish, Format, Plan, PlannedTensor, Request
 from ...tokenizer import read_tokenizer
 from .. import _kept
+from .calibration import measure, needs
 from .channels import Channels, DataFile, by_layer
+from .compiled import needs as compiler_needs
 from .decoder import write
 from .folder import as_json, words
 from .forms.static import Static, check_blocks
@@ -101,9 +103,11 @@ def _plan(
     )
     more = len(htp) * len(TOKENS) * sum(d.end for d in laid.data)
     compiled = f"compiled graphs come on top, about {human(more)}: two for each part and each of HTP {', '.join(htp)}"
+    ranges = needs(weights, arch, laid.parts, laid.data, laid.forms[TOKENS[0]].context)
     return Plan(
         request.scheme_name, arch, laid.files, (laid.embedding, *weights.tensors), (*laid.notes, compiled),
         partial(_finish, laid.forms, weights, arch, laid.parts, laid.data, laid.positions, tuple(htp), limit),
+        later=more, memory=max(ranges, *(compiler_needs(d.end) for d in laid.data)),
     )  # fmt: skip
 
 
@@ -256,7 +260,6 @@ def _finish(
     threads: int,
 ) -> Finish:
     """Measure the ranges, write them into the graphs, compile."""
-    from .calibration import measure
     from .compiled import compiled
 
     found = measure(forms[TOKENS[0]], weights, arch, parts, data, positions, folder, threads)
