@@ -197,6 +197,17 @@ def test_the_cache_of_latent_attention_on_an_npu(tmp_path: Path, monkeypatch: py
     assert demand(folder, "int8", target="qnn-v75", context=256).cell == cell > 0
 
 
+def test_what_rockchip_makes_of_float16(model: Callable[[str], Path]) -> None:
+    """Its compiler rounds by itself: 8 bits and a scale for each row, a cache of float16."""
+    found = inputs(model("trained"), "w8a8", "part-1.1.onnx", target="rk3588")
+    asked = demand(model("trained"), "int8", target="rk3588", context=256)
+    cell = sum(2 * s[0] * s[1] * s[2] for key, s in found.items() if key.startswith("past_")) // 256
+    assert asked.cell == cell > 0
+    matrices, words = 3_145_728, 2048 * 256
+    assert matrices + words < sum(asked.parts) < 1.05 * (matrices + words)
+    assert 2 * sum(asked.parts) < asked.weights < 2 * sum(asked.parts) + 2 * words + 10**6
+
+
 def test_what_an_npu_cannot_run_is_refused_by_name(model: Callable[[str], Path]) -> None:
     refused = chosen(model("trained-kimi"), "int8", target="qnn-v75")
     assert refused.demand is None and "blocks of the kinds dense, gqa, mla, found one of moe" in refused.refused
