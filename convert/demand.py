@@ -115,23 +115,19 @@ def demand(plan: Plan, form: Format) -> Demand:
         data = sum(plan.files[n].size for n in {t.file for t in plan.tensors} - {0})
         files = weights = plan.nbytes - data + form.copies * sum(parts)
     values = sum(t.bound.rows * t.bound.columns for t in plan.tensors)
+    experts = [b.ffn for b in arch.blocks if isinstance(b.ffn, MoE)]
+    inner = [3 * arch.dense_width, *(e.used * (arch.hidden + 3 * e.width) for e in experts)]
     return Demand(
         files=files,
         weights=weights, cell=sum(k.cell for k in kept), state=sum(k.state for k in kept), read=read,
         products=products, head=last, attention=attention, words=arch.vocab, hidden=arch.hidden,
-        inside=_inside(arch), bits=8 * sum(form.compiled(plan, t) for t in plan.tensors) / values, parts=parts,
+        inner=max(inner), bits=8 * sum(form.compiled(plan, t) for t in plan.tensors) / values, parts=parts,
     )  # fmt: skip
 
 
 def _names(tensor: PlannedTensor) -> list[str]:
     """The canonical tensors that it is made of."""
     return [s.name for s in tensor.slices] or [tensor.bound.spec.name]
-
-
-def _inside(arch: Architecture) -> int:
-    """Values of one token inside a feed-forward layer, or in all of its experts with what each puts out."""
-    experts = (b.ffn for b in arch.blocks if isinstance(b.ffn, MoE))
-    return max([3 * arch.dense_width, *(moe.used * (arch.hidden + 3 * moe.width) for moe in experts)])
 
 
 def _share(arch: Architecture, tensor: PlannedTensor) -> float:

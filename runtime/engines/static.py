@@ -17,7 +17,6 @@ from sampan.extras import advice, installed
 from sampan.generation import read_generation
 from sampan.static import (
     EMBEDDING_FILE,
-    FAR,
     QUANTITIES,
     TABLES_FILE,
     TOKENS,
@@ -101,7 +100,8 @@ class StaticEngine:
     def _load(self, load: Loader) -> None:
         layout, path = self._layout, self._path
         self._quantities = {} if self._floats else read_quantities(path)
-        self._mask: tuple[Any, Any] = (np.float32(0), FAR) if self._floats else (np.uint16(65535), np.uint16(0))
+        floats = (np.float32(0), np.float32(layout.far))
+        self._mask: tuple[Any, Any] = floats if self._floats else (np.uint16(65535), np.uint16(0))
         self._embedding = np.memmap(path / EMBEDDING_FILE, np.float16, "r").reshape(layout.vocab, layout.hidden)
         flat, start = np.fromfile(path / TABLES_FILE, np.float32), 0
         self._tables: dict[str, NDArray[Any]] = {}
