@@ -131,8 +131,8 @@ class Format:
     statistics call the inputs that a matrix is multiplied with there; `order`: which column of those each of its
     columns is, None where they stand alike. `targets`: the format for a device, by its name. `drafts`: whether it has a
     place for blocks that predict further tokens. `kept`: what a layer keeps of earlier tokens when it runs. `holds`:
-    whether a scheme is one for it. `copies`: of the weights on a device, where they are compiled. `positions`: whether
-    an output is made for a number of them.
+    whether a scheme is one for it. `positions`: whether an output is made for a number of them. `copies`: how often a
+    device has the weights, where they are compiled; `compiled`: the bytes of one there.
     """
 
     portable: Mapping[str, str]
@@ -145,6 +145,7 @@ class Format:
     targets: Callable[[Format, str], Format] | None = None
     drafts: bool = False
     copies: int = 0
+    compiled: Callable[[Plan, PlannedTensor], int] = lambda plan, tensor: tensor.nbytes
     positions: bool = False
 
 

@@ -67,9 +67,12 @@ class Folder:
 def for_target(usual: Format, target: str) -> Format:
     """The format of a folder for `target`, made of that for processors."""
     if target in rknn.CHIPS:
-        from .rockchip import for_chip
+        from . import rockchip
 
-        return for_chip(usual, target)
+        return replace(
+            rockchip.for_chip(usual, target), kept=_kept.plain, holds=rockchip.holds, compiled=rockchip.compiled,
+            copies=len(TOKENS),
+        )  # fmt: skip
     plan = partial(_plan, target, qnn.versions(target))
     portable = {"int4": "a16w4", "int8": "a16w8"}
     return replace(usual, portable=portable, plan=plan, kept=_kept.static, holds=holds, copies=len(TOKENS))
