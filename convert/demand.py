@@ -106,21 +106,25 @@ def demand(plan: Plan, form: Format) -> Demand:
         k.width * b.attention.heads for k, b in zip(kept, arch.blocks, strict=True)
         if not isinstance(b.attention, Recurrent)
     )  # fmt: skip
-    experts = [b.ffn for b in arch.blocks if isinstance(b.ffn, MoE)]
-    inner = [3 * arch.dense_width, *(e.used * (arch.hidden + 3 * e.width) for e in experts)]
     parts = _parts(plan) if form.copies else ()
     weights = sum(t.nbytes for t in used) if not parts else plan.nbytes + (form.copies - 1) * sum(parts)
     return Demand(
         files=plan.nbytes + (form.copies - 1) * sum(parts) if parts else plan.nbytes,
         weights=weights, cell=sum(k.cell for k in kept), state=sum(k.state for k in kept), read=read,
         products=products, head=last, attention=attention, words=arch.vocab, hidden=arch.hidden,
-        inner=max(inner), bits=plan.bits_per_weight, parts=parts,
+        inside=_inside(arch), bits=plan.bits_per_weight, parts=parts,
     )  # fmt: skip
 
 
 def _names(tensor: PlannedTensor) -> list[str]:
     """The canonical tensors that it is made of."""
     return [s.name for s in tensor.slices] or [tensor.bound.spec.name]
+
+
+def _inside(arch: Architecture) -> int:
+    """Values of one token inside a feed-forward layer, or in all of its experts with what each puts out."""
+    experts = (b.ffn for b in arch.blocks if isinstance(b.ffn, MoE))
+    return max([3 * arch.dense_width, *(moe.used * (arch.hidden + 3 * moe.width) for moe in experts)])
 
 
 def _share(arch: Architecture, tensor: PlannedTensor) -> float:
