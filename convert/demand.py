@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sampan.checkpoint import Checkpoint
@@ -13,9 +14,10 @@ from sampan.quantize import Scheme, get_scheme, tensor_type
 from sampan.registry import load_all
 
 from .architecture import EMBEDDING, HEAD, LOOKED_UP, Architecture, MoE, Recurrent
-from .binding import Binding, bind
-from .family import Family, read_architecture
+from .binding import bind
+from .family import read_architecture
 from .plan import Format, Plan, PlannedTensor, Request
+from .tokenizer import Tokenizer, read_tokenizer
 
 MOST_BITS = 9  # of a weight, by the scheme's default type: more is for reference, not for devices
 PORTABLE, ALL = ("int4", "int8"), "all"
@@ -50,40 +52,39 @@ def choices(
     for q in quant:
         if q != ALL and not any(q in f.portable for f in formats.values()):
             get_scheme(q)
+    tokenizer: Tokenizer | None = None
     for name, usual in formats.items():
         for target in (None, *(targets if usual.targets else ())):
             try:
                 form = usual if target is None or usual.targets is None else usual.targets(usual, target)
                 family, arch = read_architecture(checkpoint, drafts=form.drafts)
                 binding = bind(checkpoint, family, arch)
+                tokenizer = tokenizer or read_tokenizer(checkpoint.folder, arch.vocab)
             except InputError as e:
                 yield Choice(name, target, "", None, str(e))
                 continue
             wanted = _small(form, schemes) if ALL in quant else dict.fromkeys(form.portable.get(q, q) for q in quant)
             for scheme in wanted:
                 if form.holds(schemes[scheme]) and (name, target, scheme) not in known:
-                    yield _choice(checkpoint, (family, arch, binding), form, (name, target, scheme), context)
+                    request = Request(
+                        Path(f"{name}.{scheme}"), scheme, schemes[scheme], dry=True, tokenizer=tokenizer,
+                        context=context if form.positions else None,
+                    )  # fmt: skip
+                    planned = partial(form.plan, checkpoint, family, arch, binding, request)
+                    yield Choice(name, target, scheme, *_asked(form, planned))
+
+
+def _asked(form: Format, planned: Callable[[], Plan]) -> tuple[Demand | None, str]:
+    """What it asks for, or None and why it cannot be."""
+    try:
+        return demand(planned(), form), ""
+    except InputError as e:
+        return None, str(e)
 
 
 def _small(form: Format, schemes: dict[str, Scheme]) -> list[str]:
     """The quantised schemes that a format holds."""
     return [n for n, s in schemes.items() if form.holds(s) and not s.native and tensor_type(s.default).bits < MOST_BITS]
-
-
-def _choice(
-    checkpoint: Checkpoint,
-    model: tuple[Family, Architecture, Binding],
-    form: Format,
-    what: tuple[str, str | None, str],
-    context: int | None,
-) -> Choice:
-    name, target, quant = what
-    try:
-        positions = context if form.positions else None
-        request = Request(Path(f"{name}.{quant}"), quant, get_scheme(quant), context=positions, dry=True)
-        return Choice(name, target, quant, demand(form.plan(checkpoint, *model, request), form))
-    except InputError as e:
-        return Choice(name, target, quant, None, str(e))
 
 
 def demand(plan: Plan, form: Format) -> Demand:
@@ -106,13 +107,15 @@ def demand(plan: Plan, form: Format) -> Demand:
         k.width * b.attention.heads for k, b in zip(kept, arch.blocks, strict=True)
         if not isinstance(b.attention, Recurrent)
     )  # fmt: skip
+    experts = [b.ffn for b in arch.blocks if isinstance(b.ffn, MoE)]
+    inner = [3 * arch.dense_width, *(e.used * (arch.hidden + 3 * e.width) for e in experts)]
     parts = _parts(plan) if form.copies else ()
     weights = sum(t.nbytes for t in used) if not parts else plan.nbytes + (form.copies - 1) * sum(parts)
     return Demand(
         files=plan.nbytes + (form.copies - 1) * sum(parts) if parts else plan.nbytes,
         weights=weights, cell=sum(k.cell for k in kept), state=sum(k.state for k in kept), read=read,
         products=products, head=last, attention=attention, words=arch.vocab, hidden=arch.hidden,
-        inside=_inside(arch), bits=plan.bits_per_weight, parts=parts,
+        inner=max(inner), bits=plan.bits_per_weight, parts=parts,
     )  # fmt: skip
 
 

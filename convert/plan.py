@@ -21,6 +21,7 @@ from .architecture import KDA, MLA, Architecture, Attention, MoE, TensorSpec, kv
 from .binding import Binding, Bound
 from .family import Family
 from .rows import Arrangement
+from .tokenizer import Tokenizer
 
 _QKV = re.compile(r"\.attn_(q|k|v|qkv)\.weight$")
 
@@ -105,7 +106,7 @@ class Request:
     `split`: the largest number of data bytes in one file. `context`: positions that an artifact with position tables
     is made for. `accuracy`: ONNX Runtime's accuracy level of matrix products, 0 (float32) or 4 (int8 activations).
     `weighted`: there are statistics of the matrices' inputs. `dry`: nothing will be written, so that what only the
-    writing needs, such as a compiler, may be missing.
+    writing needs, such as a compiler, may be missing. `tokenizer`: the checkpoint's, where it has been read already.
     """
 
     out: Path
@@ -116,6 +117,7 @@ class Request:
     accuracy: int | None = None
     weighted: bool = False
     dry: bool = False
+    tokenizer: Tokenizer | None = None
 
 
 @dataclass(frozen=True, slots=True)

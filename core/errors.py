@@ -17,6 +17,10 @@ class ContextLengthError(InputError):
     """A prompt that does not fit into the context, or leaves no room for an answer; nothing was computed."""
 
 
+class ChangedError(InputError):
+    """An artifact that was written to while it was open."""
+
+
 class SchemaError(InputError):
     """A schema or grammar that no answer of this model can be held to."""
 

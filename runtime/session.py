@@ -26,6 +26,7 @@ from .chat import render
 from .engine import Engine, EngineOptions, suspect
 from .generate import CancelledError, answer
 from .grammar import Constraint, Words
+from .opened import Opened
 from .recent import Messages, recent
 from .reply import Reply, parsers
 from .sampling import Sampler, Sampling
@@ -51,7 +52,7 @@ class Session:
         prompt_cache: int = 0,
     ) -> None:  # fmt: skip
         self._open: Engine | None = engine
-        self._path = path
+        self._files = Opened(path) if path else None
         self.load_seconds = load_seconds
         self._vocabulary_only = vocabulary_only
         self._turn = threading.RLock()
@@ -61,7 +62,6 @@ class Session:
         weakref.finalize(self, self._turn.acquire, timeout=EXIT_SECONDS)
         self._cached: list[int] = []  # what the engine's cache holds at least
         self._added: dict[str, bool] = {}  # as `Engine.added`, once it was asked for
-        self._identity = ""  # of the artifact, once it was asked for
         self._user: object = None  # whose tokens those are
         self._stash = Stash(prompt_cache)
         self._words: Words | None = None  # the vocabulary for grammars, once one was asked for
@@ -206,10 +206,9 @@ class Session:
 
     def _known(self) -> state.Known:
         """What a saved state must fit."""
-        if self._path is None or self._vocabulary_only:
+        if self._files is None or self._vocabulary_only:
             raise InputError("this Session has no artifact to compute with, so it has no state")
-        self._identity = self._identity or state.identity(self._path)
-        return state.Known(self._identity, self._engine.library, self._engine.kv, self.context)
+        return state.Known(self._files.identity, self._engine.library, self._engine.kv, self.context)
 
     def _evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
         """As `Engine.evaluate`. Until it has answered nothing counts as cached: a fault inside may leave anything."""
@@ -299,6 +298,8 @@ class Session:
     ) -> Stream:
         options = options or Options()
         options.check()
+        if self._files:
+            self._files.check()
         sampling = options.sampling or self.sampling
         tokens = self._prompt(prompt, room=1, shift=options.shift)
         sampling.check(self.vocab)

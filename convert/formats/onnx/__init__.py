@@ -42,7 +42,7 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     write(Cpu(graph, weights, arch, context, 4 if request.accuracy is None else request.accuracy), arch)
     model = graph.model("sampan", version("sampan")).SerializeToString(deterministic=True)
     header = b"".join(t.tobytes() for t in weights.tables)
-    tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
+    tokenizer = request.tokenizer or read_tokenizer(checkpoint.folder, arch.vocab)
     generation = resolve(checkpoint.folder, tokenizer)
     small = {"model.onnx": model, **companions(checkpoint, family, arch, context, tokenizer, generation)}
     files = [OutputFile(request.out / DATA_FILE, header, weights.end, folder=True)]

@@ -129,7 +129,7 @@ def lay_out(
     data = [DataFile(n + 1, f"part-{n + 1}.data", zeros) for n in range(len(parts))]
     forms = {tokens: static(weights, arch, context, tokens, data, parts, kind) for tokens in TOKENS}
     embedding = _embedding(binding, arch)
-    tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
+    tokenizer = request.tokenizer or read_tokenizer(checkpoint.folder, arch.vocab)
     generation = resolve(checkpoint.folder, tokenizer)
     positions = rotary(arch, context)
     out = request.out
