@@ -122,12 +122,6 @@ def _names(tensor: PlannedTensor) -> list[str]:
     return [s.name for s in tensor.slices] or [tensor.bound.spec.name]
 
 
-def _inside(arch: Architecture) -> int:
-    """Values of one token inside a feed-forward layer, or in all of its experts with what each puts out."""
-    experts = (b.ffn for b in arch.blocks if isinstance(b.ffn, MoE))
-    return max([3 * arch.dense_width, *(moe.used * (arch.hidden + 3 * moe.width) for moe in experts)])
-
-
 def _share(arch: Architecture, tensor: PlannedTensor) -> float:
     """How much of a tensor one further token reads: the experts that are chosen, one row of an embedding."""
     layer = tensor.bound.spec.layer

@@ -38,7 +38,7 @@ class Demand:
     attention: int
     words: int
     hidden: int
-    inside: int
+    inner: int
     bits: float
     parts: tuple[int, ...] = ()
 
