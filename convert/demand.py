@@ -107,13 +107,15 @@ def demand(plan: Plan, form: Format) -> Demand:
         k.width * b.attention.heads for k, b in zip(kept, arch.blocks, strict=True)
         if not isinstance(b.attention, Recurrent)
     )  # fmt: skip
+    experts = [b.ffn for b in arch.blocks if isinstance(b.ffn, MoE)]
+    inner = [3 * arch.dense_width, *(e.used * (arch.hidden + 3 * e.width) for e in experts)]
     parts = _parts(plan) if form.copies else ()
     weights = sum(t.nbytes for t in used) if not parts else plan.nbytes + (form.copies - 1) * sum(parts)
     return Demand(
         files=plan.nbytes + (form.copies - 1) * sum(parts) if parts else plan.nbytes,
         weights=weights, cell=sum(k.cell for k in kept), state=sum(k.state for k in kept), read=read,
         products=products, head=last, attention=attention, words=arch.vocab, hidden=arch.hidden,
-        inside=_inside(arch), bits=plan.bits_per_weight, parts=parts,
+        inner=max(inner), bits=plan.bits_per_weight, parts=parts,
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def need(path: Path, context: int | None = None) -> Need:
     """What a model in one GGUF file needs; InputError where the header does not tell."""
     asked, trained = asks(path)
     context = min(DEFAULT_CONTEXT, trained) if context is None else context
-    rest = margin(asked.words, asked.hidden, asked.inside, context)
+    rest = margin(asked.words, asked.hidden, asked.inner, context)
     return Need(context, asked.weights, asked.cache(padded(context, CELLS)), rest)
 
 
@@ -71,7 +71,7 @@ def asks(path: Path) -> tuple[Demand, int]:
         state=states * (_state(keys, layers, told=any(kinds)) if states else 0),
         read=read, products=products, head=head, attention=sum(a for _, a in cells),
         words=words, hidden=keys.number(f"{keys.arch}.embedding_length"),
-        inside=_inside(keys, layers), bits=8 * (size - header.data_start) / max(1, values),
+        inner=_inner(keys, layers), bits=8 * (size - header.data_start) / max(1, values),
     )  # fmt: skip
     return demand, trained
 
@@ -107,13 +107,13 @@ def room(memory: int) -> int:
     return max(0, memory - cache - margin(151_936, 4096, 3 * 12_288, DEFAULT_CONTEXT))
 
 
-def margin(words: int, width: int, inside: int, context: int) -> int:
+def margin(words: int, width: int, inner: int, context: int) -> int:
     """Logits and activations of a batch in float32, its mask in float16, the engine, the tokenizer."""
     mask = 2 * BATCH * padded(context, CELLS)
-    return 4 * BATCH * (words + 8 * width + inside) + mask + ENGINE + TOKEN * words
+    return 4 * BATCH * (words + 8 * width + inner) + mask + ENGINE + TOKEN * words
 
 
-def _inside(keys: _Keys, layers: int) -> int:
+def _inner(keys: _Keys, layers: int) -> int:
     """Values of one token inside a feed-forward layer, or in all of its experts with what each puts out."""
     width, used, each = (
         keys.number(f"{keys.arch}.{k}", 0)

@@ -69,7 +69,7 @@ class Prediction:
 def needed(demand: Demand, context: int) -> int:
     """Bytes of weights, cache and the rest, as `memory.need` reckons them from a file's header."""
     cache = demand.cache(padded(context, CELLS))
-    return demand.weights + cache + margin(demand.words, demand.hidden, demand.inside, context)
+    return demand.weights + cache + margin(demand.words, demand.hidden, demand.inner, context)
 
 
 def predict(device: Device, demand: Demand, context: int) -> Prediction:
@@ -83,7 +83,7 @@ def predict(device: Device, demand: Demand, context: int) -> Prediction:
 
 
 def _fits(device: Device, npu: Npu | None, demand: Demand, context: int, total: int) -> tuple[Fit, str]:
-    cache, rest = demand.cache(padded(context, CELLS)), margin(demand.words, demand.hidden, demand.inside, context)
+    cache, rest = demand.cache(padded(context, CELLS)), margin(demand.words, demand.hidden, demand.inner, context)
     parts = f"weights {human(demand.weights)}, cache {human(cache)} at {context} tokens, rest {human(rest)}"
     if device.room is None:
         return "unproved", f"{parts}; nothing tells how much memory a model may take"

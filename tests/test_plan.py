@@ -102,7 +102,7 @@ def test_the_size_of_qwen3_0_6b_by_hand(tmp_path: Path) -> None:
     assert found.attention == 114_688, "28 layers × 16 heads × 256"
     assert predict.needed(found, 4096) - found.weights - 4 * 512 * (151936 + 8 * 1024 + 3 * 3072) == (
         114_688 * 4096 + 2 * 512 * 4096 + (32 << 20) + 256 * 151936
-    )
+    ), "the mask of a batch has 2 bytes for each cell"
     # 17.1 GB/s × 0.75 ÷ 633,495,552 bytes, and × 0.45 ÷ (those and 4096 cells)
     pi = predict.predict(devices.find("pi5"), found, 4096)
     assert pi.decode.high == pytest.approx(20.2, abs=0.1) and pi.decode.low == pytest.approx(6.97, abs=0.01)
@@ -206,7 +206,7 @@ def test_what_an_npu_cannot_run_is_refused_by_name(model: Callable[[str], Path])
 
 SMALL = Demand(
     files=GB, weights=GB, cell=1000, state=0, read=GB // 2, products=10**9, head=10**8, attention=1000, words=1000,
-    hidden=64, inside=384, bits=4.5,
+    hidden=64, inner=384, bits=4.5,
 )  # fmt: skip
 MADE: dict[str, Any] = {
     "name": "A board", "aliases": [], "memory": {"value": 4, "source": "x"}, "usable": {"value": 0.5, "source": "x"},
@@ -237,8 +237,9 @@ def test_speeds_by_hand() -> None:
 def test_memory_by_hand() -> None:
     """Half of 4 GiB: 2,147,483,648 bytes; contexts go up to a multiple of 256."""
     rest = 4 * 512 * (1000 + 8 * 64 + 3 * 128) + (32 << 20) + 256 * 1000
-    assert predict.needed(SMALL, 2000) == GB + (1000 + 2 * 512) * 2048 + rest
-    most = (2**31 - GB - rest) // (1000 + 2 * 512) // 256 * 256
+    cell = 1000 + 2 * 512  # and two bytes in the mask of a batch
+    assert predict.needed(SMALL, 2000) == GB + cell * 2048 + rest
+    most = (2**31 - GB - rest) // cell // 256 * 256
     assert predict.predict(made(), SMALL, most).fits == "yes"
     over = predict.predict(made(), SMALL, most + 1)
     assert over.fits == "no" and over.reason.endswith("of 2.15 GB that a model may take")
