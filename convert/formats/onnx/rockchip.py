@@ -47,7 +47,7 @@ ENVIRONMENT = Environment(
         Step((
             "numpy==1.26.4", "onnx==1.18.0", "onnxruntime==1.20.1", "protobuf==4.25.4", "scipy==1.14.1",
             "opencv-python-headless==4.10.0.84", "fast-histogram==0.14", "ruamel.yaml==0.19.1", "psutil==7.2.2",
-            "tqdm==4.70.1", "setuptools==75.8.0",
+            "tqdm==4.70.1", "setuptools==80.9.0",
         )),
         Step((TOOLKIT,), options=("--no-deps",)),
     ),
