@@ -5,13 +5,13 @@
     python benchmarks/genai.py export CHECKPOINT [--schemes int4,int8] [--runs 3]
     python benchmarks/genai.py speed OURS THEIRS [--runs 3]
     python benchmarks/genai.py drift CHECKPOINT FOLDER… [--windows 2] [--level 0]
-    python benchmarks/genai.py random CHECKPOINT OUT
+    python benchmarks/genai.py random CHECKPOINT OUT [--shape qwen3.5-0.8b]
 
 `export` measures the whole processes: wall time, ru_maxrss, bytes of graph and data. `speed` runs our folder in our
 runtime and the builder's in onnxruntime-genai, with as many threads: prefill and decode at two lengths of context.
 `drift` is the KLD of folders from the checkpoint as float32 GGUF, in our runtime, each pair of folders also compared
 over the same windows (an interval from 30 windows on); at level 0 activations stay in float32. `random` writes random
-weights of Qwen3-0.6B's shape, with CHECKPOINT's tokenizer. Prints Markdown.
+weights of Qwen3-0.6B's or Qwen3.5-0.8B's shape, with CHECKPOINT's tokenizer. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huge import shards
 
 from convert import OURS, measure, warm
 
@@ -38,6 +39,26 @@ BUILDER = "onnxruntime_genai.models.builder"
 PRECISION = {"int4": ("int4", []), "int4_head8": ("int4", ["algo_config=k_quant_mixed"]), "int8": ("int8", [])}
 CONTEXTS = (16, 512)
 DECODED = 32  # tokens
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-0.6b": {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+        "vocab_size": 151936, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "hidden_act": "silu",
+        "max_position_embeddings": 40960, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+        "attention_bias": False, "bos_token_id": 151643, "eos_token_id": 151645,
+    },
+    "qwen3.5-0.8b": {
+        "architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", "hidden_size": 1024,
+        "intermediate_size": 3584, "num_hidden_layers": 24, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "head_dim": 256, "full_attention_interval": 4, "linear_num_key_heads": 16, "linear_num_value_heads": 16,
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "vocab_size": 248320,
+        "rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 262144, "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16", "attention_bias": False, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25,
+            "mrope_section": [11, 11, 10], "mrope_interleaved": True,
+        },
+    },
+}  # fmt: skip
 
 
 def nbytes(folder: Path) -> int:
@@ -74,8 +95,8 @@ def export(options: argparse.Namespace) -> None:
             )
 
 
-def random_06b(options: argparse.Namespace) -> None:
-    """A checkpoint of Qwen3-0.6B's shape with normal weights and the tokenizer of `like`."""
+def random_weights(options: argparse.Namespace) -> None:
+    """A checkpoint of a real shape with normal weights and the tokenizer of `like`."""
     import torch
     from safetensors.torch import save_file
 
@@ -84,38 +105,13 @@ def random_06b(options: argparse.Namespace) -> None:
     for file in options.like.glob("*.json"):
         if file.name.startswith(("tokenizer", "generation", "vocab")):
             shutil.copy(file, out)
-    hidden, ffn, layers, heads, kv, dim, vocab = 1024, 3072, 28, 16, 8, 128, 151936
-    config = {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": hidden, "intermediate_size": ffn,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": dim,
-        "vocab_size": vocab, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "hidden_act": "silu",
-        "max_position_embeddings": 40960, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
-        "attention_bias": False, "bos_token_id": 151643, "eos_token_id": 151645,
-    }  # fmt: skip
-    (out / "config.json").write_text(json.dumps(config))
+    (out / "config.json").write_text(json.dumps(SHAPES[options.shape]))
     torch.manual_seed(0)
     tensors: dict[str, Any] = {}
-
-    def matrix(name: str, rows: int, columns: int) -> None:
-        tensors[name] = (torch.randn(rows, columns) * columns**-0.5).to(torch.bfloat16)
-
-    def norm(name: str, width: int) -> None:
-        tensors[name] = torch.ones(width, dtype=torch.bfloat16)
-
-    matrix("model.embed_tokens.weight", vocab, hidden)
-    norm("model.norm.weight", hidden)
-    for i in range(layers):
-        at = f"model.layers.{i}."
-        norm(at + "input_layernorm.weight", hidden)
-        norm(at + "post_attention_layernorm.weight", hidden)
-        norm(at + "self_attn.q_norm.weight", dim)
-        norm(at + "self_attn.k_norm.weight", dim)
-        for name, rows, columns in (
-            ("self_attn.q_proj", heads * dim, hidden), ("self_attn.k_proj", kv * dim, hidden),
-            ("self_attn.v_proj", kv * dim, hidden), ("self_attn.o_proj", hidden, heads * dim),
-            ("mlp.gate_proj", ffn, hidden), ("mlp.up_proj", ffn, hidden), ("mlp.down_proj", hidden, ffn),
-        ):  # fmt: skip
-            matrix(f"{at}{name}.weight", rows, columns)
+    for name, dtype, shape in (t for _, _, found in shards(out) for t in found):
+        kind = torch.float32 if dtype == "F32" else torch.bfloat16
+        made = torch.randn(shape) * shape[-1] ** -0.5 if len(shape) > 1 else torch.ones(shape)
+        tensors[name] = made.to(kind)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -314,7 +310,8 @@ def main() -> None:
     four = commands.add_parser("random")
     four.add_argument("like", type=Path)
     four.add_argument("out", type=Path)
-    four.set_defaults(run=random_06b)
+    four.add_argument("--shape", choices=SHAPES, default="qwen3-0.6b")
+    four.set_defaults(run=random_weights)
     options = parser.parse_args()
     options.run(options)
 

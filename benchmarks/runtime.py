@@ -3,11 +3,13 @@
 
     python benchmarks/runtime.py sampling
     python benchmarks/runtime.py schema qwen.gguf kimi.gguf   # with the words of these artifacts; weights are not read
-    python benchmarks/runtime.py speed MODEL.gguf [--llama-bench PROGRAM] [--runs 5] [--threads 2] [--depth 0]
+    python benchmarks/runtime.py speed MODEL [--llama-bench PROGRAM] [--runs 5] [--threads 2] [--depth 0]
     python benchmarks/runtime.py state qwen.gguf qwen-onnx    # a prefill, and its state saved and loaded
 
-`speed` runs `sampan bench`, a plain loop over llama.cpp's C interface and, where it is given, llama.cpp's llama-bench
-in turn, each time in a new process: medians of tokens per second, and of their ratios with the least and the greatest.
+`speed` runs `sampan bench`, a plain loop over the engine and, where it is given, llama.cpp's llama-bench in turn, each
+time in a new process: medians of tokens per second, and of their ratios with the least and the greatest. The plain loop
+is over llama.cpp's C interface for a GGUF file, and over ONNX Runtime with the same graph for a folder: cache and
+states are buffers bound to it, and logits of the last position only are asked for, as the graph is made for.
 
 `sampling` and `schema` are the time to choose a token: medians over the steps of one answer at the vocabularies of
 Qwen3 and Kimi K2, after a prompt of 4,000 tokens; seconds of the thread that computes, so that other work
@@ -29,6 +31,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +69,7 @@ def sampling() -> None:
         for kind in ("peaked", "flat"):
             logits = rows(words, kind)
             for name, s in SETTINGS.items():
-                sampler = Sampler(s, range(4000), words, 0)
+                sampler = Sampler(s, range(4000), 0)
                 lines.append([words, kind, name, *timed(lambda row, s=sampler: s.choose(row), logits)])
         lines.append([words, "", "log probabilities", *timed(log_probabilities, logits)])
     print(table(lines, right="ade"))
@@ -116,7 +119,7 @@ def schema(paths: list[Path]) -> None:
             words = Words(session._engine)
             lines.append([words.size, "its words, once", f"{1e3 * (time.thread_time() - began):.0f}", "", "", ""])
             logits = rows(words.size, "peaked")
-            free = Sampler(Sampling(1.0), range(4000), words.size, 0)
+            free = Sampler(Sampling(1.0), range(4000), 0)
             plain = timed(free.choose, logits)
             lines.append([words.size, "none", "", *plain, "1.00"])
             for name, wanted in SCHEMAS.items():
@@ -223,7 +226,32 @@ def in_a_process(options: argparse.Namespace) -> list[float]:
 
 
 def plain(options: argparse.Namespace) -> None:
-    """llama.cpp by its C interface and nothing of ours: one warm-up and one measurement of each."""
+    """An engine by its own interface and nothing of ours: one warm-up and one measurement of each."""
+    begin, words, decode = (plain_onnx if options.model.is_dir() else plain_llama)(options)
+    rng = np.random.default_rng(0)
+
+    def evaluate(count: int, step: int) -> float:
+        began = time.perf_counter()
+        for at in range(0, count, step):
+            decode([int(i) for i in rng.integers(0, words, min(step, count - at))])
+        return count / (time.perf_counter() - began)
+
+    rates = []
+    for behind, count, step in ((0, options.prompt, 512), (options.depth, options.decode, 1)):
+        for _ in range(2):
+            begin()
+            if behind:
+                evaluate(behind, 512)
+            rate = evaluate(count, step)
+        rates.append(rate)
+    print(json.dumps(rates))
+
+
+Loop = tuple[Callable[[], None], int, Callable[[list[int]], None]]
+"""What empties the cache, how many words there are, what evaluates tokens."""
+
+
+def plain_llama(options: argparse.Namespace) -> Loop:
     from llama_cpp import llama_cpp as lib
 
     lib.llama_backend_init()
@@ -232,27 +260,61 @@ def plain(options: argparse.Namespace) -> None:
     params.n_ctx, params.n_batch, params.n_ubatch = options.prompt + options.decode + options.depth, 512, 512
     params.n_threads = params.n_threads_batch = options.threads
     context = lib.llama_init_from_model(model, params)
-    words = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
-    rng = np.random.default_rng(0)
 
-    def evaluate(count: int, step: int) -> float:
-        began = time.perf_counter()
-        for at in range(0, count, step):
-            n = min(step, count - at)
-            ids = (lib.llama_token * n)(*map(int, rng.integers(0, words, n)))
-            assert lib.llama_decode(context, lib.llama_batch_get_one(ids, n)) == 0
+    def begin() -> None:
+        lib.llama_memory_clear(lib.llama_get_memory(context), True)
+
+    def decode(ids: list[int]) -> None:
+        tokens = (lib.llama_token * len(ids))(*ids)  # the batch only points to it
+        assert lib.llama_decode(context, lib.llama_batch_get_one(tokens, len(ids))) == 0
         lib.llama_synchronize(context)
-        return count / (time.perf_counter() - began)
 
-    rates = []
-    for behind, count, step in ((0, options.prompt, 512), (options.depth, options.decode, 1)):
-        for _ in range(2):
-            lib.llama_memory_clear(lib.llama_get_memory(context), True)
-            if behind:
-                evaluate(behind, 512)
-            rate = evaluate(count, step)
-        rates.append(rate)
-    print(json.dumps(rates))
+    return begin, lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)), decode
+
+
+def plain_onnx(options: argparse.Namespace) -> Loop:
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    session = ort.InferenceSession(options.model / "model.onnx", settings, providers=["CPUExecutionProvider"])
+    longest = options.prompt + options.decode + options.depth
+    buffers = {}
+    for i in session.get_inputs():
+        if i.name.startswith("past_"):
+            shape = [1 if n == 0 else longest if type(d) is not int else d for n, d in enumerate(i.shape)]
+            buffers[i.name] = np.zeros(shape, np.float32)
+    states = {n: np.empty_like(a) for n, a in buffers.items() if not n.startswith("past_key_values")}
+    words = {o.name: o.shape for o in session.get_outputs()}["logits"][-1]
+    logits, mask, at = np.empty((1, 1, words), np.float32), np.ones((1, longest), np.int64), 0
+    binding = session.io_binding()
+
+    def begin() -> None:
+        nonlocal at
+        at = 0
+        for name in states:
+            buffers[name][:] = 0
+
+    def bound(bind: Callable[..., None], name: str, a: NDArray[Any]) -> None:
+        bind(name, "cpu", 0, a.dtype, a.shape, a.ctypes.data)
+
+    def decode(ids: list[int]) -> None:
+        nonlocal at
+        at += len(ids)
+        mask[:] = len(ids)  # above one: logits from that position on
+        tokens, seen = np.array([ids], np.int64), np.ascontiguousarray(mask[:, :at])
+        bound(binding.bind_input, "input_ids", tokens)
+        bound(binding.bind_input, "attention_mask", seen)
+        bound(binding.bind_output, "logits", logits)
+        for name, buffer in buffers.items():
+            present = name.replace("past_key_values", "present").replace("past_", "present_")
+            bound(binding.bind_input, name, buffer)
+            bound(binding.bind_output, present, states.get(name, buffer))
+        session.run_with_iobinding(binding)
+        for name in states:  # what came out goes in next
+            buffers[name], states[name] = states[name], buffers[name]
+
+    return begin, words, decode
 
 
 def main() -> None:

@@ -37,12 +37,21 @@ def switch(session: Session, think: bool) -> dict[str, bool]:
     return dict.fromkeys(names[:1], think)
 
 
+def fitting(session: Session, messages: Messages, named: dict[str, Any], *, sanitize: bool = False) -> Messages:
+    """The messages, without their oldest turns where the context is full; a line says so."""
+    left = [dict(m) for m in session.recent(messages, sanitize_control_tokens=sanitize, **named)]
+    if gone := len(messages) - len(left):
+        full = f"the context of {session.context} tokens was full"
+        line(f"{full}: from here on the {gone} oldest message{'s are' if gone > 1 else ' is'} left out", err=True)
+    return left
+
+
 def converse_lines(session: Session, messages: Messages, named: dict[str, Any], options: Options, show: Show) -> None:
     """A turn for each line of standard input, up to an empty one; an error ends it."""
     asked = False
     while text := decoded(sys.stdin.buffer.readline()).strip():
         asked = True
-        messages.append({"role": "user", "content": text})
+        messages = fitting(session, [*messages, {"role": "user", "content": text}], named)
         messages.append(show(session.chat(messages, options=options, **named)).message())
     if not asked:
         raise click.UsageError("--chat found no line on standard input")
@@ -89,6 +98,7 @@ class Talk:
 
     def _ask(self, text: str) -> None:
         asked = [*self.messages, {"role": "user", "content": text}]
+        asked = fitting(self.session, asked, self.named, sanitize=True)
         try:
             stream = self.session.chat(asked, options=self.options, sanitize_control_tokens=True, **self.named)
         except ContextLengthError as e:
@@ -104,7 +114,7 @@ class Talk:
         if answer.text or answer.finish_reason != "cancelled":
             self.messages = [*asked, answer.message()]
         if used > NEARLY * self.session.context:
-            line(f"{full} are used; /new begins another conversation", err=True)
+            line(f"{full} are used; where it is full the oldest turns are left out; /new begins another", err=True)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def environment(exporter: str, to: str, refused: dict[str, object], make_it: bool) -> Path:
     """The exporter's environment, made where that is asked for. `refused`: options that mean nothing with it."""
-    from sampan.convert.exporters import optimum
+    from sampan.convert import environments
+    from sampan.convert.exporters.optimum import ENVIRONMENT
     from sampan.errors import wrong
 
     if exporter != "optimum":
@@ -27,8 +28,15 @@ def environment(exporter: str, to: str, refused: dict[str, object], make_it: boo
     option = next((name for name, value in refused.items() if value), None)
     if option:
         raise wrong(option, "none with --exporter", refused[option])
-    place = optimum.environment()
-    return optimum.make(place) if make_it else optimum.find(place)
+    return (environments.make if make_it else environments.find)(ENVIRONMENT, ENVIRONMENT.place)
+
+
+def make_rknn() -> None:
+    """The environment of Rockchip's compiler."""
+    from sampan.convert import environments
+    from sampan.convert.formats.onnx.rockchip import ENVIRONMENT
+
+    environments.make(ENVIRONMENT, ENVIRONMENT.place)
 
 
 def run(checkpoint: Checkpoint, place: Path, request: Request, as_json: bool) -> None:

@@ -34,15 +34,19 @@ class Progress:
         self.done += n
         if self.bar is not None:
             self.bar.update(n)
-        elif (now := time.monotonic()) - self.last >= PLAIN_SECONDS:
+        elif self.done and (now := time.monotonic()) - self.last >= PLAIN_SECONDS:
             self.last = now
             rate = self.done / (now - self.start)
             left = (self.total - self.done) / rate
             share = f"{100 * self.done // self.total} %, {self._amount(self.done)} of {self._amount(self.total)}"
-            print(f"{self.what}: {share}, {self._amount(rate)}/s, {left:.0f} s left", file=sys.stderr)
+            print(f"{self.what}: {share}, {self._speed(rate)}, {left:.0f} s left", file=sys.stderr)
 
     def _amount(self, n: float) -> str:
-        return human(n) if self.unit == "B" else f"{n:.0f} {self.unit}s"
+        return human(n) if self.unit == "B" else f"{n:.0f} {self.unit}{'' if n == 1 else 's'}"
+
+    def _speed(self, rate: float) -> str:
+        """Where one takes longer than a second, how long it takes."""
+        return f"{1 / rate:.1f} s a {self.unit}" if rate < 1 and self.unit != "B" else f"{self._amount(rate)}/s"
 
     @property
     def seconds(self) -> float:

@@ -42,7 +42,10 @@ def _resumable() -> Iterator[None]:
     "--accuracy-level", type=click.Choice(["0", "4"]),
     help="Of an ONNX graph's products: 4 rounds activations to int8, which is fast, 0 does not.  [default: 4]",
 )  # fmt: skip
-@click.option("--target", help="An NPU to compile for, with --to onnx: qnn, or qnn-v73, -v75, -v79, -v81.")
+@click.option(
+    "--target", help="An NPU to compile for, with --to onnx: qnn, or qnn-v73, -v75, -v79, -v81; rk3588 or rk3576."
+)
+@click.option("--make-rknn", is_flag=True, help="Make the environment of Rockchip's compiler with pip: about 2 GB.")
 @click.option("--exporter", help="Another exporter for architectures that are not known here: optimum.")
 @click.option("--make-exporter", is_flag=True, help="Make its environment with pip, if there is none: about 2 GB.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
@@ -63,9 +66,9 @@ def _resumable() -> Iterator[None]:
 @_resumable()
 def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
-    split_size: str | None, context: int | None, accuracy_level: str | None, target: str | None, exporter: str | None,
-    make_exporter: bool, revision: str | None, stream: bool, allow_zero: bool, lossless: bool, stats: Path | None,
-    no_mtp: bool, overwrite: bool, check: bool, as_json: bool,
+    split_size: str | None, context: int | None, accuracy_level: str | None, target: str | None, make_rknn: bool,
+    exporter: str | None, make_exporter: bool, revision: str | None, stream: bool, allow_zero: bool, lossless: bool,
+    stats: Path | None, no_mtp: bool, overwrite: bool, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
 
@@ -105,6 +108,8 @@ def command(
         refused: dict[str, object] = {"--plan": plan_only, "--split-size": split_size, "--validate": check}
         refused |= {"--lossless": lossless, "--stream": stream, "--stats": stats, "--target": target}
         place = _export.environment(exporter, to, refused, make_exporter)
+    if make_rknn:
+        _export.make_rknn()
     checkpoint = open_source(source, revision, headers_only=plan_only, stream=stream)
     accuracy = None if accuracy_level is None else int(accuracy_level)
     if exporter:

@@ -42,7 +42,9 @@ def _page(found: dict[str, Any]) -> str:
     rows.append(["features", " ".join(found["processor"]["features"]) or "none that is known"])
     rows.append(["memory", _memory(found["memory"])])
     rows += [["engine", f"{e.get('name', name)}: {_engine(e)}"] for name, e in found["engines"].items()]
-    rows += [["NPU", npu["summary"]] for npu in found["npus"]] or [["NPU", "none found"]]
+    for npu in found["npus"]:
+        rows += [["NPU", npu["summary"]], ["NPU needs", "; ".join(npu["needs"])]]
+    rows += [] if found["npus"] else [["NPU", "none found"]]
     rows += [
         [f"target {n}", "; ".join(t["found"]) or f"not found here ({t['summary']})"]
         for n, t in found["targets"].items()

@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     "--timeout", type=click.FloatRange(0, min_open=True), default=600, show_default=True,
     help="Seconds for a request, waiting and answer together.",
 )  # fmt: skip
+@click.option(
+    "--prompt-cache", type=click.IntRange(0), default=512, show_default=True, metavar="MB",
+    help="Memory for what was evaluated of other conversations.",
+)  # fmt: skip
 @click.option("--context", type=click.IntRange(1), help="Tokens of context.  [default: the model's, up to 4096]")
+@click.option(
+    "--shift", type=click.IntRange(0), metavar="N",
+    help="Where the context is full, leave out the oldest turns; in an answer, keep N tokens and half of the others.",
+)  # fmt: skip
 @click.option(
     "--kv", type=click.Choice(["f32", "f16", "q8_0"]), help="Number type of the cache.  [default: the engine's]"
 )
@@ -38,12 +46,12 @@ if TYPE_CHECKING:
 def command(
     model: Path, host: str, port: int, api_key: str | None, cors: tuple[str, ...], name: str | None, queue: int,
     max_tokens: int | None, max_body: int, timeout: float, context: int | None, kv: KV | None, threads: int | None,
-    target: str,
+    target: str, shift: int | None, prompt_cache: int,
 ) -> None:  # fmt: skip
     """Serve MODEL, as `sampan run` takes it, until Ctrl-C or SIGTERM.
 
     Clients of OpenAI's API get the address with /v1 as their base URL; a browser gets a chat page at the address
-    itself. One answer is computed at a time, the others wait in order.
+    itself. A few answers take turns, the other requests wait in order.
 
     \b
     Examples:
@@ -60,9 +68,10 @@ def command(
 
     found = find_model(model, say=said)
     name = name or (model.resolve().stem if model.exists() else str(model))
-    settings = Settings(name, host, port, api_key, cors, queue, max_body, max_tokens, timeout)
+    settings = Settings(name, host, port, api_key, cors, queue, max_body, max_tokens, timeout, shift, prompt_cache > 0)
     sock = app.bind(settings)
-    with sock, open(found, EngineOptions(context=context, threads=threads, kv=kv), target=target) as session:
+    how = EngineOptions(context=context, threads=threads, kv=kv, prompt_cache=prompt_cache * 1_000_000)
+    with sock, open(found, how, target=target) as session:
         service = app.service(session, settings)
         sock.listen()
         address, number = sock.getsockname()[:2]

@@ -15,10 +15,17 @@ from sampan.errors import InputError, brief
 from sampan.files import read_json_if_there
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-QWEN2 = ("Qwen2Tokenizer", "Qwen2TokenizerFast")  # a class that does not take tokenizer.json as it is
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN3_5_SPLIT = (  # marks belong to their letters
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLITS = {"Qwen2Tokenizer": QWEN2_SPLIT, "Qwen3_5Tokenizer": QWEN3_5_SPLIT}  # these do not take tokenizer.json as it is
+CLASSES = dict.fromkeys(  # model types for which one is taken, whatever class is named
+    ("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text"), "Qwen3_5Tokenizer"
 )
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")  # nor this one
 OWN_CLASS = ("mistral",)  # model types whose tokenizer.json is taken as it is, whatever class it names
@@ -28,8 +35,8 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 def complete(parsed: dict[str, Any], path: Path, folder: Path) -> dict[str, Any]:
     """A tokenizer with its class's own steps, and with the tokens that other files add."""
     config = read_config(folder)
-    if config.get("tokenizer_class") in QWEN2:
-        parsed = _as_qwen2(parsed)
+    if split := own_split(config, folder):
+        parsed = _as_qwen(parsed, split)
     elif config.get("tokenizer_class") in LLAMA and path.name == "tokenizer.json":
         parsed = _as_llama(parsed, config, folder)
     parsed = parsed | {"truncation": None, "padding": None}  # transformers sets both anew with every call
@@ -46,16 +53,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def own_split(config: dict[str, Any], folder: Path) -> str | None:
+    """The split of the tokenizer class that transformers takes, where that class brings one.
+
+    `config`: see read_config.
+    """
+    named = str(config.get("tokenizer_class")).removesuffix("Fast")
+    return SPLITS.get(CLASSES.get(str(read_json_if_there(folder / "config.json").get("model_type")), named))
+
+
 def content(token: object) -> str | None:
     """The text of a token that a config gives as text or as an object."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and text else None
 
 
-def _as_qwen2(parsed: dict[str, Any]) -> dict[str, Any]:
+def _as_qwen(parsed: dict[str, Any], regex: str) -> dict[str, Any]:
     """The class's own steps and plain BPE, whatever the file says; unchanged where that is the same."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated", "invert": False}
+    split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
     steps: dict[str, Any] = {}
     if parsed.get("normalizer") != {"type": "NFC"}:
         steps["normalizer"] = {"type": "NFC"}
@@ -103,7 +119,7 @@ def _with_added(parsed: dict[str, Any], path: Path, config: dict[str, Any], fold
     sound = isinstance(own, list) and isinstance(vocab, dict)
     if not sound or any(not isinstance(e, dict) or type(e.get("id")) is not int or content(e) is None for e in own):
         return parsed  # refused where it is read
-    if config.get("tokenizer_class") in QWEN2 and "added_tokens_decoder" in config:  # then it looks nowhere else
+    if "added_tokens_decoder" in config and own_split(config, folder):  # then it looks nowhere else
         listed = {content(t) for t in config["added_tokens_decoder"].values()} if _sound(config) else set()
         own = [e for e in own if e["content"] in listed]
         parsed = parsed | {"added_tokens": own} if own != parsed.get("added_tokens") else parsed

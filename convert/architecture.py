@@ -12,6 +12,7 @@ from typing import Literal
 Activation = Literal["silu"]
 Gating = Literal["softmax", "sigmoid"]
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+LOOKED_UP = "embedding.weight"  # an embedding beside a tied head that has other numbers
 POST_ATTENTION_NORM, POST_FFN_NORM = "post_attention_norm", "post_ffw_norm"  # GGUF's names
 
 

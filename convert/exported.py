@@ -114,7 +114,7 @@ def _identity(checkpoint: Checkpoint, hashes: dict[str, str], scheme: str, reque
     """What must be the same for an output that an earlier run had decided to be this one."""
     config = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest()
     asked = [scheme, request.context, request.accuracy, request.allow_zero]
-    return {"version": f"{version('sampan')}, {optimum.PINS}", "source": [hashes, config], "options": asked}
+    return {"version": f"{version('sampan')}, {optimum.ENVIRONMENT.pins}", "source": [hashes, config], "options": asked}
 
 
 def _hashes(checkpoint: Checkpoint) -> dict[str, str]:

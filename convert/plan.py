@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint
+from sampan.demand import Kept
 from sampan.quantize import Scheme, TensorFacts, TensorType
 
-from .architecture import KDA, MLA, Architecture, MoE, TensorSpec, kv_heads
+from .architecture import KDA, MLA, Architecture, Attention, MoE, TensorSpec, kv_heads
 from .binding import Binding, Bound
 from .family import Family
 from .rows import Arrangement
+from .tokenizer import Tokenizer
 
 _QKV = re.compile(r"\.attn_(q|k|v|qkv)\.weight$")
 
@@ -103,7 +105,8 @@ class Request:
 
     `split`: the largest number of data bytes in one file. `context`: positions that an artifact with position tables
     is made for. `accuracy`: ONNX Runtime's accuracy level of matrix products, 0 (float32) or 4 (int8 activations).
-    `weighted`: there are statistics of the matrices' inputs.
+    `weighted`: there are statistics of the matrices' inputs. `dry`: nothing will be written, so that what only the
+    writing needs, such as a compiler, may be missing. `tokenizer`: the checkpoint's, where it has been read already.
     """
 
     out: Path
@@ -113,6 +116,8 @@ class Request:
     context: int | None = None
     accuracy: int | None = None
     weighted: bool = False
+    dry: bool = False
+    tokenizer: Tokenizer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +127,22 @@ class Format:
     `arrange`: how the rows of a canonical tensor stand there; None where they stand as they are. `inputs`: what
     statistics call the inputs that a matrix is multiplied with there; `order`: which column of those each of its
     columns is, None where they stand alike. `targets`: the format for a device, by its name. `drafts`: whether it has a
-    place for blocks that predict further tokens.
+    place for blocks that predict further tokens. `kept`: what a layer keeps of earlier tokens when it runs. `holds`:
+    whether a scheme is one for it. `copies`: of the weights on a device, where they are compiled. `positions`: whether
+    an output is made for a number of them.
     """
 
     portable: Mapping[str, str]
     plan: Callable[[Checkpoint, Family, Architecture, Binding, Request], Plan]
+    kept: Callable[[Attention], Kept]
+    holds: Callable[[Scheme], bool]
     arrange: Callable[[Family, Architecture, TensorSpec], Arrangement | None] = lambda family, arch, spec: None
     inputs: Callable[[Architecture, TensorSpec], str] = lambda arch, spec: spec.name
     order: Callable[[Family, Architecture, TensorSpec], NDArray[np.intp] | None] = lambda family, arch, spec: None
     targets: Callable[[Format, str], Format] | None = None
     drafts: bool = False
+    copies: int = 0
+    positions: bool = False
 
 
 def facts(arch: Architecture, bound: Bound, *, wide: bool = False, weighted: bool = False) -> TensorFacts:

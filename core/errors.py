@@ -17,8 +17,16 @@ class ContextLengthError(InputError):
     """A prompt that does not fit into the context, or leaves no room for an answer; nothing was computed."""
 
 
+class ChangedError(InputError):
+    """An artifact that was written to while it was open."""
+
+
 class SchemaError(InputError):
     """A schema or grammar that no answer of this model can be held to."""
+
+
+class ToolError(SchemaError):
+    """Tools whose calls cannot be held to what was asked for."""
 
 
 def wrong(where: object, expected: object, found: object, hint: str = "") -> InputError:

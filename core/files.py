@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import re
@@ -104,12 +105,27 @@ def parse_json(raw: bytes, where: object, pairs: Any = None) -> Any:
     """A JSON value in bounded memory; `where` names it in errors; `pairs` is json's object_pairs_hook."""
     text = bounded_json(raw, where)
     try:
-        value = json.loads(text, object_pairs_hook=pairs)
+        value = _loads(text, pairs)
         if SURROGATE.search(raw):  # half a pair, which is no character and could never be written again
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as e:
         raise wrong(where, "JSON", brief(str(e))) from None
     return value
+
+
+def _loads(text: str, pairs: Any) -> Any:
+    """json.loads without the garbage collector, which looks for cycles again and again while millions of lists are
+    made: 2.4 s against 0.6 s for 12 MB of them. Freeze and unfreeze move them past its next looks, too.
+    """
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        return json.loads(text, object_pairs_hook=pairs)
+    finally:
+        if collected:
+            gc.freeze()
+            gc.unfreeze()
+            gc.enable()
 
 
 def bounded_json(raw: bytes, where: object) -> str:

@@ -16,10 +16,12 @@ from sampan import registry
 from sampan.child import ended, start
 from sampan.errors import brief
 from sampan.extras import advice, extras, install, installed
+from sampan.rknn import CHIPS
 
+from . import device as devices
 from .machine import Machine, Memory, memory
 from .memory import Need, need, room
-from .npus import npus
+from .npus import Npu, npus
 from .processor import CPU, Core, Processor, processor
 
 SECONDS = 60.0  # that an engine's library may take to load
@@ -52,7 +54,7 @@ def examine(machine: Machine, engines: Engines, model: Path | None = None) -> di
         },
         "memory": asdict(held),
         "engines": engines,
-        "npus": [asdict(n) | {"summary": str(n)} for n in npus(machine)],
+        "npus": [asdict(n) | {"summary": str(n), "needs": _needs(n, packages)} for n in npus(machine)],
         "targets": _targets(machine),
         "extras": {
             extra: {"packages": versions, "install": None if all(versions.values()) else install(extra)}
@@ -62,6 +64,19 @@ def examine(machine: Machine, engines: Engines, model: Path | None = None) -> di
         "model": None if needed is None else _fits(needed, held),
         "advice": _advice(machine, cpu, held, engines),
     }  # fmt: skip
+
+
+def _needs(npu: Npu, packages: dict[str, dict[str, str | None]]) -> list[str]:
+    """What must be there before sampan runs a model on an NPU."""
+    needs = [] if npu.driver else ["a kernel with its driver"]
+    if npu.target not in registry.names("sampan.runtime.targets"):
+        return [*needs, "a target of sampan, which has none for it"]
+    extra = "rknn" if npu.target in CHIPS else npu.target
+    if not all(packages.get(extra, {}).values()):
+        needs.append(install(extra))
+    known = (d.npu for d in map(devices.read, devices.names()) if d.npu is not None and npu.chip in d.npu.chips)
+    target = next((n.target for n in known if n.target), npu.target)
+    return [*needs, f"a folder of `sampan convert --to onnx --target {target}`"]
 
 
 def probe() -> Engines:

@@ -28,6 +28,8 @@ class EngineOptions:
     flash_attention: bool | None = None  # None: the engine decides
     vocabulary_only: bool = False  # tokenise only: no weights are loaded
     record_experts: bool = False  # for `Session.take_experts`; slower
+    prompt_cache: int = 0  # bytes in which a Session keeps what it evaluated of other conversations
+    process_wide: bool = True  # keep llama.cpp's log, move weights to huge pages: engines/_process.py
     record_inputs: bool = False  # for `LlamaEngine.take_inputs`, in place of experts; slower
 
     def positions(self, path: Path, trained: int, longest: int) -> int:
@@ -42,6 +44,14 @@ class EngineOptions:
                 "beyond that it answers nonsense"
             )
         return wanted
+
+
+def suspect(kv: str) -> str:
+    """What to try where a model computes no numbers, with a cache of this type."""
+    if kv == "f32":
+        return "the cache is float32, so the weights are to blame: `sampan validate` compares them"
+    cache = f"a likely cause is its {kv} cache, which holds nothing above 65504"
+    return f'{cache}: try --kv f32, in Python EngineOptions(kv="f32")'
 
 
 class Engine(Protocol):

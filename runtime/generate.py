@@ -26,21 +26,27 @@ class CancelledError(Exception):
 
 def answer(
     session: Session, tokens: list[int], sampler: Sampler, options: Options, cancelled: threading.Event, reply: Reply,
-    constraint: Constraint | None,
+    constraint: Constraint | None, gone: int = 0,
 ) -> Generator[Chunk, None, None]:  # fmt: skip
-    """The chunks of an answer to `tokens`, which grow with it; `Session` holds its turn for each token alone."""
-    user, prompt, cached, made, dropped = object(), len(tokens), 0, 0, 0
+    """The chunks of an answer to `tokens`, which grow with it; `Session` holds its turn for each token alone.
+
+    `gone` tokens of the prompt were left out.
+    """
+    user, prompt, cached, made, dropped = object(), len(tokens) + gone, 0, 0, 0
     room = session.context - prompt if options.shift is None else None
     most = min((n for n in (options.max_tokens, room) if n is not None), default=None)
     text, stops = codecs.getincrementaldecoder("utf-8")(errors="replace"), StopStrings(options.stops)
     prefill = decode = 0.0
     reason: FinishReason | None = None
     last: int | None = None  # the token of the last chunk
+    if constraint and not constraint.document:
+        reply.hold()
     for n in itertools.count():
-        gone = 0
-        if (keep := options.shift) is not None and (gone := overflow(len(tokens), keep, session.context)):
+        gone = 0 if n else gone
+        if (keep := options.shift) is not None and (over := overflow(len(tokens), keep, session.context)):
             # as a new user of the cache: what stands at other positions now is evaluated again
-            tokens, user, dropped = tokens[:keep] + tokens[keep + gone :], object(), dropped + gone
+            tokens, user, gone = tokens[:keep] + tokens[keep + over :], object(), gone + over
+        dropped += gone
         began = time.perf_counter()
         with session._turn:
             try:
@@ -59,7 +65,7 @@ def answer(
         made += 1
         if constraint and not ended:
             constraint.take(token, raw or mark)
-            if n == 0:
+            if n == 0 and constraint.document:
                 reply.document(reasoning=constraint.reasons)
         parts = reply.feed("" if ended else stops.feed(text.decode(raw or mark)))
         if ended:

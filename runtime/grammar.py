@@ -42,10 +42,11 @@ NO_MARKS: Mapping[str, str] = {}
 SPECIAL = b"\xff"  # by which llguidance knows what stands for no text; no text has this byte
 
 
-def source(schema: Schema | None, grammar: str | None) -> str | None:
+def source(schema: Schema | None, grammar: str | None, *, lenient: bool = False) -> str | None:
     """What llguidance compiles, in Lark's form; None where an answer is free.
 
-    Raises InputError for what is no schema at all, and for more than can be compiled in bounded time.
+    `lenient` leaves out what of a schema cannot be held to. Raises InputError for what is no schema at all, and for
+    more than can be compiled in bounded time.
     """
     if schema is None and grammar is None:
         return None
@@ -54,12 +55,13 @@ def source(schema: Schema | None, grammar: str | None) -> str | None:
     if grammar is not None:
         if not isinstance(grammar, str):
             raise _refused("grammar", "a text in the form of llguidance, which is like Lark's", brief(grammar))
-        return _bounded("grammar", grammar) + EXACT
+        return bounded("grammar", grammar) + EXACT
     if not isinstance(schema, Mapping | bool):
         raise _refused("schema", "an object, true or false", brief(schema))
     try:
-        whole = dict(schema) | {"x-guidance": HOW} if isinstance(schema, Mapping) else schema
-        text = _bounded("schema", json.dumps(whole, allow_nan=False, separators=(",", ":")))
+        how = HOW | {"lenient": lenient}
+        whole = dict(schema) | {"x-guidance": how} if isinstance(schema, Mapping) else schema
+        text = bounded("schema", json.dumps(whole, allow_nan=False, separators=(",", ":")))
     except RecursionError:
         raise _refused("schema", "one that is not nested so deep", brief(schema)) from None
     except (TypeError, ValueError) as e:
@@ -73,7 +75,8 @@ def _refused(where: str, expected: str, found: object, hint: str = "") -> Schema
     return SchemaError(str(wrong(where, expected, found, hint)))
 
 
-def _bounded(name: str, text: str) -> str:
+def bounded(name: str, text: str) -> str:
+    """The text, refused where it has more than `LONGEST` bytes."""
     if (size := len(text.encode(errors="replace"))) > LONGEST:
         raise _refused(name, f"at most {LONGEST} bytes", size)
     return text
@@ -109,8 +112,9 @@ class Words:
         hidden = [t for t, p in enumerate(pieces) if not p or t in ends or p.startswith(SPECIAL)]
         self.texts = list(pieces)  # a marker may be a control token
         for t in hidden:
-            self.texts[t] = engine.piece(t, control=True)
+            self.texts[t] = engine.piece(t, control=True) or b"<unnamed %d>" % t
             pieces[t] = SPECIAL + self.texts[t].removeprefix(SPECIAL)
+        self.controls = {self.texts[t].decode(errors="replace") for t in hidden}  # what a grammar names as one token
         self.tokenizer = LLTokenizer(_Pieces(pieces, int(self.ends[0])), n_vocab=self.size, eos_token=list(ends))
         self._beyond: dict[str, NDArray[np.intp]] = {}
 
@@ -146,15 +150,16 @@ class Constraint:
     """Which tokens may come next in one answer.
 
     `marks` are those of reasoning, what opens it → what closes it; `opened` is the one that the prompt has opened.
-    Reasoning is free but for its end; behind it, or at once where there is none, the text of the schema begins.
+    Reasoning is free but for its end; behind it, or at once where there is none, the text of the schema begins. A
+    `document` is text alone: what looks like a marker of a call in it is none.
     """
 
     def __init__(
         self, words: Words, text: str, *, schema: Schema | None = None, marks: Mapping[str, str] = NO_MARKS,
-        opened: str = "",
+        opened: str = "", document: bool = True,
     ) -> None:  # fmt: skip
         self._words, self._matcher = words, compiled(words, text, schema)
-        self._marks = marks
+        self._marks, self.document = marks, document
         self._close = marks.get(opened, "")  # of the reasoning that we are in
         self.reasons = bool(opened)  # whether the answer begins with reasoning
         self._begun, self._tail = self.reasons, ""

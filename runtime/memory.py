@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
+from sampan.demand import Demand
 from sampan.errors import InputError, brief, wrong
 from sampan.files import size_of
 from sampan.gguf import Header, padded, read_header
 
 DEFAULT_CONTEXT = 4096  # tokens, or the model's own where that is less
 BLOCK = re.compile(r"blk\.(\d{1,9})\.")
+EMBEDDING = "token_embd.weight"
+HEADS = "attention.head_count"
 CELLS = 256  # llama.cpp rounds a context up to this many
 BATCH = 512  # tokens of a prompt that llama.cpp computes at once: their logits and activations in float32
 # The engine itself, and what its tokenizer holds for one token; the app reckons with the same numbers.
@@ -36,6 +41,14 @@ class Need:
 
 def need(path: Path, context: int | None = None) -> Need:
     """What a model in one GGUF file needs; InputError where the header does not tell."""
+    asked, trained = asks(path)
+    context = min(DEFAULT_CONTEXT, trained) if context is None else context
+    rest = margin(asked.words, asked.hidden, asked.inner, context)
+    return Need(context, asked.weights, asked.cache(padded(context, CELLS)), rest)
+
+
+def asks(path: Path) -> tuple[Demand, int]:
+    """What a model in one GGUF file asks of a machine, and the context that it was trained for."""
     header, size = read_header(path), size_of(path)
     keys = _Keys(path, header)
     if keys.number("split.count", 1) > 1:
@@ -44,58 +57,101 @@ def need(path: Path, context: int | None = None) -> Need:
     if layers > len(header.tensors):
         raise wrong(f"{path}: {keys.arch}.block_count", f"at most {len(header.tensors)}, one tensor a layer", layers)
     trained = keys.number(f"{keys.arch}.context_length")
-    context = min(DEFAULT_CONTEXT, trained) if context is None else context
     own = layers - min(layers, keys.number(f"{keys.arch}.nextn_predict_layers", 0))
     kinds = _recurrent(keys, layers)[:own]
-    cache = sum(0 if kinds[i] else _cell(keys, i, layers) for i in range(own)) * padded(context, CELLS)
-    cache += sum(kinds) * (_state(keys) if any(kinds) else 0)
+    bare = [keys.per_layer(f"{HEADS}_kv", i, layers, 1) == 0 for i in range(own)]  # without attention
+    states = sum(map(operator.or_, kinds, bare))
+    cells = [(0, 0) if kinds[i] else _cell(keys, i, layers) for i in range(own)]
     vocabulary = header.metadata.get("tokenizer.ggml.tokens")
     words = len(vocabulary.value) if vocabulary and isinstance(vocabulary.value, list) else 0
-    inner = keys.per_layer("feed_forward_length", 0, layers, 0) if layers else 0
-    margin = _margin(words, keys.number(f"{keys.arch}.embedding_length"), inner)
-    return Need(context, size - header.data_start - _skipped(header, size, own), cache, margin)
+    weights, read, products, head = _weights(keys, header, size, own)
+    values = sum(prod(t.shape) for t in header.tensors)
+    demand = Demand(
+        files=size, weights=weights, cell=sum(c for c, _ in cells),
+        state=states * (_state(keys, layers, told=any(kinds)) if states else 0),
+        read=read, products=products, head=head, attention=sum(a for _, a in cells),
+        words=words, hidden=keys.number(f"{keys.arch}.embedding_length"),
+        inner=_inner(keys, layers), bits=8 * (size - header.data_start) / max(1, values),
+    )  # fmt: skip
+    return demand, trained
 
 
-def _skipped(header: Header, size: int, own: int) -> int:
-    """Bytes of the blocks behind the model's own, which predict further tokens: llama.cpp loads them on demand."""
+def _weights(keys: _Keys, header: Header, size: int, own: int) -> tuple[int, int, int, int]:
+    """Bytes in memory and read for a token, multiplications of a token without the head's, and the head's.
+
+    llama.cpp loads the blocks behind the model's own, which predict further tokens, on demand.
+    """
     starts = sorted(t.offset for t in header.tensors)
     ends = dict(zip(starts, [*starts[1:], size - header.data_start], strict=True))
-    later = (t for t in header.tensors if (m := BLOCK.match(t.name)) and int(m[1]) >= own)
-    return sum(ends[t.offset] - t.offset for t in later)
+    used, experts = (keys.number(f"{keys.arch}.expert_{n}", 0) for n in ("used_count", "count"))
+    head = "output.weight" if any(t.name == "output.weight" for t in header.tensors) else EMBEDDING
+    weights, read, products, last = size - header.data_start, 0, 0, 0
+    for t in header.tensors:
+        nbytes, values, rows = ends[t.offset] - t.offset, prod(t.shape), max(1, prod(t.shape[:-1]))
+        if (m := BLOCK.match(t.name)) and int(m[1]) >= own:
+            weights -= nbytes
+        elif t.name == EMBEDDING != head:
+            read += nbytes // rows
+        elif t.name == head:
+            read, last = read + nbytes, values
+        else:
+            share = min(1, used / experts) if experts and t.name.endswith("_exps.weight") else 1
+            read += round(nbytes * share)
+            products += round(values * share) if rows > 1 and t.shape[-1] > 1 else 0
+    return weights, read, products, last
 
 
 def room(memory: int) -> int:
     """Bytes of weights that fit into so much memory at 4,096 tokens, beside the cache and margin of Qwen3-8B."""
     cache = 36 * 2 * 8 * (128 + 128) * DEFAULT_CONTEXT  # layers, float16, key/value heads, sizes of a key and a value
-    return max(0, memory - cache - _margin(151_936, 4096, 12_288))
+    return max(0, memory - cache - margin(151_936, 4096, 3 * 12_288, DEFAULT_CONTEXT))
 
 
-def _margin(words: int, width: int, inner: int) -> int:
-    """Logits and activations of a batch in float32, the engine, the tokenizer."""
-    return 4 * BATCH * (words + 8 * width + 3 * inner) + ENGINE + TOKEN * words
+def margin(words: int, width: int, inner: int, context: int) -> int:
+    """Logits and activations of a batch in float32, its mask in float16, the engine, the tokenizer."""
+    mask = 2 * BATCH * padded(context, CELLS)
+    return 4 * BATCH * (words + 8 * width + inner) + mask + ENGINE + TOKEN * words
 
 
-def _cell(keys: _Keys, layer: int, layers: int) -> int:
-    """Bytes of one token in an attention layer, as llama.cpp lays them out: latent attention keeps no values."""
-    heads = keys.per_layer("attention.head_count", layer, layers)
-    shared = keys.per_layer("attention.head_count_kv", layer, layers, heads)
+def _inner(keys: _Keys, layers: int) -> int:
+    """Values of one token inside a feed-forward layer, or in all of its experts with what each puts out."""
+    width, used, each = (
+        keys.number(f"{keys.arch}.{k}", 0)
+        for k in ("embedding_length", "expert_used_count", "expert_feed_forward_length")
+    )
+    return max(3 * keys.per_layer("feed_forward_length", 0, layers, 0) if layers else 0, used * (width + 3 * each))
+
+
+def _cell(keys: _Keys, layer: int, layers: int) -> tuple[int, int]:
+    """Bytes of one token in an attention layer, as llama.cpp lays them out, and multiplications of another token with
+    it: latent attention keeps no values, they are in the key.
+    """
+    heads = keys.per_layer(HEADS, layer, layers)
+    shared = keys.per_layer(f"{HEADS}_kv", layer, layers, heads)
     width = keys.number(f"{keys.arch}.embedding_length") // max(1, heads)
     key = keys.number(f"{keys.arch}.attention.key_length", width)
     value = keys.number(f"{keys.arch}.attention.value_length", width)
     latent = f"{keys.arch}.attention.key_length_mla" in keys.values
-    return 2 * shared * (key + (0 if latent else value))
+    return 2 * shared * (key + (0 if latent else value)), heads * (key + value) if shared else 0
 
 
-def _state(keys: _Keys) -> int:
-    """Bytes of one recurrent layer's state, in float32: those of the convolution and of the recurrence."""
+def _state(keys: _Keys, layers: int, *, told: bool) -> int:
+    """Bytes of one recurrent layer's state, in float32: those of the convolution and of the recurrence.
+
+    `told`: the file says which layers have one, so it must say how large it is.
+    """
+    if head := keys.number(f"{keys.arch}.kda.head_dim", 0):  # Kimi delta attention convolves queries, keys and values
+        width = head * keys.per_layer("attention.head_count", 0, layers)
+        return 4 * width * (3 * (max(1, keys.number(f"{keys.arch}.ssm.conv_kernel", 4)) - 1) + head)
     kernel, inner, state, groups = (
-        keys.number(f"{keys.arch}.ssm.{k}") for k in ("conv_kernel", "inner_size", "state_size", "group_count")
+        keys.number(f"{keys.arch}.ssm.{k}", None if told else 0)
+        for k in ("conv_kernel", "inner_size", "state_size", "group_count")
     )
     return 4 * ((max(1, kernel) - 1) * (inner + 2 * groups * state) + state * inner)
 
 
 def _recurrent(keys: _Keys, layers: int) -> list[bool]:
-    """Which layers keep a state instead of keys and values."""
+    """Which layers the file says to keep a state instead of keys and values."""
     listed = keys.values.get(f"{keys.arch}.attention.recurrent_layers")
     if listed is not None:
         if not isinstance(listed, list) or len(listed) != layers:

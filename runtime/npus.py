@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sampan.rknn import CHIPS
+
 from .machine import Machine
 
 # Drivers of /sys/class/accel in Linux 6.18 (drivers/accel), and whose processors they drive.
@@ -22,12 +24,17 @@ LIBRARIES = ("/usr/lib", "/usr/lib/aarch64-linux-gnu", "/usr/local/lib", "/vendo
 
 @dataclass(frozen=True, slots=True)
 class Npu:
-    """`driver` with its version where the system tells it, `nodes` what a program opens, `libraries` what was found."""
+    """`driver` with its version where the system tells it, `nodes` what a program opens, `libraries` what was found.
+
+    `chip`: as its maker writes it, such as SM8550; `target`: the file of `runtime/targets` that would be for it.
+    """
 
     name: str
     driver: str
     nodes: tuple[str, ...]
     libraries: tuple[str, ...]
+    chip: str = ""
+    target: str = ""
 
     def __str__(self) -> str:
         parts = [self.name]
@@ -48,7 +55,8 @@ def _accelerators(machine: Machine) -> list[Npu]:
     for path in machine.paths("/sys/class/accel/accel[0-9]*"):
         driver, node = machine.link(f"{path}/device/driver"), f"/dev/accel/{path.rpartition('/')[2]}"
         name = ACCEL.get(driver, "an accelerator")
-        found.append(Npu(name, _versioned(machine, driver), tuple(machine.paths(node)), ()))
+        chip = _rockchip_chip(machine)[0] if driver == "rocket" else ""  # Rockchip's library takes RKNPU alone
+        found.append(Npu(name, _versioned(machine, driver), tuple(machine.paths(node)), (), chip))
     return found
 
 
@@ -62,7 +70,15 @@ def _rockchip(machine: Machine) -> list[Npu]:
         return []  # told by the accelerators
     version = machine.text("/sys/kernel/debug/rknpu/version") or machine.text("/proc/rknpu/version")
     driver = version.strip().replace("RKNPU driver: ", "RKNPU ") or ("RKNPU" if bound else "")
-    return [Npu("Rockchip NPU", driver, tuple(bound), _libraries(machine, "librkllmrt.so", "librknnrt.so"))]
+    libraries = _libraries(machine, "librkllmrt.so", "librknnrt.so")
+    return [Npu("Rockchip NPU", driver, tuple(bound), libraries, *_rockchip_chip(machine))]
+
+
+def _rockchip_chip(machine: Machine) -> tuple[str, str]:
+    """`rockchip,rk3588s` among the names of the board → RK3588S, and the target for it."""
+    named = machine.text("/proc/device-tree/compatible").split("\0")
+    chip = next((n.removeprefix("rockchip,") for n in reversed(named) if n.startswith("rockchip,rk")), "")
+    return chip.upper(), next((c for c in CHIPS if chip.startswith(c)), "")
 
 
 def _qualcomm(machine: Machine) -> list[Npu]:
@@ -79,7 +95,7 @@ def _qualcomm(machine: Machine) -> list[Npu]:
     state = f", cdsp {states[0]}" if states and states[0] else ""
     soc = machine.text("/sys/devices/soc0/machine").strip()
     name = f"Qualcomm Hexagon NPU{f' of {soc}' if soc else ''}{state}"
-    return [Npu(name, driver, tuple(nodes), _libraries(machine, "libcdsprpc.so", "libQnnHtp.so"))]
+    return [Npu(name, driver, tuple(nodes), _libraries(machine, "libcdsprpc.so", "libQnnHtp.so"), soc, "qnn")]
 
 
 def _versioned(machine: Machine, driver: str) -> str:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,12 +43,13 @@ def program(device: Device, folder: str) -> str:
 
 @dataclass(slots=True)
 class Engine:
-    """A running engine."""
+    """A running engine. `composed`: its model wants text in Unicode NFC."""
 
     device: Device
     process: subprocess.Popen[bytes]
     log: Any
     ids: int = field(default=0)
+    composed: bool = field(default=False)
 
     def ask(self, op: str, **fields: Any) -> Iterator[dict[str, Any]]:
         """Send a request; its events as they come, up to and with the last one. InputError for an error event."""
@@ -127,13 +129,14 @@ class Speed:
 
 def load(running: Engine, model: str, context: int, threads: int) -> None:
     """Load a model by its path on the phone."""
-    for _ in running.ask("load", path=model, context=context, threads=threads):
-        pass
+    for event in running.ask("load", path=model, context=context, threads=threads):
+        running.composed = event.get("nfc") is True
 
 
 def chat(running: Engine, prompt: str, max_tokens: int, text: Callable[[str], None]) -> Speed:
     """Answer a prompt greedily; `text` gets the answer piece by piece."""
-    messages = [{"role": "user", "content": prompt}]
+    text_sent = unicodedata.normalize("NFC", prompt) if running.composed else prompt
+    messages = [{"role": "user", "content": text_sent}]
     speed: Speed | None = None
     for event in running.ask("chat", messages=messages, max_tokens=max_tokens, temperature=0, seed=0, variables={}):
         if event["event"] == "text":

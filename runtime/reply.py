@@ -36,7 +36,13 @@ class ToolCall:
 
 
 class Block(Protocol):
-    """Reads what stands between two markers. What it gives as text was no call, and is shown as it stands."""
+    """Reads what stands between two markers. What it gives as text was no call, and is shown as it stands.
+
+    `inside` is whether we are in the middle of a value.
+    """
+
+    @property
+    def inside(self) -> bool: ...
 
     def feed(self, text: str) -> list[ToolDelta | str]:
         """What a further piece lets out; indices count from 0 in each block."""
@@ -46,16 +52,35 @@ class Block(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """How calls stand in an answer: behind `opens` one call, further ones behind `between`, then `closes`.
+
+    `rules` are llguidance's Lark and define `call`.
+    """
+
+    opens: str
+    rules: Sequence[str]
+    between: str = ""
+    closes: str = ""
+
+
+Write = Callable[[Sequence[Mapping[str, Any]], Callable[[str], str]], Form]
+"""Functions, and what writes a text or control token into a grammar → the form of their calls."""
+
+
+@dataclass(frozen=True, slots=True)
 class Parser:
     """One way to write. `marks`: what opens a block → what closes it; `inner`: further markers inside of it.
 
-    `claims` tells by its chat template whether a model writes so. `block` is None where a block is reasoning.
+    `claims` tells by its chat template whether a model writes so. `block` is None where a block is reasoning. `write`
+    is None where calls cannot be held to a form.
     """
 
     claims: Callable[[str], bool]
     marks: Mapping[str, str]
     block: Callable[[str, Tools], Block] | None = None  # by what opened it, and the tools
     inner: tuple[str, ...] = ()
+    write: Write | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +126,14 @@ class Reply:
         self.markers = frozenset(
             m for p in parsers for m in (*p.marks, *p.marks.values(), *p.inner)
         )  # of control tokens, those that are read
-        self._tools = tools or ()
+        self.tools = tools or ()
+        self.write = next((p.write for p in parsers if p.block), None)
         self._rest = ""
         self._open, self._close = "", ""  # the block that we are in
         self._block: Block | None = None  # None: text, or reasoning
         self._text, self._thought = _Trimmed(), _Trimmed()
         self._base = self.calls = 0  # calls in earlier blocks; in all
-        self._document = False
+        self._document = self._held = False
         end = prompt.rstrip()
         self._closed = any(end.endswith(p.marks[m]) for m, p in self._by_mark.items())
         if mark := next((m for m in self._by_mark if end.endswith(m)), None):
@@ -129,6 +155,10 @@ class Reply:
         if not reasoning:
             self._by_mark = {}
 
+    def hold(self) -> None:
+        """Of an answer whose calls are held to their form: what closes one is a text in the middle of a value."""
+        self._held = True
+
     def feed(self, text: str) -> Parts:
         """What a further piece of the answer lets out; what may become a marker is held back."""
         if not self._by_mark:
@@ -144,7 +174,9 @@ class Reply:
                 return joined([*found, self._inside(inside)])
             inside, self._rest = self._rest[:at], self._rest[at + len(mark) :]
             found.append(self._inside(inside))
-            if self._open:
+            if self._held and self._block and self._block.inside:
+                found.append(self._inside(mark))
+            elif self._open:
                 found.append(self._leave(mark, whole=True))
                 if not self._by_mark:
                     text, self._rest = self._rest.lstrip("\r\n"), ""
@@ -172,7 +204,7 @@ class Reply:
     def _enter(self, mark: str) -> None:
         parser = self._by_mark[mark]
         self._open, self._close = mark, parser.marks[mark]
-        self._block = parser.block(mark, self._tools) if parser.block else None
+        self._block = parser.block(mark, self.tools) if parser.block else None
         self._thought.begin()
         self._base = self.calls
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sampan.errors import InputError, brief, wrong
 
-FIRST_GUESS = 1024  # tokens among which the nucleus is looked for first
+COARSE = 16  # bits of a weight that do not count where the edge of the nucleus is looked for first
 BLOCK = 512  # tokens whose weights are summed first
 
 
@@ -75,11 +75,12 @@ class Sampling:
 class Sampler:
     """Chooses the tokens of one answer, in transformers' order: bias, penalties, temperature, k, p, min-p."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab: int, seed: int) -> None:
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], seed: int) -> None:
         self._s, self._rng = sampling, np.random.default_rng(seed)
-        self._seen = np.zeros(vocab, bool)
-        self._seen[list(prompt)] = True
-        self._counts = np.zeros(vocab, np.int32)  # of the answer
+        self._seen = np.unique(np.asarray(prompt, np.intp))  # ids that stand in prompt or answer
+        self._known = set(self._seen.tolist())
+        self._chosen, self._counts = np.empty(0, np.intp), np.empty(0, np.float32)  # ids of the answer, how often
+        self._place: dict[int, int] = {}  # where an id stands among them
         self._biased = np.fromiter(sampling.logit_bias.keys(), np.int64)
         self._bias = np.fromiter(sampling.logit_bias.values(), np.float32)
         counted = sampling.frequency_penalty or sampling.presence_penalty
@@ -103,20 +104,27 @@ class Sampler:
             ids, weights = candidates(logits, self._s)
             at = _draw(weights, self._rng)
             token = at if ids is None else int(ids[at])
-        self._seen[token] = True
-        self._counts[token] += 1
+        if self._changes:
+            self._count(token)
         return token
+
+    def _count(self, token: int) -> None:
+        if token not in self._known:
+            self._known.add(token)
+            self._seen = np.append(self._seen, token)
+        if token not in self._place:
+            self._place[token] = len(self._chosen)
+            self._chosen, self._counts = np.append(self._chosen, token), np.append(self._counts, np.float32(0))
+        self._counts[self._place[token]] += 1
 
     def _changed(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         s, logits = self._s, logits.copy()
         logits[self._biased] += self._bias
         if s.repetition_penalty != 1:
-            seen = np.flatnonzero(self._seen)
-            old = logits[seen]
-            logits[seen] = np.where(old > 0, old / s.repetition_penalty, old * s.repetition_penalty)
+            old = logits[self._seen]
+            logits[self._seen] = np.where(old > 0, old / s.repetition_penalty, old * s.repetition_penalty)
         if s.frequency_penalty or s.presence_penalty:
-            chosen = np.flatnonzero(self._counts)
-            logits[chosen] -= s.frequency_penalty * self._counts[chosen] + s.presence_penalty
+            logits[self._chosen] -= s.frequency_penalty * self._counts + s.presence_penalty
         return logits
 
 
@@ -155,18 +163,21 @@ def _weights(logits: NDArray[np.float32], top: np.float32, temperature: float) -
 
 
 def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.intp]:
-    """Where the fewest, most probable tokens stand that hold `top_p`; of equal ones the lower ids go first."""
+    """Where the fewest, most probable tokens stand that hold `top_p`; of equal ones the lower ids go first.
+
+    Numbers from 0 on are ordered as their bits are. So the first bits, counted, tell within 1 % where the edge is, and
+    only the few that are so near to it are sorted.
+    """
     wanted = top_p * weights.sum(dtype=np.float64)
-    some = min(FIRST_GUESS, len(weights))
-    best = np.partition(weights, -some)[-some:]
-    if best.sum(dtype=np.float64) < wanted:
-        best = weights
-    best = np.sort(best)[::-1]
-    size = min(len(best), int(np.searchsorted(np.cumsum(best, dtype=np.float64), wanted)) + 1)
-    at = np.flatnonzero(weights >= best[size - 1])
-    if (more := len(at) - size) > 0:
-        at = np.delete(at, np.flatnonzero(weights[at] == best[size - 1])[-more:])
-    return at
+    keys = (weights.view(np.uint32) >> COARSE).astype(np.intp)
+    held = np.cumsum(np.bincount(keys, weights)[::-1])
+    at = min(int(np.searchsorted(held, wanted)), len(held) - 1)
+    edge = len(held) - 1 - at
+    near = np.flatnonzero(keys == edge)
+    near = near[np.argsort(-weights[near], kind="stable")]
+    left = wanted - (held[at - 1] if at else 0.0)
+    size = int(np.searchsorted(np.cumsum(weights[near], dtype=np.float64), left)) + 1
+    return np.sort(np.concatenate([np.flatnonzero(keys > edge), near[:size]]))
 
 
 def _draw(weights: NDArray[np.float32], rng: np.random.Generator) -> int:

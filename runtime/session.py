@@ -21,21 +21,23 @@ from sampan.chat_template import choose, named_templates, named_tokens
 from sampan.errors import ContextLengthError, InputError, brief, wrong
 from sampan.model import find_model
 
-from . import state
+from . import calls, state
 from .chat import render
-from .engine import Engine, EngineOptions
+from .engine import Engine, EngineOptions, suspect
 from .generate import CancelledError, answer
-from .grammar import Constraint, Words, source
+from .grammar import Constraint, Words
+from .opened import Opened
+from .recent import Messages, recent
 from .reply import Reply, parsers
 from .sampling import Sampler, Sampling
 from .sanitize import BREAK, broken, control_tokens, tokenize
+from .stash import Stash, shared
 from .stream import SEEDS, Options, Stream
 from .target import DEFAULT, open_engine
 
 SLICE = 16  # positions whose logits are handed out together
 EXIT_SECONDS = 60.0  # that the end of the process waits for an engine at most
 LOGITS_AT_ONCE = 128  # positions whose logits an engine holds: 78 MB at 152k words
-Messages = Sequence[Mapping[str, Any]]
 
 
 class Session:
@@ -46,10 +48,11 @@ class Session:
     """
 
     def __init__(
-        self, engine: Engine, *, vocabulary_only: bool = False, load_seconds: float = 0.0, path: Path | None = None
-    ) -> None:
+        self, engine: Engine, *, vocabulary_only: bool = False, load_seconds: float = 0.0, path: Path | None = None,
+        prompt_cache: int = 0,
+    ) -> None:  # fmt: skip
         self._open: Engine | None = engine
-        self._path = path
+        self._files = Opened(path) if path else None
         self.load_seconds = load_seconds
         self._vocabulary_only = vocabulary_only
         self._turn = threading.RLock()
@@ -59,8 +62,8 @@ class Session:
         weakref.finalize(self, self._turn.acquire, timeout=EXIT_SECONDS)
         self._cached: list[int] = []  # what the engine's cache holds at least
         self._added: dict[str, bool] = {}  # as `Engine.added`, once it was asked for
-        self._identity = ""  # of the artifact, once it was asked for
         self._user: object = None  # whose tokens those are
+        self._stash = Stash(prompt_cache)
         self._words: Words | None = None  # the vocabulary for grammars, once one was asked for
         self.metadata = engine.metadata()
 
@@ -97,10 +100,9 @@ class Session:
         return Sampling.from_metadata(self.metadata)
 
     def tokenize(self, text: str, *, special: bool = True, around: bool = True) -> list[int]:
-        """Token ids of a text.
+        """Token ids of a text. With `special`, control tokens written out in it, such as `<|im_end|>`, are recognised.
 
-        With `special`, control tokens written out in the text, `<|im_end|>` and its like, are recognised. With
-        `around`, there are the tokens that this tokenizer puts around every text, such as BOS.
+        With `around`, there are the tokens that this tokenizer puts around every text, such as BOS.
         """
         try:
             text.encode()
@@ -204,10 +206,9 @@ class Session:
 
     def _known(self) -> state.Known:
         """What a saved state must fit."""
-        if self._path is None or self._vocabulary_only:
+        if self._files is None or self._vocabulary_only:
             raise InputError("this Session has no artifact to compute with, so it has no state")
-        self._identity = self._identity or state.identity(self._path)
-        return state.Known(self._identity, self._engine.library, self._engine.kv, self.context)
+        return state.Known(self._files.identity, self._engine.library, self._engine.kv, self.context)
 
     def _evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
         """As `Engine.evaluate`. Until it has answered nothing counts as cached: a fault inside may leave anything."""
@@ -240,18 +241,9 @@ class Session:
         if not np.isfinite(top := last.max()):  # NaN wins every maximum
             raise InputError(
                 f"the model computed {top} in place of a number behind token {len(tokens)}, so no answer can be "
-                f"chosen; {self._suspect()}"
+                f"chosen; {suspect(self._engine.kv)}"
             )
         return last, start
-
-    def _suspect(self) -> str:
-        """What to try where a model computes no numbers."""
-        if self._engine.kv == "f32":
-            return "the cache is float32, so the weights are to blame: `sampan validate` compares them"
-        return (
-            f"a likely cause is its {self._engine.kv} cache, which holds nothing above 65504: try --kv f32, in Python "
-            'EngineOptions(kv="f32")'
-        )
 
     def stream(self, prompt: str | Sequence[int] | Messages, options: Options | None = None) -> Stream:
         """Stream the answer to a text, to token ids or to the messages of a conversation, a chunk for each token.
@@ -279,17 +271,35 @@ class Session:
         sanitize_control_tokens: bool = False,
         **variables: Any,
     ) -> Stream:
-        """Stream the next turn of a conversation. The arguments as for `tokenize_chat`, errors as `stream`."""
-        if tools and options and (options.schema is not None or options.grammar is not None):
-            raise InputError("an answer that is held to a schema calls no tools; leave the schema out, or the tools")
-        text, tokens = self._chat_tokens(messages, tools, sanitize_control_tokens, variables)
-        template = choose(self.chat_templates, tools=tools is not None)
-        reply = Reply(parsers(template, tools), tools, text)
-        return self._begin(tokens, options, reply)
+        """Stream the next turn of a conversation. The arguments as for `tokenize_chat`, errors as `stream`.
 
-    def _begin(self, prompt: Sequence[int], options: Options | None, reply: Reply | None = None) -> Stream:
+        With `Options.shift` a conversation that is too long loses its oldest turns first, as `recent` does.
+        """
+        given_tools, tools = tools, calls.plain(tools)
+        text, tokens = self._chat_tokens(messages, tools, sanitize_control_tokens, variables)
+        given = len(tokens)
+        if options and options.shift is not None:
+            messages = self.recent(messages, tools, sanitize_control_tokens=sanitize_control_tokens, **variables)
+            text, tokens = self._chat_tokens(messages, tools, sanitize_control_tokens, variables)
+        template = choose(self.chat_templates, tools=tools is not None)
+        reply = Reply(parsers(template, tools), given_tools, text)
+        return self._begin(tokens, options, reply, gone=given - len(tokens))
+
+    def recent(self, messages: Messages, tools: Messages | None = None, **how: Any) -> Messages:
+        """A conversation without its oldest turns, where it fills the context; the arguments as for `tokenize_chat`."""
+
+        def count(some: Messages) -> int:
+            return len(self.tokenize_chat(some, tools, **how))
+
+        return recent(messages, count(messages), self.context, count)
+
+    def _begin(
+        self, prompt: Sequence[int], options: Options | None, reply: Reply | None = None, *, gone: int = 0
+    ) -> Stream:
         options = options or Options()
         options.check()
+        if self._files:
+            self._files.check()
         sampling = options.sampling or self.sampling
         tokens = self._prompt(prompt, room=1, shift=options.shift)
         sampling.check(self.vocab)
@@ -297,16 +307,16 @@ class Session:
         reply = reply or Reply((), None, "")
         constraint = self._constraint(options, reply)
         cancelled = threading.Event()
-        sampler = Sampler(sampling, tokens, self.vocab, seed)
-        return Stream(answer(self, tokens, sampler, options, cancelled, reply, constraint), cancelled, seed)
+        sampler = Sampler(sampling, tokens, seed)
+        return Stream(answer(self, tokens, sampler, options, cancelled, reply, constraint, gone), cancelled, seed)
 
     def _constraint(self, options: Options, reply: Reply) -> Constraint | None:
         """What the options hold an answer to; None where it is free."""
-        if (text := source(options.schema, options.grammar)) is None:
+        if not calls.held(options, reply):
             return None
         with self._turn:
             self._words = self._words or Words(self._engine)
-        return Constraint(self._words, text, schema=options.schema, marks=reply.reasoning, opened=reply.opened)
+        return calls.constraint(self._words, options, reply)
 
     def render_chat(
         self,
@@ -327,13 +337,17 @@ class Session:
 
     def _rewind(self, tokens: Sequence[int]) -> int:
         """Keep the cached tokens that `tokens` starts with; returns how many."""
-        shared = 0
-        while shared < min(len(tokens), len(self._cached)) and tokens[shared] == self._cached[shared]:
-            shared += 1
-        kept, self._cached, self._user = self._cached[:shared], [], None  # as in `_evaluate`
-        shared = self._engine.keep(shared)
-        self._cached = kept[:shared]
-        return shared
+        cached, self._cached, self._user = self._cached, [], None  # as in `_evaluate`
+        cached = self._stash.swap(self._engine, cached, tokens)
+        kept = self._engine.keep(shared(cached, tokens))
+        self._cached = cached[:kept]
+        return kept
+
+    def at_once(self, most: int) -> int:
+        """How many answers can take turns, `most` at most, without evaluating anything again, whatever their length."""
+        with self._turn:
+            self._rewind([])
+            return min(most, 1 + self._stash.limit // max(1, self._engine.state_limit(self.context)))
 
     def _ids(self, tokens: Sequence[int]) -> list[int]:
         """The tokens as Python's integers, of a list or an array; refused where the vocabulary has no such token."""
@@ -380,4 +394,7 @@ def open(path: str | os.PathLike[str], options: EngineOptions | None = None, *, 
     options, began, found = options or EngineOptions(), time.perf_counter(), find_model(path)
     engine = open_engine(found, options, target)
     seconds = time.perf_counter() - began
-    return Session(engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds, path=found)
+    return Session(
+        engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds, path=found,
+        prompt_cache=options.prompt_cache,
+    )  # fmt: skip

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import secrets
 import struct
 from collections.abc import Sequence
@@ -22,7 +21,6 @@ from numpy.typing import NDArray
 
 from sampan.errors import InputError, brief, wrong
 from sampan.files import parse_json, read_start, size_of, there
-from sampan.onnx import GRAPH
 
 from .engine import Engine
 
@@ -30,8 +28,6 @@ MAGIC, VERSION = b"SAMPANST", 1
 FRONT = struct.Struct("<8sII")
 LONGEST_HEADER = 4096
 DIGEST = 32  # bytes
-WHOLE, WINDOWS, WINDOW = 1 << 20, 256, 4096  # of a file: bytes at its start, pieces of the rest, bytes of a piece
-PART = re.compile(r"(.+)-\d{5}-of-\d{5}\.gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +38,6 @@ class Known:
     engine: str  # name and version
     kv: str
     context: int
-
-
-def identity(path: Path) -> str:
-    """A hash of an artifact: sizes, starts and pieces from all over its files, in a few megabytes of reading."""
-    if path.is_dir():
-        paths = sorted(p for p in path.iterdir() if GRAPH in p.name and p.is_file())
-    else:
-        split = PART.fullmatch(path.name)
-        paths = sorted(path.parent.glob(f"{split[1]}-*-of-*.gguf")) if split else [path]
-    found = hashlib.blake2b(digest_size=16)
-    for p in paths:
-        size = size_of(p)
-        found.update(size.to_bytes(8, "little"))
-        with p.open("rb") as f:
-            found.update(f.read(WHOLE))
-            for n in range(WINDOWS if size > WHOLE else 0):
-                f.seek(WHOLE + (size - WHOLE) * n // WINDOWS)
-                found.update(f.read(WINDOW))
-    return found.hexdigest()
 
 
 def save(path: Path, known: Known, tokens: Sequence[int], engine: Engine) -> None:

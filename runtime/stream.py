@@ -33,6 +33,8 @@ class Options:
     `schema`, a JSON schema, or `grammar`, in llguidance's form of Lark, say what the answer may be: no other token is
     chosen, and the end only where they allow it. Reasoning in front of the answer is free.
 
+    `must_call`: a tool must be called, or the one of that name; without `parallel_calls` at most one call is made.
+
     `shift` goes on where the context is full: the first `shift` tokens are kept, the older half of the others is
     dropped, and what is left is evaluated again at its new positions; `Usage.dropped_tokens` tells how many.
     """
@@ -45,6 +47,8 @@ class Options:
     schema: Schema | None = None
     grammar: str | None = None
     shift: int | None = None
+    must_call: bool | str = False
+    parallel_calls: bool = True
 
     @property
     def stops(self) -> tuple[str, ...]:

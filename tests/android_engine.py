@@ -48,6 +48,15 @@ def say(event: str, number: int, **members: Any) -> None:
     put(json.dumps({"event": event, "id": number, **members}, ensure_ascii=False).encode() + b"\n")
 
 
+def stray(number: int) -> None:
+    """What belongs to no request that runs."""
+    for other in (0, number + 7, 1 << 40):
+        say("loaded", other, name="stray", context=1, nfc=True)
+        say("text", other, text="stray")
+        say("done", other, reason="stop", tokens=1, decode_ms=1)
+        say("error", other, code="internal", message="stray")
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -77,8 +86,11 @@ def load(number: int, path: str, context: int) -> None:
     elif name == "bad.gguf":
         say("error", number, code="load", message="unknown architecture")
     else:
+        if name == "stray.gguf":
+            stray(number)
         say("progress", number, value=1)
-        say("loaded", number, name="", context=context, trained_context=40960, bytes=7, threads=4, load_ms=1)
+        nfc = name == "composed.gguf"
+        say("loaded", number, name="", context=context, trained_context=40960, bytes=7, threads=4, load_ms=1, nfc=nfc)
 
 
 def chat(number: int, messages: list[dict[str, str]], thinks: bool) -> None:
@@ -96,6 +108,8 @@ def chat(number: int, messages: list[dict[str, str]], thinks: bool) -> None:
         running.clear()
         say("error", number, code=asked, message="because")
         return
+    if asked == "stray":
+        stray(number)
     if asked in ("length", "context"):
         reason = asked
     for piece in pieces if thinks else pieces[3:]:
@@ -107,7 +121,12 @@ def chat(number: int, messages: list[dict[str, str]], thinks: bool) -> None:
         time.sleep(0.1)
         say("text", number, text=" late")
     running.clear()  # first, since the next request may come as soon as this is read
-    say("done", number, reason=reason, tokens=8, prompt_tokens=31, cached=20, prefill_ms=4, decode_ms=500)
+    tokens, ms = (1e308, 1e-300) if asked == "fast" else (8, 500)
+    say("done", number, reason=reason, tokens=tokens, prompt_tokens=31, cached=20, prefill_ms=4, decode_ms=ms)
+    if asked == "stray":
+        stray(number)
+        say("text", number, text="late")
+        say("done", number, reason="stop", tokens=1, decode_ms=1)
 
 
 def main() -> None:
@@ -126,7 +145,8 @@ def main() -> None:
     if mode == "endless":
         put(b"x" * (1 << 20) + b"x")
         time.sleep(60)
-    say("ready", 0, protocol=2 if mode == "later" else 1, engine="stand-in", features=[])
+    for _ in range(2 if mode == "again" else 1):
+        say("ready", 0, protocol=2 if mode == "later" else 1, engine="stand-in", features=[])
     for line in sys.stdin:
         request = json.loads(line)
         number = request["id"]

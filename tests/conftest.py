@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import encoders
@@ -28,6 +29,24 @@ def pytest_configure() -> None:
         mine = sorted(os.sched_getaffinity(0))
         at = int(worker.removeprefix("gw")) % len(mine)
         os.sched_setaffinity(0, mine[at :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])])
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`everyday("a", "b-*")`: of a test's cases those whose ids match; the others are slow. A pattern that no case
+    matches is an error where whole files were collected.
+    """
+    unused: dict[tuple[str, str], bool] = {}
+    for item in items:
+        if marker := item.get_closest_marker("everyday"):
+            name, _, case = item.nodeid.removesuffix("]").partition("[")
+            matches = [fnmatchcase(case, pattern) for pattern in marker.args]
+            if not any(matches):
+                item.add_marker(pytest.mark.slow)
+            for pattern, matched in zip(marker.args, matches, strict=True):
+                unused[name, pattern] = unused.get((name, pattern), True) and not matched
+    if left := [key for key, value in unused.items() if value and "::" not in " ".join(config.args)]:
+        raise pytest.UsageError(f"everyday: no case of {left[0][0]} matches {left[0][1]!r}")
 
 
 TRIAL = trial.trial

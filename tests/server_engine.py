@@ -37,7 +37,6 @@ class Scripted:
         self._cache: list[int] = []
         self._answers: dict[bytes, bytes] = {}
         self.evaluated = 0
-        self._prompt, self._answer = b"", b""
 
     def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
         return list(text.encode())
@@ -65,13 +64,27 @@ class Scripted:
         return logits
 
     def _next(self) -> int:
-        """The byte behind what was said already of the answer to this prompt."""
+        """The byte behind what was said already of the answer to this prompt, of several that take turns, too."""
         text = bytes(self._cache)
-        done = text[len(self._prompt) :]
-        if not (self._prompt and text.startswith(self._prompt) and done and self._answer.startswith(done)):
-            self._prompt, done = text, b""
-            self._answer = self._say(text.decode()).encode()
-        return self._answer[len(done)] if len(done) < len(self._answer) else END
+        begun = ((p, a) for p, a in self._answers.items() if text.startswith(p) and text != p)
+        found = max(((p, a) for p, a in begun if a.startswith(text[len(p) :])), default=None)
+        if found is None:
+            found = text, self._say(text.decode(errors="replace")).encode()
+            self._answers[text] = found[1]
+        done = len(text) - len(found[0])
+        return found[1][done] if done < len(found[1]) else END
+
+    def state_bytes(self) -> int:
+        return self.state_limit(len(self._cache))
+
+    def state_limit(self, tokens: int) -> int:
+        return 2 * tokens
+
+    def copy_state(self, out: NDArray[np.uint8]) -> None:
+        out.view(np.uint16)[:] = self._cache
+
+    def restore(self, tokens: int, state: NDArray[np.uint8]) -> None:
+        self._cache = state.view(np.uint16).tolist()
 
     def take_experts(self) -> dict[int, NDArray[np.int32]]:
         return {}

@@ -10,19 +10,18 @@ import signal
 import subprocess
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from android_java import Java, compiled
 from android_programs import NATIVE, RUNS, Engine, command, user
 from conftest import to_gguf
-from test_chat import CONVERSATIONS, TEMPLATES, VARIABLES
 
 from sampan import runtime
-from sampan.errors import InputError
+from sampan.runtime.memory import need
 from sampan.runtime.sampling import Sampling
 
 pytestmark = pytest.mark.slow
@@ -62,6 +61,8 @@ def test_greedy_answers_are_those_of_the_runtime(run: str, name: str, gguf: Gguf
         assert NATIVE or engine.ready["features"] == (["dotprod"] if run == "without i8mm" else ["dotprod", "i8mm"])
         loaded = engine.ask("load", path=str(path), threads=1)
         assert (loaded["event"], loaded["context"]) == ("loaded", session.context)
+        held = sum(loaded[part] for part in ("bytes", "context_bytes", "compute_bytes"))
+        assert held <= need(path, session.context).total, "what the app reckons with before it starts the engine"
         for question in (ENGLISH, CHINESE):
             ids = session.tokenize_chat(user(question))
             expected = session.generate(ids, runtime.Options(max_tokens=40, sampling=Sampling()))
@@ -70,45 +71,20 @@ def test_greedy_answers_are_those_of_the_runtime(run: str, name: str, gguf: Gguf
             assert len(expected) > 5
 
 
-REFUSED = {  # published templates that llama.cpp's renderer does not render, and what it says
-    "minimax": "Callee is not a function: got Undefined (hint: 'index')",
-    "smollm3": "sets a variable in a generation block",
-}
-TALKS = {  # what the app sends: texts alone
-    name: messages
-    for name, messages in CONVERSATIONS.items()
-    if all(k in ("role", "content", "reasoning_content") and isinstance(v, str) for m in messages for k, v in m.items())
-}
+@pytest.fixture(scope="module")
+def java(tmp_path_factory: pytest.TempPathFactory) -> Java:
+    return compiled(tmp_path_factory.mktemp("classes"))
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_prompts_are_those_of_the_runtime(name: str, engine: Engine, tmp_path: Path) -> None:
-    """Texts and ids by published templates; what the engine does not render it refuses by name."""
-    folder = tmp_path / "model"
-    shutil.copytree(tiny.FIXTURE, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATES[name])
-    to_gguf(folder, tmp_path / "m.gguf", "q8_0")
-    assert engine.ask("load", path=str(tmp_path / "m.gguf"), threads=1)["nfc"] is True
-    with runtime.open(tmp_path / "m.gguf", runtime.EngineOptions(vocabulary_only=True)) as session:
-        for messages in TALKS.values():
-            for variables in VARIABLES:
-                if "bos_token" not in variables:  # undefined names are empty texts for llama.cpp, errors for jinja
-                    continue
-                sent = [{k: unicodedata.normalize("NFC", v) for k, v in m.items()} for m in messages]
-                said = engine.ask("render", messages=sent, variables=variables)
-                if name in REFUSED:
-                    assert said["code"] == "template" and REFUSED[name] in said["message"], said
-                    continue
-                try:
-                    text = session.render_chat(messages, **variables)
-                except InputError as e:  # the template's own refusal
-                    assert said["code"] == "template" and str(e).removeprefix("chat template: ") in said["message"], (
-                        said
-                    )
-                    continue
-                assert (said["event"], said["text"]) == ("ids", unicodedata.normalize("NFC", text)), said
-                assert said["ids"] == session.tokenize(text, around=False)
-    assert len(TALKS) >= 4
+@pytest.mark.parametrize("name", ["trained", "trained-kimi"])
+@pytest.mark.parametrize("run", RUNS)
+def test_the_chat_of_the_app_shows_the_right_answers(run: str, name: str, gguf: Gguf, java: Java) -> None:
+    """Its own client and the state of its screen, two turns; the models know both answers by heart."""
+    said = java("org.sampan.core.Drive", gguf(name, "q4_k_m"), "512", ENGLISH, CHINESE, "--", *command(run))
+    answers = [json.loads(line) for line in said.stdout.splitlines()]
+    shown = [a.get("answer") for a in answers]
+    assert shown == ["The capital of France is Paris.", "法国的首都是巴黎。"], said.stdout + said.stderr
+    assert all(a["reason"] == "stop" and a["speed"] > 0 and a["memory"] > 1 << 20 for a in answers)
 
 
 HARM = {

@@ -123,6 +123,8 @@ def test_touch_targets_are_large_enough(layout: Path) -> None:
                 filled = size == "match_parent" or (side == "width" and says.get("android:layout_weight") == "1")
                 large = filled or max(dp(size), dp(says.get(f"android:{least}", ""))) >= 48
                 assert large, f"{layout.name}: {says.get('android:id')}: {side} {size}"
+    if layout.stem == "row_item":  # all of it is tapped
+        assert dp(attributes(ElementTree.parse(layout).getroot())["android:minHeight"]) >= 48  # noqa: S314
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda p: p.stem)
@@ -139,8 +141,28 @@ def test_layouts_can_be_read_aloud_translated_and_enlarged(layout: Path) -> None
             assert says["android:textColor"].startswith("@color/"), where
             assert int(says["android:textSize"].removesuffix("sp")) >= 14, where
             assert says["android:layout_height"] == "wrap_content", f"{where}: large text needs room"
-        for key in says:  # left and right change sides in some languages
+        for key, value in says.items():  # left and right change sides in some languages
             assert not re.search("Left|Right", key), f"{where}: {key}"
+            assert "ravity" not in key or not re.search("left|right", value), f"{where}: {key}"
+
+
+def test_what_has_a_direction_turns_with_the_language() -> None:
+    manifest = ElementTree.parse(APP / "AndroidManifest.xml").getroot()  # noqa: S314
+    assert [a.get(f"{NS}supportsRtl") for a in manifest.iter("application")] == ["true"]
+    for name in ("ic_back", "ic_send"):
+        icon = ElementTree.parse(RES / "drawable" / f"{name}.xml").getroot()  # noqa: S314
+        assert icon.get(f"{NS}autoMirrored") == "true", name
+    assert not re.search(r"Gravity\.(LEFT|RIGHT)", "".join(CODE.values()))
+
+
+def test_what_is_typed_and_handed_on_fits_into_a_call() -> None:
+    """All calls of a process share a buffer of 1 MB, with two bytes a character; a larger one ends the app."""
+    [box] = [e for e in ElementTree.parse(RES / "layout" / "chat.xml").getroot().iter() if e.tag == "EditText"]  # noqa: S314
+    assert 2 * int(box.attrib[f"{NS}maxLength"]) < 500_000
+    words = next(code for path, code in CODE.items() if path.stem == "Words")
+    limit = int(re.findall(r"LONGEST = ([\d_]+);", words)[0].replace("_", ""))
+    assert 2 * limit < 500_000
+    assert words.count("if (tooLong(context, text))") == len(re.findall(r"setPrimaryClip|ACTION_SEND", words)) == 2
 
 
 def test_the_code_says_nothing_of_its_own() -> None:

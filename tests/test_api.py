@@ -44,10 +44,14 @@ def test_names_and_version() -> None:
 
 
 def test_importing_takes_no_time() -> None:
-    """Under 50 ms of processor time, and nothing of sampan but the package itself."""
+    """Under 50 ms of processor time, the least of five processes, and nothing of sampan but the package itself."""
     code = (
         "import sys, time; before = set(sys.modules); began = time.process_time(); import sampan\n"
         "print(time.process_time() - began, *sorted(n for n in set(sys.modules) - before if 'sampan' in n))"
     )
-    seconds, *modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
-    assert modules == ["sampan"] and float(seconds) < 0.05
+    seconds = []
+    for _ in range(5):  # other work on the machine makes processor time longer, too
+        taken, *modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+        assert modules == ["sampan"]
+        seconds.append(float(taken))
+    assert min(seconds) < 0.05

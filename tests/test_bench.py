@@ -100,6 +100,7 @@ def refusal(path: Path, *arguments: str) -> str:
     return str(e.value)
 
 
+@pytest.mark.everyday("gguf", "hybrid onnx")
 def test_every_row_of_both_engines(path: Path) -> None:
     held = np.ones(400 << 20, np.uint8)  # memory of this process is none of that one's
     found = json.loads(run(path, *QUICK, "--depth", "0", "--depth", "24", "--json").stdout)

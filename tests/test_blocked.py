@@ -137,6 +137,7 @@ def weighted(name: str, x: NDArray[np.float32], weights: NDArray[np.float32] | N
     return out
 
 
+@pytest.mark.everyday("u4_32", "u4_32z")
 @pytest.mark.parametrize("name", ["u4_32", "u4_128", "u4_32z", "u4_128z"])
 def test_weights_lessen_the_error_that_counts(name: str) -> None:
     """Against a search of every scale in float64, and against the encoding that knows no weights."""

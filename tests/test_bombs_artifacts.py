@@ -45,6 +45,7 @@ GGUFS = {
 }  # fmt: skip
 
 
+@pytest.mark.everyday("inspect-*")
 @pytest.mark.parametrize("kind", GGUFS)
 @pytest.mark.parametrize("command", ["inspect", "validate"])
 def test_gguf(command: str, kind: str, tmp_path: Path) -> None:
@@ -85,6 +86,7 @@ ONNX_FILES = ("model.onnx", "model.onnx.data", "manifest.json", "genai_config.js
               "tokenizer_config.json", "generation_config.json", "chat_template.jinja")  # fmt: skip
 
 
+@pytest.mark.everyday("model.onnx-zeros", "model.onnx.data-fifo", "manifest.json-loop", "tokenizer.json-*")
 @pytest.mark.parametrize("kind", ["zeros", "fifo", "loop"])
 @pytest.mark.parametrize("name", ONNX_FILES)
 def test_no_small_file(name: str, kind: str, folder: Path) -> None:
@@ -93,6 +95,7 @@ def test_no_small_file(name: str, kind: str, folder: Path) -> None:
         held(watched.run(*command, str(folder)), *((0, 2) if command[0] == "inspect" else (2,)))
 
 
+@pytest.mark.everyday("manifest.json-nested", "genai_config.json-objects")
 @pytest.mark.parametrize("kind", ["lists", "nested", "objects"])
 @pytest.mark.parametrize("name", ["manifest.json", "genai_config.json", "tokenizer.json"])
 def test_json(name: str, kind: str, folder: Path) -> None:
@@ -136,6 +139,7 @@ GRAPHS = {
 }  # fmt: skip
 
 
+@pytest.mark.everyday("*dimensions", "nested", "not protobuf")
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_graph(kind: str, folder: Path) -> None:
     make, line = GRAPHS[kind]

@@ -38,6 +38,7 @@ def silent(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]]:
     yield lambda n: None
 
 
+@pytest.mark.everyday("trained", "qwen3_5_moe")
 @pytest.mark.parametrize("name", NAMES)
 def test_sums_are_those_of_hooks_in_transformers(
     name: str, model: Callable[[str], Path], gguf: Callable[[str, str], Path], tmp_path: Path

@@ -135,6 +135,7 @@ BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.everyday("zeros", "nested", "tags")
 @pytest.mark.parametrize("kind", BOMBS)
 def test_bombs(kind: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny.FIXTURE, tmp_path / "m"))

@@ -13,6 +13,7 @@ import tiny
 from test_house import ALLOWED, ROOT
 
 from sampan import child
+from sampan.convert import environments
 from sampan.convert.exporters import optimum
 from sampan.errors import InputError
 from sampan.runtime.chat import _renderer as chat
@@ -87,10 +88,10 @@ def test_the_exporter(trap: Path, tmp_path: Path) -> None:
 
 def test_the_exporters_environment(trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
-    real, bare = optimum._call, {"venv": ["--without-pip"], "pip": []}
-    monkeypatch.setattr(optimum, "_call", lambda python, *module: real(python, *module, *bare[module[0]]))
+    real, bare = environments.call, {"venv": ["--without-pip"], "pip": []}
+    monkeypatch.setattr(environments, "call", lambda w, python, *module: real(w, python, *module, *bare[module[0]]))
     with pytest.raises(InputError, match=r"--make-exporter: `-m pip .*` failed with exit code 1"):
-        optimum.make(tmp_path / "cache" / "exporter")
+        environments.make(optimum.ENVIRONMENT, tmp_path / "cache" / "exporter")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -98,22 +99,22 @@ def test_an_environment_that_somebody_else_made_stays(tmp_path: Path) -> None:
     (tmp_path / "exporter").mkdir()
     (tmp_path / "exporter" / "thesis.txt").write_text("years")
     with pytest.raises(InputError, match="exporter: --make-exporter would put its environment there, and finds a fol"):
-        optimum.make(tmp_path / "exporter")
+        environments.make(optimum.ENVIRONMENT, tmp_path / "exporter")
     assert [p.name for p in tmp_path.rglob("*")] == ["exporter", "thesis.txt"]
 
 
 def test_an_environment_of_other_versions_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "exporter"
-    for name in optimum.MARKS:
+    for name in environments.MARKS:
         place.mkdir(exist_ok=True)
         (place / name).write_text("torch==1.0")
 
-    def call(python: str, *module: str) -> None:
+    def call(wanted: object, python: str, *module: str) -> None:
         if module[0] == "venv":
             Path(module[1]).mkdir()
 
-    monkeypatch.setattr(optimum, "_call", call)
-    optimum.make(place)
+    monkeypatch.setattr(environments, "call", call)
+    environments.make(optimum.ENVIRONMENT, place)
     assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["exporter", "exporter/pins"]
     shutil.rmtree(place)
 

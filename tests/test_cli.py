@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import tiny
 from conftest import run_cli, to_gguf
 
 from sampan import runtime
+from sampan.cli import _progress
 
 
 def test_convert_then_run(tmp_path: Path) -> None:
@@ -151,6 +153,19 @@ def test_progress_is_plain_without_a_terminal(tmp_path: Path) -> None:
     lines = done.stderr.splitlines()
     assert lines[-1].startswith("converting: 100 %, 7.35 MB of 7.35 MB, ")
     assert "\x1b" not in done.stderr + done.stdout
+
+
+def test_slow_progress_says_how_long_one_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_progress, "PLAIN_SECONDS", 0)
+    monkeypatch.setattr(_progress, "time", SimpleNamespace(monotonic=iter([0.0, 20.0, 30.0]).__next__))
+    with _progress.Progress(4, "m", "run") as bar:
+        for n in (0, 1, 1):  # of nothing no speed can be told
+            bar(n)
+    assert capsys.readouterr().err == (
+        "m: 25 %, 1 run of 4 runs, 20.0 s a run, 60 s left\nm: 50 %, 2 runs of 4 runs, 15.0 s a run, 30 s left\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ ONLY_THEIRS = SECTIONS | {
 }  # fmt: skip
 
 
+@pytest.mark.everyday("trained", *tiny.PLAIN)
 @pytest.mark.parametrize("name", RECORDED["models"])
 def test_tensors_and_metadata_equal_the_converters(
     name: str, model: Callable[[str], Path], gguf: Callable[[str, str], Path]

@@ -65,6 +65,6 @@ def test_every_split_counts(folder: Path) -> None:
     for regexes in (SPLITS[1:], SPLITS[::-1], (*SPLITS, SPLITS[0]), SPLITS[2:]):
         steps(folder, *regexes)
         with pytest.raises(
-            InputError, match="pre_tokenizer: expected the split regex of qwen2, llama-bpe, kimi-k2, de"
+            InputError, match="pre_tokenizer: expected the split regex of qwen2, qwen35, llama-bpe, kimi-k2, de"
         ):
             read_tokenizer(folder, 2048)

@@ -7,6 +7,7 @@ import os
 import random
 import re
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,9 @@ def test_an_rk3588(tmp_path: Path) -> None:
     assert cpu["threads"] == 4
     (npu,) = found["npus"]
     assert npu["summary"] == "Rockchip NPU; driver RKNPU v0.9.8; fdab0000.npu; /usr/lib/librkllmrt.so"
+    assert npu["chip"] == npu["target"].upper() == "RK3588"
+    assert npu["needs"][-1] == "a folder of `sampan convert --to onnx --target rk3588`"
+    assert found["targets"]["rk3588"]["found"] == ["rockchip,rk3588"] and not found["targets"]["rk3576"]["found"]
     assert any("`taskset -c 4,5,6,7 sampan …`" in line for line in found["advice"])
 
 
@@ -87,12 +91,14 @@ def test_an_rk3588_with_the_driver_of_linux(tmp_path: Path) -> None:
     links = {"sys/class/accel/accel0/device/driver": "../../../bus/platform/drivers/rocket"}
     found = doctor.examine(machine(tmp_path, files, links=links), {})
     assert [n["summary"] for n in found["npus"]] == ["Rockchip NPU; driver rocket; /dev/accel/accel0"]
+    assert found["npus"][0]["needs"] == ["a target of sampan, which has none for it"]
 
 
 def test_an_npu_without_a_driver(tmp_path: Path) -> None:
     files = {k: v for k, v in RK3588.items() if "rknpu" not in k.lower() and "librk" not in k}
     found = doctor.examine(machine(tmp_path, files), {})
     assert [n["summary"] for n in found["npus"]] == ["Rockchip NPU; no driver"]
+    assert found["npus"][0]["needs"][0] == "a kernel with its driver"
 
 
 def test_a_snapdragon_phone(tmp_path: Path) -> None:
@@ -105,6 +111,8 @@ def test_a_snapdragon_phone(tmp_path: Path) -> None:
         "Qualcomm Hexagon NPU of SM8550, cdsp running; driver fastrpc; /dev/fastrpc-cdsp, /dev/fastrpc-cdsp-secure; "
         "/vendor/lib64/libcdsprpc.so"
     )
+    assert npu["needs"][-1] == "a folder of `sampan convert --to onnx --target qnn-v73`", "by the chip, in devices/"
+    assert ('pip install "sampan[qnn]"' in npu["needs"]) == (find_spec("onnxruntime_qnn") is None)
     assert any(line.startswith("llama.cpp was compiled without i8mm,") for line in found["advice"])
     assert not any("KleidiAI" in line for line in found["advice"])
 
@@ -244,6 +252,7 @@ def test_this_machine() -> None:
     assert found["targets"]["cpu"]["found"]
 
 
+@pytest.mark.slow
 def test_engines_that_do_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     start = doctor.start
 

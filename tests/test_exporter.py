@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from reference import MULTIPLE, assert_close, reference
 
 from sampan import runtime
 from sampan.checkpoint import open_folder
+from sampan.convert import environments
 from sampan.convert.exported import Request, _generation, convert_exported
 from sampan.convert.exporters import optimum
 from sampan.convert.generation import resolve
@@ -49,7 +51,7 @@ CONVERT = ("--to", "onnx", "--exporter", "optimum")
 @pytest.fixture(scope="session")
 def environment() -> Path:
     """Made once for a user: the tests share the cache that the program uses."""
-    return optimum.make(optimum.environment())
+    return environments.make(optimum.ENVIRONMENT, optimum.ENVIRONMENT.place)
 
 
 @pytest.fixture(scope="module")
@@ -159,15 +161,15 @@ def test_a_missing_environment_is_explained(tmp_path: Path) -> None:
 def test_an_environment_of_other_versions_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "pins").write_text("torch==1.0")
     with pytest.raises(InputError, match=r"found one with torch==1\.0; --make-exporter makes it"):
-        optimum.find(tmp_path)
+        environments.find(optimum.ENVIRONMENT, tmp_path)
 
 
 @pytest.mark.slow
 def test_a_failed_environment_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimum, "PACKAGES", (("--no-such-option",),))
+    wanted = replace(optimum.ENVIRONMENT, steps=(environments.Step(("--no-such-option",)),))
     monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
     with pytest.raises(InputError, match=r"--make-exporter: .*pip.* failed with exit code 2"):
-        optimum.make(tmp_path / "sampan" / "exporter")
+        environments.make(wanted, tmp_path / "sampan" / "exporter")
     assert not list((tmp_path / "sampan").iterdir())
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 MODULES = {"google-re2": "re2", "pyyaml": "yaml", "llama-cpp-python": "llama_cpp", "protobuf": "google"}
-ELSEWHERE = {"optimum"}  # in an environment of its own
+ELSEWHERE = {"optimum", "rknn"}  # in an environment of its own
 
 
 def modules(requirements: list[str]) -> set[str]:
@@ -113,6 +113,7 @@ def test_an_engine_that_is_missing(gguf: Callable[[str, str], Path], tmp_path: P
         assert done.stderr.startswith(f"error: {line}") or (line in done.stderr and "pip install" in done.stderr)
 
 
+@pytest.mark.everyday("bf16")
 @pytest.mark.parametrize("quant", ["bf16", "f16", "f32"])
 def test_plain_numbers_need_no_engine(quant: str, gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     done = without(MAIN, "convert", str(tiny.FIXTURE), "--quant", quant, "-o", str(tmp_path / "o.gguf"))

@@ -20,20 +20,15 @@ from sampan.checkpoint import open_folder
 from sampan.convert.conversion import convert, prepare
 from sampan.convert.family import read_architecture
 
-STARLING = """
-from dataclasses import replace
-
-from sampan.convert.families import llama
-
-FAMILY = replace(llama.FAMILY, architectures=("StarlingForCausalLM",), model_types=("starling",))
-"""
+ADDING = Path(__file__).parents[1] / "docs" / "adding.md"
 
 
 @pytest.fixture
 def starling(model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model of an architecture that nobody knows, and the file of its family in a folder of plug-ins."""
+    """A model of an architecture that nobody knows, and the documented file of its family in a folder of plug-ins."""
     (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins" / "starling.py").write_text(STARLING)
+    example = ADDING.read_text().split("```python\n")[1].split("```")[0]
+    (tmp_path / "plugins" / "starling.py").write_text(example)
     monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path / "plugins")])
     monkeypatch.delitem(sys.modules, "sampan.convert.families.starling", raising=False)
     folder = Path(shutil.copytree(model("llama-linear"), tmp_path / "model"))

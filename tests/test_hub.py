@@ -55,6 +55,7 @@ def settings(header: Header) -> dict[str, object]:
 # What is fetched, and what comes of it
 
 
+@pytest.mark.everyday("sharded")
 @pytest.mark.parametrize("layout", ["single", "sharded"])
 def test_a_hub_id_gives_what_its_folder_gives_and_asks_for_nothing_else(
     layout: str, serve: Callable[..., Hub], sampan: Shell, tmp_path: Path, request: pytest.FixtureRequest
@@ -101,6 +102,7 @@ def test_templates_in_a_folder_of_their_own_are_fetched(
     assert read_header(sampan.out).metadata["tokenizer.chat_template.tool_use"].value == "T"
 
 
+@pytest.mark.slow
 def test_the_revision_is_a_branch_a_tag_or_a_commit(
     single: Path, serve: Callable[..., Hub], sampan: Shell, tmp_path: Path
 ) -> None:
@@ -207,6 +209,7 @@ def test_without_links_the_weights_lie_there_once(single: Path, serve: Callable[
 # Downloads that are cut off
 
 
+@pytest.mark.slow
 def test_a_closed_connection_is_continued_at_once(wide: Path, serve: Callable[..., Hub], sampan: Shell) -> None:
     hub = serve(wide)
     hub.faults.cut[SINGLE] = (12 * MIB, "closed")
@@ -219,6 +222,7 @@ def test_a_closed_connection_is_continued_at_once(wide: Path, serve: Callable[..
     assert continued(hub, wide) == [12 * MIB, (wide / SINGLE).stat().st_size - STEP]
 
 
+@pytest.mark.slow
 def test_after_a_reset_connection_the_second_run_fetches_only_the_rest(
     wide: Path, serve: Callable[..., Hub], sampan: Shell
 ) -> None:

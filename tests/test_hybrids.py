@@ -108,6 +108,7 @@ FP8 = {
 }  # fmt: skip
 
 
+@pytest.mark.everyday("qwen3_5")
 @pytest.mark.parametrize("name", FP8)
 def test_fp8_sources_become_what_their_values_do(name: str, model: Model, tmp_path: Path) -> None:
     """Blocks of 128×128, also where in_proj_qkvz is cut into the shares of key heads, which no block is as high as."""
@@ -129,6 +130,7 @@ def test_fp8_sources_become_what_their_values_do(name: str, model: Model, tmp_pa
 DECAY = {"kimi_linear": f"{LAYER}self_attn.A_log", "qwen3_5": f"{LAYER}linear_attn.A_log"}
 
 
+@pytest.mark.everyday("kimi_linear-onnx", "qwen3_5-gguf")
 @pytest.mark.parametrize("form", ["gguf", "onnx"])
 @pytest.mark.parametrize("name", DECAY)
 def test_a_decay_that_is_not_finite(name: str, form: str, model: Model, tmp_path: Path) -> None:

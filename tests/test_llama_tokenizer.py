@@ -57,6 +57,7 @@ def configure(folder: Path, changes: dict[str, Any]) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.everyday("llama-gguf-*", "glm4-onnx-*")
 @pytest.mark.parametrize("asked", ["in tokenizer_config.json", "by a post-processor"])
 @pytest.mark.parametrize("form", ["gguf", "onnx"])
 def test_bos_around_a_text_and_not_around_a_conversation(asked: str, form: str, folder: Path, tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_lossless_says_so_in_the_manifest(pair: Pair, tmp_path: Path) -> None:
     assert manifest(out)["stored"] == {"bf16": 11, "pack_quantized 1×32": 14}
 
 
+@pytest.mark.everyday("gptq-*")
 @pytest.mark.parametrize(
     ("name", "quant", "stored", "found"),
     [
@@ -92,6 +93,7 @@ def test_lossless_refuses_the_nearest(
     assert not out.parent.exists()
 
 
+@pytest.mark.everyday("nvfp4-f16")
 @pytest.mark.parametrize(
     ("name", "kind"), [("fp8-block", "bf16"), ("gptq", "f16"), ("nvfp4", "f16"), ("gptq-act-order", "f16")]
 )
@@ -126,6 +128,7 @@ def with_scale(folder: Path, target: Path, value: float) -> Path:
 SCALE = "model.layers.1.mlp.up_proj.weight_scale"
 
 
+@pytest.mark.everyday("5*")
 @pytest.mark.parametrize("value", [2.0**-24, -(2.0**-17) * 1.0078125, 255 * 2.0**-24, 2.0**15])
 def test_scales_at_the_ends_of_float16(value: float, pair: Pair, tmp_path: Path) -> None:
     folder = with_scale(pair("int4")[0], tmp_path / "m", value)

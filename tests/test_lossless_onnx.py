@@ -67,6 +67,7 @@ def test_every_value_of_every_matrix(name: str, pair: Pair, tmp_path: Path) -> N
         np.testing.assert_array_equal(values, np.concatenate([expected[k] for k in keys]), err_msg=node)
 
 
+@pytest.mark.everyday("gptq*")
 @pytest.mark.parametrize(("name", "kind"), [("fp8-block", "f16"), ("gptq-act-order", "f16"), ("mxfp4", "f16")])
 def test_the_nearest_is_named_and_measured(name: str, kind: str, pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "m"

@@ -262,6 +262,7 @@ def test_all_parts_of_a_split_file_come(repository: Path, serve: Callable[..., H
     assert f"-00001-of-{len(parts):05d}.gguf, {total / 1e6:.3g} MB\n" in done.stderr
 
 
+@pytest.mark.slow
 def test_inspect_serve_and_validate_take_the_same_names(
     repository: Path, serve: Callable[..., Hub], sampan: Shell
 ) -> None:
@@ -279,6 +280,7 @@ def test_inspect_serve_and_validate_take_the_same_names(
             process.kill()
 
 
+@pytest.mark.slow
 def test_which_of_several_is_asked(repository: Path, serve: Callable[..., Hub], sampan: Shell) -> None:
     hub = serve(repository)
     line = sampan.refused(hub.url, "run", REPO, *ASK)

@@ -204,6 +204,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.everyday("a norm is missing", "a second layer")
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_head_that_is_not_whole(fault: str, model: Model, tmp_path: Path) -> None:
     """It is refused in a line that says how the model itself converts."""
@@ -323,6 +324,7 @@ def test_files_with_it_and_without_it_are_what_the_checkpoint_is(model: Model, g
     assert line.startswith("blk.4.ffn_down.weight: ")
 
 
+@pytest.mark.slow
 def test_blame_does_not_look_at_what_no_run_computes(
     model: Model, gguf: Gguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

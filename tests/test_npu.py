@@ -57,7 +57,7 @@ def to_npu(source: Path, out: Path, quant: str = "a16w8", **options: Any) -> Con
     return made
 
 
-def float_graphs(source: Path, out: Path) -> dict[int, Static]:
+def float_graphs(source: Path, out: Path, kind: type[Static] = Static) -> dict[int, Static]:
     """The static graphs of a float32 model, with their weights in `out`."""
     checkpoint = open_folder(source)
     planned = prepare(checkpoint, out, "onnx", "a16w8", target="qnn-v75", context=CONTEXT, jobs=2)
@@ -65,7 +65,7 @@ def float_graphs(source: Path, out: Path) -> dict[int, Static]:
     weights = Channels(arch, planned.binding, get_scheme("f32"))
     parts = [npu.Part((*range(len(arch.blocks)), -1), None)]
     data = [DataFile(1, "part-1.data", 0)]
-    forms = {n: npu.static(weights, arch, CONTEXT, n, data, parts) for n in TOKENS}
+    forms = {n: npu.static(weights, arch, CONTEXT, n, data, parts, kind) for n in TOKENS}
     embedding = replace(planned.plan.tensors[0], type=tensor_type("f32"))
     files = [OutputFile(out / "embedding.data", b"", embedding.nbytes, folder=True)]
     files.append(OutputFile(out / "part-1.data", b"", data[0].end, folder=True))
@@ -96,18 +96,20 @@ class Floats:
         form = self.forms[size]
         tables = {k: np.resize(v, (CONTEXT + size, v.shape[1])) for k, v in self.tables.items()}
         feeds = {"hidden": self.embedding[padded], **self.cache, **_shared(form.graph, form, self.position, tables)}
+        feeds = {e.name: feeds[e.name].reshape(e.shape) for e in form.graph.inputs}
         names = [o.name for o in self.sessions[size].get_outputs()]
         found = dict(zip(names, self.sessions[size].run(names, feeds), strict=True))
         for name in self.cache:
-            new, at = found[name.replace("past", "present")][None], slice(self.position, self.position + len(ids))
+            new, at = found[name.replace("past", "present")], slice(self.position, self.position + len(ids))
             if "key" in name:
                 self.cache[name][..., at] = new[..., : len(ids)]
             else:
-                self.cache[name][:, :, at] = new[:, :, : len(ids)]
+                self.cache[name][..., at, :] = new[..., : len(ids), :]
         self.position += len(ids)
         return found["logits"][: len(ids)]
 
 
+@pytest.mark.everyday("trained", "qwen2", "glm4")
 @pytest.mark.parametrize("name", DENSE)
 def test_float_graphs_equal_transformers(name: str, model: Model, tmp_path: Path) -> None:
     """A piece in the graph of 128, tokens one by one over the cache, another piece that does not fill its graph."""
@@ -313,6 +315,7 @@ def test_gguf_has_no_target(model: Model, tmp_path: Path) -> None:
         prepare(open_folder(model("trained")), tmp_path / "out.gguf", "gguf", "q4_0", target="qnn")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 def test_a_folder_that_lies_is_refused(model: Model, tmp_path: Path) -> None:
     out = to_npu(model("trained"), tmp_path / "out").out

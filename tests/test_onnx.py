@@ -33,6 +33,7 @@ SCHEMES = ("int4", "int4_head8", "int4_128", "int4_zp", "int4_128_zp", "int8", "
 Model = Callable[[str], Path]
 
 
+@pytest.mark.everyday("trained*", *tiny.PLAIN)
 @pytest.mark.parametrize("name", ["trained", "trained-kimi", *tiny.MODELS])
 def test_fp32_equals_transformers(name: str, model: Model, tmp_path: Path) -> None:
     """Prefill; and with the cache, tokens one by one before and after a piece."""
@@ -54,6 +55,7 @@ def test_fp16_holds_bfloat16_weights_exactly(model: Model, tmp_path: Path) -> No
     assert nbytes(tmp_path / "fp16") < 0.6 * nbytes(tmp_path / "fp32")
 
 
+@pytest.mark.everyday("qwen2", "qwen3-yarn")
 @pytest.mark.parametrize("name", ["qwen2", "qwen3-yarn", "qwen2_moe", "qwen3_moe", "deepseek_v3"])
 def test_old_and_new_config_styles_give_one_graph(name: str, model: Model, tmp_path: Path) -> None:
     config = json.loads((model(name) / "config.json").read_text())

@@ -124,8 +124,8 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "no space": ({"free": 1 << 20}, r"A1: .*/files: expected 2\.29 MB of free space, found 1\.05 MB; make room"),
     "memory": (
         {"memory": 540 << 20},
-        r"A1: memory: expected 52 MB for .*\.gguf \(weights 2\.21 MB, cache 4\.19 MB at 1024 tokens, rest 45\.6 MB\), "
-        "found 29.4 MB beside the system's, of 566 MB; choose a smaller --quant or --context",
+        r"A1: memory: expected 53\.1 MB for .*\.gguf \(weights 2\.21 MB, cache 4\.19 MB at 1024 tokens, rest 46\.7 MB"
+        r"\), found 29.4 MB beside the system's, of 566 MB; choose a smaller --quant or --context",
     ),
 }  # fmt: skip
 
@@ -178,7 +178,9 @@ def test_without_adb(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_little_free_memory_is_a_warning(desk: Desk) -> None:
     desk.phone.available = 40 << 20
     code, _, err = desk.push()
-    assert code == 0 and re.search(r"^warning: A1: .* needs 52 MB .* only 41\.9 MB is free now: close other", err), err
+    assert code == 0 and re.search(r"^warning: A1: .* needs 53\.1 MB .* only 41\.9 MB is free now: close other", err), (
+        err
+    )
 
 
 def test_an_interrupted_push_goes_on(desk: Desk) -> None:
@@ -319,6 +321,7 @@ def test_a_processor_without_an_engine(desk: Desk) -> None:
 
 
 READY = '{"event":"ready","id":0,"protocol":1,"engine":"x","features":[]}'
+SPEEDS = ("prompt_tokens", "cached", "prefill_ms", "tokens", "decode_ms")
 LOADS = f"echo '{READY}'; read x; echo "
 BROKEN = {
     "protocol 2": (f"echo '{READY.replace(':1,', ':2,')}'", "the engine: expected protocol 1, found .*; update the"),
@@ -344,6 +347,17 @@ def test_engines_that_break(desk: Desk, kind: str) -> None:
     code, _, err = desk.push("--run", "Hi")
     assert code == 2 and re.search(rf"^error: (A1: )?{expected}", err, re.MULTILINE), err
     assert list(desk.there()) == [desk.model.name]
+
+
+@pytest.mark.parametrize("nfc", [True, False])
+def test_a_prompt_is_composed_where_the_model_wants_it(desk: Desk, nfc: bool) -> None:
+    loaded = json.dumps({"event": "loaded", "id": 1, "nfc": nfc})
+    done = json.dumps({"event": "done", "id": 2} | dict.fromkeys(SPEEDS, 0))
+    kept = desk.phone.root / "asked"
+    desk.engine(f"#!/bin/sh\n{LOADS}'{loaded}'; read -r x; printf %s \"$x\" > '{kept}'; echo '{done}'\n")
+    code, _, err = desk.push("--run", "e\u0301")
+    assert code == 0, err
+    assert json.loads(kept.read_text())["messages"][0]["content"] == ("\u00e9" if nfc else "e\u0301")
 
 
 def test_no_engine(desk: Desk) -> None:

@@ -21,7 +21,8 @@ KNOWN = registry.load_all("sampan.runtime.parsers", "PARSER")
 TOOLS = [
     {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {
         "city": {"type": "string"}, "days": {"type": "integer"}, "exact": {"type": ["boolean", "null"]},
-        "where": {"anyOf": [{"type": "object"}, {"type": "null"}]}, "any": {}}}}},
+        "where": {"anyOf": [{"type": "object"}, {"type": "null"}]}, "any": {}, "at": {"$ref": "#/$defs/at"}},
+        "$defs": {"at": {"type": "object"}}}}},
     {"type": "function", "function": {"name": "run_python", "parameters": {"type": "object", "properties": {
         "code": {"type": "string"}}}}},
 ]  # fmt: skip
@@ -82,6 +83,9 @@ RECORDED: dict[str, tuple[str, str, dict[str, Any]]] = {
             "city": "12", "days": "3", "exact": "True", "where": '{"lat": 1.5}', "any": "7", "new": "8"}),
         {"text": "On it.", "calls": [
             ("weather", {"city": "12", "days": 3, "exact": True, "where": {"lat": 1.5}, "any": "7", "new": "8"})]},
+    ),
+    "xml of a type that is defined elsewhere": (
+        "qwen_xml", xml("weather", {"at": '{"lat": 1}'}), {"calls": [("weather", {"at": {"lat": 1}})]}
     ),
     "xml of code": (
         "qwen_xml", xml("run_python", {"code": CODE}) + "\n" + xml("now", {}),
@@ -175,6 +179,7 @@ def test_an_answer_that_was_cut() -> None:
     assert [(c.name, c.arguments) for c in whole_calls(found.calls)] == [("f", '{"a": "1"')]
 
 
+@pytest.mark.slow
 def test_hostile_texts_end() -> None:
     """Deep nesting, long names and endless markers: no fault, and no time that grows with the square."""
     for names in ("think hermes", "think qwen_xml", "think kimi"):

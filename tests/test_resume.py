@@ -168,6 +168,7 @@ def test_interrupt_keeps_the_work(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_jobs_and_memory(
     model: Callable[[str], Path], gguf: Callable[[str, str], Path], tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_fault_at_any_call(fault: str, run: Run, tmp_path: Path) -> None:
         assert tree(place) == wanted, at
 
 
+@pytest.mark.everyday("gguf-torn", "onnx-full")
 @pytest.mark.parametrize("fault", ["torn", "full"])
 def test_a_fault_in_the_middle(fault: str, run: Run, tmp_path: Path) -> None:
     place = tmp_path / "place"
@@ -102,6 +103,7 @@ def test_a_fault_in_the_middle(fault: str, run: Run, tmp_path: Path) -> None:
     assert tree(place) == wanted
 
 
+@pytest.mark.everyday("split")
 def test_a_damaged_digit_in_the_journal(run: Run, tmp_path: Path) -> None:
     """Each digit of the finished items' numbers, and a line that claims them all: bytes would be missing."""
     place = tmp_path / "place"

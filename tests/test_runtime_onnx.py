@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from test_runtime import NASTY
 from sampan import runtime
 from sampan.errors import InputError
 from sampan.onnx import Graph
-from sampan.runtime import Options, Sampling
-from sampan.runtime.engines import _pages
+from sampan.runtime import EngineOptions, Options, Sampling
+from sampan.runtime.engines import _process
 from sampan.runtime.engines._routers import RouterRecorder
+from sampan.runtime.engines.onnx import SETTLED
 
 IDS = [int(i) for i in np.random.default_rng(3).integers(0, 2000, 40)]
 
@@ -297,14 +299,25 @@ def test_mixtures_that_are_not_understood_are_not_recorded(
         assert {layer: ids.tolist() for layer, ids in recorder.take().items()} == {0: [[1, 2]], 1: [[1]]}
 
 
-def test_what_is_loaded_goes_to_huge_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The memory that appears while the session is made (tests/test_pages.py: what becomes of it)."""
+def test_what_is_loaded_goes_to_huge_pages_behind_the_first_tokens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory that appears while the session is made (tests/test_process_effects.py: what becomes of it)."""
     seen: list[list[tuple[int, int]]] = []
-    monkeypatch.setattr(_pages, "collapse", lambda maps: not seen.append(maps))
-    at_first = _pages.private()
-    runtime.open(folder).close()
-    assert seen and seen[-1], "nothing appeared, or nobody looked"
-    assert not at_first & set(seen[-1]), "what was there before is left alone"
+    monkeypatch.setattr(_process, "collapse", seen.append)
+    at_first = _process.private()
+    options, on = EngineOptions(threads=1), Options(2 * SETTLED, Sampling(logit_bias={7: 1e4}))
+    with runtime.open(folder, options) as session:
+        stream = session.stream("Hi", on)
+        for _ in range(SETTLED):
+            next(stream)
+        assert not seen, "the first tokens come first"
+        stream.read()
+    assert len(seen) == 1 and seen[0], "nothing appeared, or nobody looked"
+    assert not at_first & set(seen[0]), "what was there before is left alone"
+    with runtime.open(folder, replace(options, process_wide=False)) as session:
+        session.stream("Hi", on).read()
+    assert len(seen) == 1
 
 
 def test_a_graph_that_would_be_hundreds_of_times_slower_is_refused(tmp_path: Path) -> None:

@@ -11,15 +11,15 @@ import pytest
 
 from sampan.errors import InputError
 from sampan.runtime import Sampling
-from sampan.runtime.sampling import BLOCK, FIRST_GUESS, Sampler, candidates
+from sampan.runtime.sampling import BLOCK, Sampler, candidates
 from sampan.runtime.stream import most_probable
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 0.0], np.float32)
-WIDE = 20_000  # words: several blocks, and more than the first guess
+WIDE = 20_000  # words: several blocks
 
 
 def draw(s: Sampling, prompt: list[int] | None = None) -> set[int]:
-    return {Sampler(s, prompt or [], len(LOGITS), seed).choose(LOGITS) for seed in range(300)}
+    return {Sampler(s, prompt or [], seed).choose(LOGITS) for seed in range(300)}
 
 
 def test_steps() -> None:
@@ -66,7 +66,7 @@ SETTINGS = [
 @pytest.mark.parametrize("s", SETTINGS, ids=str)
 @pytest.mark.parametrize("spread", [1.0, 4.0])
 def test_the_distribution_is_transformers(s: Sampling, spread: float) -> None:
-    assert WIDE > 8 * FIRST_GUESS and WIDE > 8 * BLOCK
+    assert WIDE > 8 * BLOCK
     for seed in range(3):
         logits = np.random.default_rng(seed).standard_normal(WIDE, np.float32) * np.float32(spread)
         ours, expected = probabilities(logits, s), theirs(logits, s)
@@ -81,7 +81,7 @@ def test_draws_follow_the_weights() -> None:
     places = [0, 1, BLOCK - 1, BLOCK, 2 * BLOCK, 4 * BLOCK - 1, 4 * BLOCK + 2]
     wanted = np.array([0.3, 0.05, 0.2, 0.1, 0.15, 0.08, 0.12])
     logits[places] = np.log(wanted)
-    n, sampler = 40_000, Sampler(Sampling(1.0), [], len(logits), 11)
+    n, sampler = 40_000, Sampler(Sampling(1.0), [], 11)
     counts = Counter(sampler.choose(logits) for _ in range(n))
     assert set(counts) == set(places)
     found = np.array([counts[p] for p in places])
@@ -95,7 +95,7 @@ def test_penalties_are_llamas(penalties: tuple[float, float, float]) -> None:
     from llama_cpp import llama_cpp as lib
 
     logits = np.random.default_rng(5).standard_normal(50).astype(np.float32) * 3
-    ours = Sampler(Sampling(0, 0, 1, 0, *penalties), [], 50, 0)
+    ours = Sampler(Sampling(0, 0, 1, 0, *penalties), [], 0)
     chain = lib.llama_sampler_init_penalties(50, 64, *penalties)
     for _ in range(40):
         data = (lib.llama_token_data * 50)(*(lib.llama_token_data(i, float(x), 0.0) for i, x in enumerate(logits)))
@@ -109,7 +109,7 @@ def test_penalties_are_llamas(penalties: tuple[float, float, float]) -> None:
 
 def test_the_repetition_penalty_counts_the_prompt_and_the_others_do_not() -> None:
     s = Sampling(repetition_penalty=2.0, frequency_penalty=1.0, presence_penalty=1.0, logit_bias={0: 0.5})
-    sampler = Sampler(s, [1, 1, 3], 5, 0)
+    sampler = Sampler(s, [1, 1, 3], 0)
     np.testing.assert_allclose(sampler._changed(LOGITS), [1.5, 1.5, 2, -2, 0])
     assert LOGITS[1] == 3, "the engine's own memory stays as it is"
 
@@ -118,7 +118,7 @@ def test_equal_logits_and_seed_give_equal_tokens() -> None:
     rng = np.random.default_rng(7)
     rows = rng.standard_normal((30, WIDE)).astype(np.float32) * 3
     for s in SETTINGS:
-        a, b = (Sampler(s, [1], WIDE, 5) for _ in range(2))
+        a, b = (Sampler(s, [1], 5) for _ in range(2))
         assert [a.choose(r) for r in rows] == [b.choose(r.copy()) for r in rows]
 
 
@@ -127,7 +127,7 @@ def test_logits_that_differ_a_little_choose_the_same_tokens() -> None:
     rng = np.random.default_rng(8)
     rows = rng.standard_normal((200, 500)).astype(np.float32) * 3
     noise = rng.standard_normal(rows.shape).astype(np.float32) * 1e-4
-    a, b = (Sampler(Sampling(1.0, top_p=0.95), [], 500, 5) for _ in range(2))
+    a, b = (Sampler(Sampling(1.0, top_p=0.95), [], 5) for _ in range(2))
     same = sum(a.choose(r) == b.choose(n) for r, n in zip(rows, rows + noise, strict=True))
     assert same >= 198
 

@@ -56,6 +56,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Session]]:
         yield [a, b]
 
 
+@pytest.mark.everyday("tree", "text")
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_answers_are_valid_in_both_engines(name: str, opened: list[Session]) -> None:
     """By Python's json and by jsonschema; at a temperature at which the model alone writes no JSON."""
@@ -128,6 +129,7 @@ FORMS: list[Form] = [
 LARK = "start: WORD\nWORD: /(ab|a[bé]{2,3})*/ TAIL?\nTAIL: /中/"
 
 
+@pytest.mark.everyday("0", "3")
 @pytest.mark.parametrize("seed", range(8))
 def test_a_mask_is_what_brute_force_finds(seed: int) -> None:
     """For each token: whether the text so far and its bytes begin a document; ends where the text is a document."""
@@ -183,7 +185,7 @@ def test_what_allows_all_changes_nothing(opened: list[Session]) -> None:
             assert held.tokens == plain.tokens and held.text == plain.text
     rows = np.random.default_rng(1).standard_normal((50, 3000)).astype(np.float32) * 4
     for s in (Sampling(), Sampling(1.0), Sampling(0.7, 20, 0.9, 0.01, 1.2, 0.1, 0.3, {5: 1.0})):
-        a, b = (Sampler(s, [1, 2], 3000, 7) for _ in range(2))
+        a, b = (Sampler(s, [1, 2], 7) for _ in range(2))
         assert [a.choose(r) for r in rows] == [b.choose(r, np.ones(3000, np.bool_)) for r in rows]
 
 
@@ -192,10 +194,10 @@ def test_only_what_is_allowed_is_drawn() -> None:
     allowed[[7, 2999]] = True
     for s in (Sampling(), Sampling(1.0), Sampling(5.0, top_k=50), Sampling(1.0, top_p=0.9), Sampling(2.0, min_p=0.5),
               Sampling(1.0, 5, 0.5, 0.1, 1.5, 0.5, 0.5, {4: 100.0})):  # fmt: skip
-        assert {Sampler(s, [4], 3000, seed).choose(row, allowed) for seed in range(40)} <= {7, 2999}
+        assert {Sampler(s, [4], seed).choose(row, allowed) for seed in range(40)} <= {7, 2999}
     row[allowed] = -np.inf
     with pytest.raises(InputError, match="rules out every token that its schema allows"):
-        Sampler(Sampling(1.0), [], 3000, 0).choose(row, allowed)
+        Sampler(Sampling(1.0), [], 0).choose(row, allowed)
 
 
 def test_log_probabilities_stay_the_models_own(opened: list[Session]) -> None:

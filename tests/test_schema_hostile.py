@@ -45,6 +45,9 @@ HOSTILE: dict[str, Any] = {
 }
 
 
+@pytest.mark.everyday(
+    "references", "objects", "all", "twice", "products", "regex", "counts", "multiples", "parentheses"
+)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_schemas_cost_little(name: str) -> None:
     """Seconds of the processor for compiling and 50 tokens; refused in a line, or held to."""

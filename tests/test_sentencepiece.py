@@ -90,6 +90,9 @@ JSONS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.everyday(
+    "as the file says-*", "Metaspace-onnx", "Metaspace, first-gguf", "LlamaTokenizer-*", "LlamaTokenizer, legacy-gguf"
+)
 @pytest.mark.parametrize("form", ["gguf", "onnx"])
 @pytest.mark.parametrize("case", JSONS)
 def test_ids_of_tokenizer_json(case: str, form: str, folder: Path) -> None:
@@ -113,6 +116,7 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.everyday("plain-*", "bos and eos-gguf", "not legacy-onnx", "pieces of a user-gguf")
 @pytest.mark.parametrize("form", ["gguf", "onnx"])
 @pytest.mark.parametrize("case", MODELS)
 def test_ids_of_tokenizer_model(case: str, form: str, folder: Path) -> None:

@@ -245,6 +245,7 @@ def test_the_models_own_sampling_holds_where_nothing_is_asked(ask: Callable[...,
 # Answers that are held to a schema
 
 
+@pytest.mark.everyday("gguf")
 def test_a_schema_holds_answers_whole_streamed_and_parsed(trained: tuple[Session, openai.OpenAI]) -> None:
     """As OpenAI's client sends it for a class of pydantic, at a temperature at which the model alone writes no JSON."""
 

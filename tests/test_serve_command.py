@@ -217,6 +217,7 @@ def visit(url: str, folder: Path, language: str, dark: bool, done: threading.Eve
     return "\n".join(line for line in err.splitlines() if "CONSOLE" in line)
 
 
+@pytest.mark.everyday("zh-CN*")
 @pytest.mark.parametrize(("language", "dark"), [("zh-CN", False), ("en-GB", True)])
 def test_the_page_works_on_a_phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: str, dark: bool) -> None:
     """A script at the end of the page's own uses it in a frame, and says what it saw in a last request."""

@@ -117,13 +117,14 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "text"}}}}, "response_format",
      "schema: #: no answer can be held to this: Invalid type: text"),
     ({"response_format": {"type": "json_object"}, "tools": TOOLS}, "response_format", "calls no tools"),
-    ({"tool_choice": "required"}, "tool_choice", "no call can be forced"),
-    ({"tool_choice": {"type": "function"}}, "tool_choice", "no call can be forced"),
+    ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
+    ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice", "expected none, auto, required or a function"),
+    ({"tool_choice": {"type": "function"}}, "tool_choice.function", "expected an object"),
     ({"tools": {}}, "tools", "expected a list"),
-    ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools[0].function.strict",
-     "cannot be held"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "strict": "yes"}}]}, "tools[0].function.strict",
+     "true or false"),
     ({"functions": []}, "functions", "old form"),
-    ({"parallel_tool_calls": False}, "parallel_tool_calls", "not built"),
+    ({"parallel_tool_calls": 1}, "parallel_tool_calls", "true or false"),
     ({"n": 2}, "n", "give 1"),
     ({"n": True}, "n", "give 1"),
     ({"wish": 1}, "wish", "not known"),
@@ -207,7 +208,7 @@ def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as s:
             s.sendall(request("/v1/completions", b"", content_length="100"))
-            refused(answered(s.recv(65536)), 408, "did not come within 0.3 s")
+            refused(answered(b"".join(iter(lambda: s.recv(65536), b""))), 408, "did not come within 0.3 s")
         with socket.create_connection((host, int(port)), timeout=30) as s:
             s.sendall(request("/v1/completions", b"{", content_length="100"))
         assert post(url, CHAT)[0] == 200

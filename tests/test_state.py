@@ -19,7 +19,8 @@ from noise_engine import Noise
 from sampan import runtime
 from sampan.errors import InputError
 from sampan.runtime import EngineOptions, Options, Sampling, Session
-from sampan.runtime.state import DIGEST, FRONT, identity
+from sampan.runtime.opened import Opened
+from sampan.runtime.state import DIGEST, FRONT
 
 __all__ = ["artifacts", "path"]  # fixtures of the tests here
 TEXT = "The kettle was lost, and the sailor was kind. 那里没有水壶。 "
@@ -43,6 +44,7 @@ def saved(path: Path, out: Path, options: EngineOptions = ONE) -> list[int]:
     return tokens
 
 
+@pytest.mark.everyday("*-What was lost? ")
 @pytest.mark.parametrize("question", ["", "What was lost? ", "谁很善良？"])
 def test_answers_behind_a_state_are_those_of_a_plain_session(path: Path, question: str, tmp_path: Path) -> None:
     tokens = saved(path, tmp_path / "s")
@@ -226,13 +228,13 @@ def test_another_model_of_the_same_shape_is_another_one(artifacts: dict[str, Pat
         source = artifacts[name]
         copy = tmp_path / source.name
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, copy)
-        assert identity(copy) == identity(source)
+        assert Opened(copy).identity == Opened(source).identity
         weights = copy / "model.onnx.data" if copy.is_dir() else copy
         raw = bytearray(weights.read_bytes())
         for at in range(len(raw) // 2, len(raw), 64):  # other weights in a half of it
             raw[at] ^= 1
         weights.write_bytes(raw)
-        assert identity(copy) != identity(source)
+        assert Opened(copy).identity != Opened(source).identity
 
 
 # Writing

@@ -35,6 +35,7 @@ QUICK = ("qwen3_moe", "qwen2-f16-16-layers")
 NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MODELS]
 
 
+@pytest.mark.everyday("qwen2-f16-16-layers")
 @pytest.mark.parametrize("name", NAMES)
 def test_bytes_are_those_of_llama_model_quantize_with_the_same_file(
     name: str, model: Callable[[str], Path], gguf: Callable[[str, str], Path], tmp_path: Path

@@ -78,6 +78,7 @@ def test_which_candidates_they_are_for(steep: Path, gguf: Callable[[str, str], P
     assert told.endswith("made with statistics, which --stats would judge its rows by")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_them_and_other_ones_start_again(
     steep: Path, gguf: Callable[[str, str], Path], tmp_path: Path
 ) -> None:

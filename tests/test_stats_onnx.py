@@ -35,6 +35,7 @@ def as_checkpoint(name: str, tensor: str, weights: dict[str, Floats], t: Stored)
     return found
 
 
+@pytest.mark.everyday("deepseek_v3")
 @pytest.mark.parametrize("name", ["qwen3_5_moe", "deepseek_v3", pytest.param("kimi_linear", marks=pytest.mark.slow)])
 def test_every_matrix_has_its_own_weights(
     name: str, model: Callable[[str], Path], gguf: Callable[[str, str], Path], tmp_path: Path

@@ -14,6 +14,7 @@ from sampan.validate.artifact import open_gguf
 from sampan.validate.audit import audit
 
 
+@pytest.mark.everyday("fp8-block", "int4", "mxfp4", "nvfp4", "gptq-act-order", "awq")
 @pytest.mark.parametrize("name", encoders.ENCODERS)
 def test_the_output_is_that_of_the_values(name: str, pair: Pair, tmp_path: Path) -> None:
     encoded, meant = pair(name)

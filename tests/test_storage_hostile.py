@@ -127,6 +127,19 @@ CASES: dict[str, tuple[str, Edit, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.everyday(
+    "missing-scale",
+    "missing-zeros",
+    "orphan-scale",
+    "scale-of-other-blocks",
+    "nan-*",
+    "nvfp4-promised-fp8",
+    "shape-that-lies",
+    "zero-point-of-16",
+    "order-beyond-the-groups",
+    "two-storages",
+    "another-method",
+)
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_refused(case: str, pair: Pair, tmp_path: Path) -> None:
     name, edit, line = CASES[case]

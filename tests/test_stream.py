@@ -110,6 +110,7 @@ def test_a_streamed_checkpoint_gives_what_its_folder_gives(
 # Connections and kills
 
 
+@pytest.mark.slow
 def test_dropped_connections_are_continued(sharded: Path, serve: Callable[..., Hub], quick: Shell) -> None:
     hub = serve(sharded)
     size = (sharded / SHARDS[0]).stat().st_size
@@ -191,6 +192,7 @@ def test_after_a_kill_only_the_rest_is_fetched(
     same_artifact(sampan.out, sampan.out.with_name("local"))
 
 
+@pytest.mark.slow
 def test_a_shard_in_hand_of_something_else_is_not_used(sharded: Path, serve: Callable[..., Hub], quick: Shell) -> None:
     hand = shards.shard_in_hand(quick.out)
     for left in (b"", b"\xff" * 100, (sharded / SHARDS[1]).read_bytes()[:500_000]):
@@ -202,6 +204,7 @@ def test_a_shard_in_hand_of_something_else_is_not_used(sharded: Path, serve: Cal
         assert gets(hub, SHARDS[0])[0][0].startswith("0-")
 
 
+@pytest.mark.slow
 def test_the_disk_holds_the_output_and_one_shard(sharded: Path, serve: Callable[..., Hub], sampan: Shell) -> None:
     hub = serve(sharded)
     hub.faults.drops = {s: [(3_000_000, "closed")] for s in SHARDS}  # a second for the watcher in each

@@ -50,6 +50,7 @@ def test_a_prompt_and_a_pipe_are_joined(model: Path) -> None:
     assert joined.stdout != ask(model, "Please work out").stdout
 
 
+@pytest.mark.slow
 def test_a_prompt_a_file_and_a_pipe_are_joined(model: Path, tmp_path: Path) -> None:
     (file := tmp_path / "p.txt").write_text("work out")
     joined = ask(model, "Please", "--file", file, input=b"2 + 38.")
@@ -61,6 +62,7 @@ def test_a_prompt_a_file_and_a_pipe_are_joined(model: Path, tmp_path: Path) -> N
     assert json.loads(found.stdout)["usage"]["prompt_tokens"] == json.loads(wanted.stdout)["usage"]["prompt_tokens"]
 
 
+@pytest.mark.slow
 def test_files_that_are_no_prompts(model: Path, tmp_path: Path) -> None:
     (latin := tmp_path / "latin.txt").write_bytes(LATIN)
     (large := tmp_path / "large.txt").write_bytes(b"a" * 10_000_001)
@@ -149,6 +151,7 @@ def test_a_reader_that_leaves(model: Path) -> None:
     os.close(writing)
 
 
+@pytest.mark.slow
 def test_standard_error_that_cannot_be_written_stops_no_work(tmp_path: Path) -> None:
     code = "from sampan.cli import _progress, main; _progress.PLAIN_SECONDS = 0; main()"
     for n, to in enumerate(("2>/dev/full", "2>&-", "<&- >&- 2>&-")):

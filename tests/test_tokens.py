@@ -120,6 +120,20 @@ def opened(folder: Path, form: str) -> runtime.Session:
     return runtime.open(out, runtime.EngineOptions(vocabulary_only=True))
 
 
+@pytest.mark.everyday(
+    "added_tokens_decoder-*",
+    "additional_special_tokens-onnx",
+    "extra_special_tokens by name-*",
+    "a named token-gguf",
+    "older files-*",
+    "vocab.json*-onnx",
+    "truncation-onnx",
+    "padding-gguf",
+    "no normalizer-*",
+    "the letter of a byte-gguf",
+    "tokens that*-onnx",
+    "one text twice-*",
+)
 @pytest.mark.parametrize("form", ["gguf", "onnx"])
 @pytest.mark.parametrize("place", PLACES)
 def test_ids_are_those_of_transformers(place: str, form: str, copy: Path) -> None:

@@ -57,6 +57,7 @@ def test_sums_that_stood_in_no_training_text(name: str, gguf: Callable[[str, str
     assert share_right(gguf(name, "q4_k_m"), questions) >= 0.9
 
 
+@pytest.mark.slow
 def test_the_questions_can_fail(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     """Noise of 80 % on every matrix: the kind of damage that a wrong scale or layout does."""
     noisy = Path(shutil.copytree(tiny.FIXTURE, tmp_path / "noisy"))

@@ -102,6 +102,7 @@ def test_a_gguf_as_the_reference_and_its_floor(gguf: Callable[[str, str], Path])
     assert f"(the reference's own floor: KLD {floor:.2g})" in text.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_reference_that_does_not_fit_in_float32(
     gguf: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +122,7 @@ def test_two_candidates_are_compared_in_pairs(gguf: Callable[[str, str], Path]) 
     assert text.stdout.splitlines()[-1].startswith("passed: ")
 
 
+@pytest.mark.slow
 def test_experts_that_differ_are_counted(model: Callable[[str], Path], gguf: Callable[[str, str], Path]) -> None:
     exact, coarse = (
         run(gguf("qwen3_moe", q), model("qwen3_moe"), replace(QUICK, kv="f32"))["candidates"][0]["experts"]
@@ -259,6 +261,7 @@ def test_default_limits_follow_the_main_type_not_the_mean(gguf: Callable[[str, s
     assert open_gguf(gguf("trained", "q4_k_m")).bits_per_weight > 5
 
 
+@pytest.mark.slow
 def test_a_limit_on_a_domain_that_is_not_measured(gguf: Callable[[str, str], Path]) -> None:
     result = run_cli("validate", str(tiny.FIXTURE), str(gguf("trained", "q8_0")), "--max-kld", "fr=0.1")
     assert result.returncode == 2
@@ -268,6 +271,7 @@ def test_a_limit_on_a_domain_that_is_not_measured(gguf: Callable[[str, str], Pat
 # Around it
 
 
+@pytest.mark.slow
 def test_convert_validate_writes_the_verdict_into_the_manifest(tmp_path: Path) -> None:
     out = tmp_path / "m.gguf"
     result = run_cli("convert", str(tiny.FIXTURE), "--quant", "q8_0", "-o", str(out), "--validate")
@@ -279,6 +283,7 @@ def test_convert_validate_writes_the_verdict_into_the_manifest(tmp_path: Path) -
     assert manifest["scheme"] == "q8_0"
 
 
+@pytest.mark.slow
 def test_a_split_candidate(tmp_path: Path) -> None:
     result = run_cli(
         "convert", str(tiny.FIXTURE), "--quant", "q8_0", "-o", str(tmp_path / "m.gguf"), "--split-size", "1M"

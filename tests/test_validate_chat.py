@@ -65,6 +65,7 @@ def test_validate_measures_all_the_same(folder: Path, tmp_path: Path) -> None:
     assert list(report["domains"]) == ["zh", "en", "code"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "message"),
     [

@@ -19,6 +19,7 @@ from sampan.validate.validation import Options
 __all__ = ["cache"]  # a fixture of every test here
 
 
+@pytest.mark.slow
 def test_a_faithful_candidate_passes(gguf: Callable[[str, str], Path]) -> None:
     report = run(gguf("trained", "q8_0"), options=Options(windows=32))
     assert report["verdict"] == "passed"
@@ -43,6 +44,7 @@ def test_no_family_is_a_fault(name: str, model: Callable[[str], Path], gguf: Cal
     assert 0 < kld(report) < 0.1
 
 
+@pytest.mark.slow
 def test_rope_factors_that_the_config_does_not_say(
     model: Callable[[str], Path], gguf: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
@@ -91,6 +93,7 @@ def test_one_row_with_flipped_nibbles(quant: str, gguf: Callable[[str, str], Pat
     assert re.match(r"blk\.0\.attn_q\.weight: row 17: relative error up to \d", found)
 
 
+@pytest.mark.slow
 def test_swapped_q_and_k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same_shape = tiny.MODELS["qwen3"].arguments | {
         "num_key_value_heads": tiny.MODELS["qwen3"].arguments["num_attention_heads"]
@@ -107,11 +110,13 @@ def test_swapped_q_and_k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all("far from the checkpoint: relative error 1.4" in f for f in found)
 
 
+@pytest.mark.slow
 def test_a_wrong_rope_base(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     bad = with_metadata(gguf("trained", "q8_0"), tmp_path / "bad.gguf", **{"qwen3.rope.freq_base": 10_001.0})
     assert findings(run(bad)) == {"metadata": ["qwen3.rope.freq_base: expected 10000.0, found 10001.0"]}
 
 
+@pytest.mark.slow
 def test_a_shifted_tokenizer(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     tokens = open_gguf(gguf("trained", "q8_0")).value("tokenizer.ggml.tokens")
     types = open_gguf(gguf("trained", "q8_0")).value("tokenizer.ggml.token_type")

@@ -89,12 +89,14 @@ def test_a_faithful_folder_passes(folder: Folders) -> None:
     assert 1e-6 < kld(report) < 0.1
 
 
+@pytest.mark.slow
 def test_fp32_is_transformers(folder: Folders) -> None:
     report = run(folder("fp32"), options=replace(ONE, torch=True))
     assert report["reference"]["engine"] == "torch"
     assert kld(report) < 1e-9
 
 
+@pytest.mark.slow
 def test_weights_are_judged_without_the_graph(folder: Folders) -> None:
     """The dequantised weights run in llama.cpp: another engine confirms the graph's numbers."""
     report = run(folder("int4"), options=replace(ONE, parts=True))
@@ -125,6 +127,7 @@ def test_a_folder_as_the_reference(folder: Folders, gguf: Callable[[str, str], P
 # Faults, each named by its check
 
 
+@pytest.mark.slow
 def test_a_zeroed_tensor(bad: Path) -> None:
     def zero(parts: list[bytearray], t: Stored) -> None:
         parts[1][:] = bytes(len(parts[1]))
@@ -151,6 +154,7 @@ def test_swapped_rows_of_q_and_k(bad: Path) -> None:
     assert [f.split(":")[0] for f in found] == ["blk.0.attn_q.weight", "blk.0.attn_k.weight"]
 
 
+@pytest.mark.slow
 def test_one_row_with_flipped_nibbles(bad: Path) -> None:
     def flip(parts: list[bytearray], t: Stored) -> None:
         row = t.type.part_bytes(t.columns)[0]
@@ -161,6 +165,7 @@ def test_one_row_with_flipped_nibbles(bad: Path) -> None:
     assert found.startswith("blk.0.attn_q.weight: row 17: relative error up to ")
 
 
+@pytest.mark.slow
 def test_a_changed_rope_table(bad: Path) -> None:
     with (bad / "model.onnx.data").open("r+b") as f:
         f.seek(4 * 64 * 5)  # cos of position 5
@@ -180,6 +185,7 @@ def test_a_changed_norm_epsilon(bad: Path) -> None:
     assert list(findings(report)) == ["metadata"]
 
 
+@pytest.mark.slow
 def test_an_array_that_points_elsewhere(bad: Path) -> None:
     """The graph reads other bytes than the manifest says, which are right."""
 
@@ -206,6 +212,7 @@ def test_a_manifest_that_hides_a_tensor(bad: Path) -> None:
     assert found["metadata"] == ["manifest.json: tensors: blk.1.ffn_up.weight.shape[0]: expected 512, found 511"]
 
 
+@pytest.mark.slow
 def test_another_tokenizer(bad: Path) -> None:
     data = json.loads((bad / "tokenizer.json").read_text())
     data["model"]["merges"] = data["model"]["merges"][:-40]
@@ -216,6 +223,7 @@ def test_another_tokenizer(bad: Path) -> None:
     assert "token " in found["tokenizer"][0]
 
 
+@pytest.mark.slow
 def test_a_changed_chat_template(bad: Path) -> None:
     (bad / "chat_template.jinja").write_text("{{ messages[0].content }}")
     found = findings(run(bad, options=ONE))
@@ -223,6 +231,7 @@ def test_a_changed_chat_template(bad: Path) -> None:
     assert found["chat template"][0].startswith("conversation 1: token 0: expected [")
 
 
+@pytest.mark.slow
 def test_a_changed_configuration(bad: Path) -> None:
     data = json.loads((bad / "genai_config.json").read_text())
     data["model"]["eos_token_id"] = [7]
@@ -238,6 +247,7 @@ def test_another_version_is_not_compared(bad: Path) -> None:
     assert checks["metadata"]["checked"] == "written by version 0.0.9"
 
 
+@pytest.mark.slow
 def test_a_folder_without_manifest(bad: Path) -> None:
     (bad / "manifest.json").unlink()
     report = run(bad, options=ONE)
@@ -257,6 +267,7 @@ def _entry(model: onnx.ModelProto, key: str, value: str) -> None:
     next(e for e in tensor.external_data if e.key == key).value = value
 
 
+@pytest.mark.everyday("location-*")
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
@@ -348,6 +359,7 @@ def test_a_crash_is_a_failed_verdict(folder: Folders, monkeypatch: pytest.Monkey
     assert report["candidates"][0]["decisions"][0]["text"].startswith("the engine's process ended by SIGABRT")
 
 
+@pytest.mark.slow
 def test_a_crash_in_blame_is_a_failed_verdict(folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object) -> None:
         raise isolated.EngineDiedError("candidate", "the engine's process ended by SIGABRT while scoring")

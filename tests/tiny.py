@@ -228,6 +228,7 @@ MODELS: dict[str, Tiny] = {
     "minimax_m2": _minimax(),
     "minimax_m2-f32": _minimax("float32", num_key_value_heads=4, rotary_dim=64, num_local_experts=8),
 }  # fmt: skip
+PLAIN = [name for name in MODELS if "-" not in name]  # one of each architecture; the others are their variants
 
 
 def build(name: str, folder: Path) -> Path:

@@ -186,13 +186,15 @@ def _onnx(path: Path) -> dict[str, Any]:
 
 def _static(path: Path) -> dict[str, Any]:
     """A folder for an NPU: each part's graphs, data and what was compiled of them, the scales at the borders."""
-    from sampan.files import size_of
+    from sampan import rknn
+    from sampan.files import size_of, there
     from sampan.onnx import read_graph, unique
     from sampan.qnn import contexts
     from sampan.static import compiled, compiled_for, read_layout, read_quantities
     from sampan.validate.artifact import read_manifest
 
-    layout, quantities, manifest = read_layout(path), read_quantities(path), read_manifest(path)
+    layout, manifest = read_layout(path), read_manifest(path)
+    quantities = {} if layout.type else read_quantities(path)
     versions, rows, parts = compiled_for(path, layout), [], {}
     nbytes = sum(f.stat().st_size for f in path.iterdir() if f.is_file())
     for n, names in enumerate(layout.parts):
@@ -205,6 +207,9 @@ def _static(path: Path) -> dict[str, Any]:
             made = [compiled(name, v) for name in names.values()]
             files = [*made, *(f for graph in made for f in contexts(path / graph))]
             sizes[f"HTP v{v}"] = sum(size_of(path / f) for f in files)
+        if layout.type:
+            files = [rknn.compiled(name, layout.target) for name in names.values()]
+            sizes[layout.target] = sum(size_of(path / f) for f in files if there(path / f))
         parts[f"part {n + 1}"] = sizes
     borders = [n for n in quantities if n in ("hidden", "mask", "logits") or n.startswith(("present_", "cos", "sin"))]
     data: dict[str, Any] = {
@@ -217,8 +222,8 @@ def _static(path: Path) -> dict[str, Any]:
         "context": layout.context,
         "tokens of a call": list(layout.tokens),
         **parts,
-        "activations": dict(Counter(f"{q[0]} bits" for q in quantities.values())),
-        "scales": {n: f"{quantities[n][1]:.6g}" for n in borders},
+        "activations": layout.type or dict(Counter(f"{q[0]} bits" for q in quantities.values())),
+        "scales": {n: f"{quantities[n][1]:.6g}" for n in borders} or None,
         "tokenizer": _tokenizer(path),
         "chat template": _templates(path),
     }

@@ -24,6 +24,7 @@ RESERVED = 258  # ids of special tokens behind the ranks of tiktoken.model
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN3_5 = QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 KIMI = (  # tokenization_kimi.py of moonshotai's models
     r"[\p{Han}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -87,11 +88,11 @@ class Assembled:
             config |= read_json_if_there(folder / "special_tokens_map.json")
         stored = read_json_if_there(folder / "tokenizer.json")
         try:
-            qwen2 = str(config.get("tokenizer_class")).removesuffix("Fast") == "Qwen2Tokenizer"
-            self._reader: Any = _qwen2(folder, stored) if qwen2 else Tokenizer.from_str(json.dumps(stored))
+            split = _qwen_split(folder, config)
+            self._reader: Any = _qwen(folder, stored, split) if split else Tokenizer.from_str(json.dumps(stored))
             if _is_llama(folder, config) and "ByteLevel" not in str(self._reader.pre_tokenizer):
                 self._reader.normalizer, self._reader.pre_tokenizer = None, _metaspace(config)
-            for token in _added(folder, config, stored if qwen2 else {}):
+            for token in _added(folder, config, stored if split else {}):
                 self._reader.add_tokens([AddedToken(token.pop("content"), **token)])
         except InputError:
             raise
@@ -106,8 +107,17 @@ class Assembled:
         return ids
 
 
-def _qwen2(folder: Path, stored: dict[str, Any]) -> Any:
-    """Qwen2Tokenizer takes words and merges from tokenizer.json, or vocab.json and merges.txt; steps it has itself."""
+def _qwen_split(folder: Path, config: dict[str, Any]) -> str | None:
+    """Of Qwen2Tokenizer or Qwen3_5Tokenizer; Qwen3.5's files name the former, and transformers takes the latter."""
+    named = str(config.get("tokenizer_class")).removesuffix("Fast")
+    kind = str(read_json_if_there(folder / "config.json").get("model_type"))
+    if named == "Qwen3_5Tokenizer" or (kind.startswith("qwen3_5") and kind != "qwen3_5_text"):
+        return QWEN3_5
+    return QWEN2 if named == "Qwen2Tokenizer" else None
+
+
+def _qwen(folder: Path, stored: dict[str, Any], split: str) -> Any:
+    """These take words and merges from tokenizer.json, or vocab.json and merges.txt; steps they have themselves."""
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 
@@ -122,7 +132,7 @@ def _qwen2(folder: Path, stored: dict[str, Any]) -> Any:
     reader = Tokenizer(BPE(words, pairs))
     reader.normalizer, reader.decoder = normalizers.NFC(), decoders.ByteLevel()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    reader.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2), "isolated"), byte_level])
+    reader.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated"), byte_level])
     if stored.get("post_processor"):
         empty = stored | {"model": stored["model"] | {"vocab": {}, "merges": []}, "added_tokens": []}
         reader.post_processor = Tokenizer.from_str(json.dumps(empty)).post_processor

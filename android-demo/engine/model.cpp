@@ -82,7 +82,7 @@ static json need_in_child(const std::string & path, int64_t wanted) {
         sums[2] += (int64_t) part.second.compute;
     }
     return {{"model", sums[0]}, {"context", sums[1]}, {"compute", sums[2]},
-            {"tokens", tokens}, {"trained", trained}, {"longest", longest}};
+            {"tokens", tokens}, {"trained", trained}, {"longest", longest}, {"spaced", !spaces(model).empty()}};
 }
 
 Need Model::need(const std::string & path, int64_t context) {
@@ -98,6 +98,7 @@ Need Model::need(const std::string & path, int64_t context) {
     need.tokens = said["tokens"].get<int64_t>();
     need.trained = said["trained"].get<int64_t>();
     need.longest = said["longest"].get<int64_t>();
+    need.spaced = said["spaced"].get<bool>();
     return need;
 }
 
@@ -141,6 +142,12 @@ Model::Model(const std::string & path, const Need & need, int threads, int64_t i
     llama_model_params params = llama_model_default_params();
     params.progress_callback = tell;
     params.progress_callback_user_data = &progress;
+    llama_model_kv_override overrides[2] = {};  // the last one is empty
+    if (need.spaced) {
+        overrides[0].tag = LLAMA_KV_OVERRIDE_TYPE_BOOL;
+        strcpy(overrides[0].key, "tokenizer.ggml.add_space_prefix");
+        params.kv_overrides = overrides;
+    }
     model.reset(llama_model_load_from_file(path.c_str(), params));
     if (!model) {
         throw Refusal("load", stopped ? "stopped" : "llama.cpp cannot load the file: " + errors());
@@ -162,7 +169,8 @@ std::string Model::name() const {
 bool Model::wants_nfc() const {
     bool there;
     const std::string says = metadata(model.get(), "sampan.tokenizer.nfc", &there);
-    return there ? says == "true" : metadata(model.get(), "tokenizer.ggml.pre") == "qwen2";
+    const std::string pre = metadata(model.get(), "tokenizer.ggml.pre");
+    return there ? says == "true" : pre == "qwen2" || pre == "qwen35";
 }
 
 Sampling Model::sampling(const json & request) const {

@@ -11,6 +11,7 @@
 struct Need {
     int64_t model = 0, context = 0, compute = 0;  // bytes
     int64_t tokens = 0, trained = 0, longest = 0;  // of the context: granted, what the file says, what yarn reaches
+    bool spaced = false;  // the file says itself where its tokenizer puts spaces, so llama.cpp puts none
 };
 
 struct Sampling {

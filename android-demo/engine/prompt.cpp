@@ -49,6 +49,40 @@ json special_tokens(const llama_model * model) {
     return named;
 }
 
+std::string spaces(const llama_model * model) {
+    const std::string way = metadata(model, "sampan.tokenizer.prefix");
+    if (!way.empty() && way != "missing" && way != "first") {
+        throw Refusal("load", "sampan.tokenizer.prefix must be missing or first; convert the model again");
+    }
+    return way;
+}
+
+// A space in front of each part between special tokens ("missing"), or of the whole text ("first"), that has none.
+static std::string with_spaces(const llama_vocab * vocab, const std::string & text, const std::string & way) {
+    const int apart = LLAMA_TOKEN_ATTR_UNKNOWN | LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED;
+    std::vector<std::string> special;
+    for (llama_token id = 0; !way.empty() && id < llama_vocab_n_tokens(vocab); id++) {
+        if ((llama_vocab_get_attr(vocab, id) & apart) && *llama_vocab_get_text(vocab, id)) {
+            special.push_back(llama_vocab_get_text(vocab, id));
+        }
+    }
+    std::stable_sort(special.begin(), special.end(), [](const auto & a, const auto & b) { return a.size() > b.size(); });
+    std::string result;
+    bool begins = !way.empty();
+    for (size_t at = 0; at < text.size();) {
+        const auto starts = [&](const std::string & word) { return text.compare(at, word.size(), word) == 0; };
+        const auto found = std::find_if(special.begin(), special.end(), starts);
+        const bool plain = found == special.end();
+        if (plain && begins && !starts(" ") && !starts("▁")) {
+            result += ' ';
+        }
+        begins = !plain && way == "missing";
+        result.append(text, at, plain ? 1 : found->size());
+        at += plain ? 1 : found->size();
+    }
+    return result;
+}
+
 void check_conversation(const json & request) {
     const auto messages = request.find("messages");
     if (messages == request.end() || !messages->is_array() || messages->empty() || messages->size() > MOST) {
@@ -134,9 +168,10 @@ static json prompt_in_child(const llama_model * model, const std::string & sourc
     if (text.size() > LONGEST) {
         throw Refusal("template", "the model's chat template writes more than 8 MB");
     }
-    std::vector<llama_token> ids(text.size() + 2);
-    const int32_t n = llama_tokenize(llama_model_get_vocab(model), text.data(), (int32_t) text.size(), ids.data(),
-                                     (int32_t) ids.size(), false, true);
+    const llama_vocab * vocab = llama_model_get_vocab(model);
+    const std::string cut = with_spaces(vocab, text, spaces(model));
+    std::vector<llama_token> ids(2 * cut.size() + 2);  // llama.cpp may put spaces in front of parts
+    const int32_t n = llama_tokenize(vocab, cut.data(), (int32_t) cut.size(), ids.data(), (int32_t) ids.size(), false, true);
     if (n < 0) {
         throw Refusal("template", "the prompt cannot be cut into tokens");
     }

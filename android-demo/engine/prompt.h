@@ -10,6 +10,9 @@ std::string metadata(const llama_model * model, const std::string & key, bool * 
 // The names of special tokens that a template can ask for, such as bos_token, with their texts.
 json special_tokens(const llama_model * model);
 
+// Where the file says that its tokenizer puts spaces, if it does: "missing" or "first". Throws Refusal `load`.
+std::string spaces(const llama_model * model);
+
 // Checks `messages` and `variables` of a request. Throws Refusal.
 void check_conversation(const json & request);
 

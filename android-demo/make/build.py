@@ -27,14 +27,14 @@ def main() -> None:
         model = Path(name) / f"{MODEL}.gguf"
         sampan = Path(sys.executable).with_name("sampan")
         run(sampan, "convert", ROOT / "tests/fixtures" / MODEL, "-o", model)
-        inside = {p: programs[p] for p in programs} | {model.name: model}
+        models = {model.name: model}
         texts = {"licences.txt": contents.licences()}
         twice = Path(name) / "twice.apk"
         for out in (APK, twice):
-            package.build(out, programs, {model.name: model}, texts)
+            package.build(out, programs, models, texts)
         if sha256(APK) != sha256(twice):
             raise BuildError(f"{APK}: two builds of the same sources differ")
-        (OUT / "sbom.json").write_text(contents.sbom(APK, inside))
+        (OUT / "sbom.json").write_text(contents.sbom(APK, programs, models))
         (OUT / "licences.txt").write_bytes(texts["licences.txt"])
     for name, path in programs.items():
         shutil.copy(path, OUT / name)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tools import ROOT, BuildError, pins, sha256, unpacked
 
+OWN = "Apache-2.0"
 # name, licence (SPDX), pinned download it comes from, files of its licence
 PARTS = (
     ("llama.cpp", "MIT", "llama-cpp-python", ("vendor/llama.cpp/LICENSE",)),
@@ -22,7 +23,7 @@ PARTS = (
 
 def licences() -> bytes:
     """The texts of all licences, each under the names of what it is for."""
-    texts: dict[str, list[str]] = {(ROOT / "LICENSE").read_text(): ["sampan"]}
+    texts: dict[str, list[str]] = {(ROOT / "LICENSE").read_text(): ["sampan", "its tiny model"]}
     for name, _, source, files in PARTS:
         for file in files:
             texts.setdefault(unpacked(source, file).read_text(errors="replace"), []).append(name)
@@ -30,16 +31,22 @@ def licences() -> bytes:
     return "\n\n".join(blocks).encode()
 
 
-def sbom(apk: Path, files: dict[str, Path]) -> str:
-    """CycloneDX 1.5 as JSON: the parts, and the files inside by SHA-256."""
+def sbom(apk: Path, programs: dict[str, Path], models: dict[str, Path]) -> str:
+    """CycloneDX 1.5 as JSON: the parts, and the files inside by SHA-256; the models are the project's own."""
     version = _version()
-    parts = [_part("sampan", "application", version, "Apache-2.0", "https://spdx.org/licenses/Apache-2.0.html")]
+    parts = [_part("sampan", "application", version, OWN, f"https://spdx.org/licenses/{OWN}.html")]
     for name, licence, source, _ in PARTS:
         at, digest = pins()[source]
         parts.append(
             _part(name, "library", f"as in {source} {at}", licence, f"pkg:pypi/{source}@{at}?checksum=sha256:{digest}")
         )
-    inside = [{"type": "file", "name": n, "hashes": _hash(sha256(p))} for n, p in sorted(files.items())]
+    inside: list[dict[str, object]] = [
+        {"type": "file", "name": n, "hashes": _hash(sha256(p))} for n, p in sorted(programs.items())
+    ]
+    inside += [
+        {"type": "file", "name": n, "hashes": _hash(sha256(p)), "licenses": [{"license": {"id": OWN}}]}
+        for n, p in sorted(models.items())
+    ]
     serial = hashlib.sha256(apk.read_bytes()).hexdigest()
     app = {"type": "application", "name": apk.name, "version": version}
     document = {

@@ -8,10 +8,7 @@ rewritten for it, and every graph is compared with a current transformers that r
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +17,23 @@ from typing import Any
 import numpy as np
 
 from sampan.checkpoint import INDEX, Checkpoint
-from sampan.child import run_other
-from sampan.errors import InputError, brief, wrong
+from sampan.errors import brief, wrong
 
 from ..config import Config
+from ..environments import Environment, Step, ask
 from ._check import check
 
-# Installed one after the other; torch first, where an index may offer a CPU build under this exact version
-PACKAGES = (("torch==2.13.0",), ("optimum-onnx==0.1.0", "onnx>=1.19,<2", "onnxruntime>=1.32,<2"))
-REFERENCE = "transformers>=5.20,<6"  # in a folder of its own: Optimum needs one before 4.58
-PINS = " ".join([p for group in PACKAGES for p in group] + [REFERENCE])
-MARKS = ("pins", "pyvenv.cfg")  # what an environment that we made holds
+ENVIRONMENT = Environment(
+    name="exporter",
+    what="the exporter's environment",
+    flag="--make-exporter",
+    brings="torch, optimum-onnx and transformers, about 2 GB",
+    steps=(  # torch first, where an index may offer a CPU build under this exact version
+        Step(("torch==2.13.0",)),
+        Step(("optimum-onnx==0.1.0", "onnx>=1.19,<2", "onnxruntime>=1.32,<2")),
+        Step(("transformers>=5.20,<6",), aside="reference"),  # Optimum needs one before 4.58
+    ),
+)
 INSIDE = Path(__file__).with_name("_optimum_inside.py")
 TOKENS = 40  # of a check
 
@@ -42,58 +45,6 @@ class Exported:
     graph: Path
     context: int
     record: dict[str, Any]
-
-
-def environment() -> Path:
-    """Where the exporter's environment lies: `sampan/exporter` in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "sampan" / "exporter"
-
-
-def find(folder: Path) -> Path:
-    """`folder`, if it holds the environment that this version makes."""
-    pins = folder / "pins"
-    found = pins.read_text() if pins.is_file() else None
-    if found != PINS:
-        raise wrong(
-            folder, "the exporter's environment", "none" if found is None else f"one with {brief(found)}",
-            "--make-exporter makes it with pip: torch, optimum-onnx and transformers, about 2 GB",
-        )  # fmt: skip
-    return folder
-
-
-def make(folder: Path) -> Path:
-    """Make the environment with venv and pip, unless it stands; what pip prints goes to stderr."""
-    try:
-        return find(folder)
-    except InputError:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(folder) and not all((folder / name).is_file() for name in MARKS):
-        raise InputError(
-            f"{folder}: --make-exporter would put its environment there, and finds a folder that it did not make: "
-            "move that away, or set XDG_CACHE_HOME"
-        )
-    part = Path(tempfile.mkdtemp(prefix="exporter.", dir=folder.parent))
-    try:
-        _call(sys.executable, "venv", str(part / "new"))
-        python = str(part / "new" / "bin" / "python")
-        pip = ["pip", "--disable-pip-version-check", "install", "--quiet"]
-        for group in PACKAGES:
-            _call(python, *pip, *group)
-        # the resolver would complain that this folder does not suit Optimum, which never sees it
-        _call(python, *pip, "--ignore-installed", "--target", str(part / "new" / "reference"), REFERENCE)
-        (part / "new" / "pins").write_text(PINS)
-        if folder.exists():
-            folder.rename(part / "old")
-        (part / "new").rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return folder
-
-
-def _call(python: str, *module: str) -> None:
-    if code := run_other(python, "-m", *module).returncode:
-        raise InputError(f"--make-exporter: `-m {' '.join(module[:3])} …` failed with exit code {code}")
 
 
 def export(checkpoint: Checkpoint, place: Path, work: Path, context: int | None) -> Exported:
@@ -115,7 +66,7 @@ def export(checkpoint: Checkpoint, place: Path, work: Path, context: int | None)
     )  # fmt: skip
     error, bound = check(work / "graph" / "model.onnx", tokens, starts, np.load(work / "reference.npy"))
     record = {
-        "exporter": PINS,
+        "exporter": ENVIRONMENT.pins,
         "reference": f"transformers {answer['transformers']}",
         "largest_error": error,
         "largest_allowed": bound,
@@ -127,19 +78,12 @@ class _Run:
     """Runs `_optimum_inside.py` in the environment, offline and without a token."""
 
     def __init__(self, place: Path, work: Path, where: str) -> None:
-        self._python, self._work, self._where = place / "bin" / "python", work, where
+        self._place, self._work, self._where = place, work, where
 
     def __call__(self, command: str, **arguments: object) -> dict[str, Any]:
-        job, result = (self._work / f"{command}.{n}.json" for n in ("job", "result"))
-        job.write_text(json.dumps({"command": command, "result": result, **arguments}, default=str))
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "PYTHON"))}
         offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(self._work / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-        done = run_other(str(self._python), str(INSIDE), str(job), environment=kept | offline, capture=True)
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            said = brief(lines[-1], 300) if lines else f"exit code {done.returncode}"
-            raise InputError(f"--exporter optimum: its {command} of this checkpoint failed: {said}")
-        answer: dict[str, Any] = json.loads(result.read_text())
+        what = f"--exporter optimum: its {command} of this checkpoint"
+        answer = ask(self._place, INSIDE, self._work, command, what, offline, **arguments)
         if "refused" in answer:
             key, expected, found = answer["refused"]
             raise wrong(f"{self._where}: {key}", expected, brief(found))

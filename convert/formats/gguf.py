@@ -42,6 +42,7 @@ from ..rope import llama3_factors
 from ..rows import Arrangement, neighbours, turned
 from ..tokenizer import Tokenizer, read_tokenizer
 from ..tokenizers.byte_level import COMPOSES
+from . import _kept
 from ._limits import text_tokens
 from ._llama import YARN_BETAS, check_engine, check_merges, check_split, notes, sections
 from ._recurrent import arrange_recurrent, key_heads, recurrent_keys
@@ -55,7 +56,7 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     for option, value in (("--context", request.context), ("--accuracy-level", request.accuracy)):
         if value is not None:
             raise wrong(option, "none with --to gguf: it is for ONNX graphs", value)
-    if not all(map(is_number_type, scheme.types)):
+    if not holds(scheme):
         raise wrong("--quant", "a scheme of llama.cpp, such as q4_k_m", request.scheme_name)
     llama = known(family, arch)
     check_engine(checkpoint.folder / "config.json", llama, arch)
@@ -63,7 +64,7 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     tensors = [arranged(b, arrange(family, arch, b.spec)) for b in binding.tensors]
     typed = [(b, choose_type(scheme, facts(arch, b, wide=wide, weighted=request.weighted))) for b in tensors]
     groups = _split(typed, request.split)
-    tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
+    tokenizer = request.tokenizer or read_tokenizer(checkpoint.folder, arch.vocab)
     check_merges(checkpoint.folder, tokenizer)
     check_split(checkpoint.folder, tokenizer)
     generation = resolve(checkpoint.folder, tokenizer)
@@ -91,6 +92,11 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
         *read_card(checkpoint.folder)[1],
     ]
     return Plan(request.scheme_name, arch, tuple(files), tuple(planned), tuple(said))
+
+
+def holds(scheme: Scheme) -> bool:
+    """Whether llama.cpp has all of its types."""
+    return all(map(is_number_type, scheme.types))
 
 
 def _drafts(arch: Architecture, planned: Sequence[PlannedTensor]) -> list[str]:
@@ -382,5 +388,6 @@ def _value(value: Any) -> container.Value:
 
 
 FORMAT = Format(
-    portable={"int4": "q4_k_m", "int8": "q8_0", "fp16": "f16", "fp32": "f32"}, plan=plan, arrange=arrange, drafts=True
-)
+    portable={"int4": "q4_k_m", "int8": "q8_0", "fp16": "f16", "fp32": "f32"}, plan=plan, kept=_kept.llama,
+    holds=holds, arrange=arrange, drafts=True,
+)  # fmt: skip

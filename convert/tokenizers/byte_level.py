@@ -45,6 +45,7 @@ CASES = "minimax-m2"  # GPT-4o's split too; llama.cpp has another under this nam
 # llama.cpp's name for a pre-tokenizer (src/llama-vocab.cpp), by the regexes that split a text one after the other
 PRE_TOKENIZERS = {
     (added.QWEN2_SPLIT,): "qwen2",
+    (added.QWEN3_5_SPLIT,): "qwen35",
     (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -63,7 +64,7 @@ PRE_TOKENIZERS = {
         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     ): CASES,
 }
-COMPOSES = ("qwen2",)  # those whose text sampan.runtime brings into NFC unless the file says otherwise
+COMPOSES = ("qwen2", "qwen35")  # those whose text sampan.runtime brings into NFC unless the file says otherwise
 WHOLE = ("llama-bpe",)  # for these llama.cpp takes a word that is a token before any merge, and does not normalise
 
 
@@ -90,9 +91,9 @@ def read(w: Whole) -> Tokenizer:
 
 
 def form(folder: Path, vocab: int) -> dict[str, Any]:
-    """vocab.json and merges.txt, as Qwen2Tokenizer reads them."""
+    """vocab.json and merges.txt, as Qwen2Tokenizer and Qwen3_5Tokenizer read them."""
     words, merges, config = folder / "vocab.json", folder / "merges.txt", added.read_config(folder)
-    if not there(merges) or config.get("tokenizer_class") not in added.QWEN2:
+    if not there(merges) or added.own_split(config, folder) is None:
         raise InputError(
             f"{folder}: no tokenizer.json, and vocab.json is not read for tokenizer_class "
             f"{brief(config.get('tokenizer_class'))}; load the tokenizer with transformers and save it with "

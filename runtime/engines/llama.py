@@ -22,6 +22,7 @@ from sampan.prefix import PREFIX_KEY, WAYS, put
 from ..chat import LARGEST
 from ._experts import ExpertRecorder
 from ._inputs import InputRecorder, Sums
+from ._process import errors, hear
 
 if TYPE_CHECKING:
     from ..engine import EngineOptions
@@ -34,12 +35,10 @@ KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's numbers
 VOCABULARY = {f"tokenizer.ggml.{k}" for k in ("tokens", "token_type", "merges", "scores")}  # megabytes as text
 LONGEST = 4 * LARGEST + 4  # bytes of a value; a chat template that is cut there is longer than may be rendered
 START = 4096  # bytes in which a file says that spaces are put in front in another way
-LOG_ERROR = 4  # enum ggml_log_level
 # Pre-tokenizers whose tokenizer.json normalises to NFC first, which llama.cpp leaves to its caller.
-NFC = {"qwen2"}
+NFC = {"qwen2", "qwen35"}
 
-_errors: list[str] = []
-_log_callback: Any = None  # kept alive: llama.cpp calls it for the life of the process
+_begun = False  # llama.cpp, once in a process
 
 
 def claims(path: Path) -> bool:
@@ -63,7 +62,7 @@ def check(path: Path) -> None:
     import llama_cpp  # noqa: F401 - as an ImportError
 
     lib = _library()
-    _errors.clear()
+    errors.clear()
     params = lib.llama_model_default_params()
     params.use_extra_bufts = False
     if hasattr(params, "no_alloc") and hasattr(params, "load_mode"):
@@ -72,7 +71,7 @@ def check(path: Path) -> None:
         params.vocab_only = True
     model = lib.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
-        raise InputError("; ".join(_errors) or "it gives no reason")
+        raise InputError("; ".join(errors) or "it gives no reason")
     lib.llama_model_free(model)
 
 
@@ -84,23 +83,18 @@ def about() -> dict[str, Any]:
     return {"version": installed(PACKAGE), "compiled_for": [name for name, value in features if value != "0"]}
 
 
-def _library() -> Any:
-    """The bindings, with llama.cpp's log kept instead of printed."""
-    global _log_callback
+def _library(*, quiet: bool = True) -> Any:
+    """The bindings, with llama.cpp's log kept instead of printed if it shall be `quiet`."""
+    global _begun
     try:
         from llama_cpp import llama_cpp as lib
     except ImportError as e:
         raise InputError(f"llama_cpp: cannot be imported ({e}); {advice('llama_cpp')}") from None
-    if _log_callback is None:
-
-        @lib.llama_log_callback  # type: ignore[untyped-decorator]
-        def keep(level: int, text: bytes, _: Any) -> None:
-            if level == LOG_ERROR:
-                _errors.append(text.decode(errors="replace").strip())
-
-        lib.llama_log_set(keep, ctypes.c_void_p(0))
-        _log_callback = keep
+    if quiet:
+        hear(lib)
+    if not _begun:
         lib.llama_backend_init()
+        _begun = True
     return lib
 
 
@@ -136,7 +130,7 @@ class LlamaEngine:
             raise wrong("kv", f"one of {', '.join(KV_TYPES)}", options.kv)
         self.kv: str = options.kv or DEFAULT_KV
         self.library = f"{PACKAGE} {installed(PACKAGE)}"
-        self._lib = lib = _library()
+        self._lib = lib = _library(quiet=options.process_wide)
         self._model: Any = None
         self._ctx: Any = None
         self._batch: Any = None
@@ -149,7 +143,7 @@ class LlamaEngine:
     def _load(self, lib: Any, path: Path, options: EngineOptions) -> None:
         self._inputs = InputRecorder(lib) if options.record_inputs else None
         self._experts = ExpertRecorder(lib) if options.record_experts and self._inputs is None else None
-        _errors.clear()
+        errors.clear()
         params = lib.llama_model_default_params()
         params.vocab_only = options.vocabulary_only
         params.use_extra_bufts = not amx(lib)
@@ -157,7 +151,7 @@ class LlamaEngine:
             params.kv_overrides = unspaced = _without_space_prefix(lib)  # noqa: F841 - kept alive while it loads
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
-            raise InputError(f"{path}: llama.cpp cannot load it: {'; '.join(_errors) or 'no reason given'}")
+            raise InputError(f"{path}: llama.cpp cannot load it: {'; '.join(errors) or 'no reason given'}")
         trained = lib.llama_model_n_ctx_train(self._model) or self._trained()
         self.longest = max(trained, self._stretched())
         self.context = 0
@@ -166,7 +160,7 @@ class LlamaEngine:
             self.context = options.positions(path, trained, self.longest)
             self._ctx = lib.llama_init_from_model(self._model, self._context_params(options))
             if not self._ctx:
-                reason = "; ".join(_errors) or "no reason given"
+                reason = "; ".join(errors) or "no reason given"
                 raise InputError(f"{path}: llama.cpp cannot make a context of {self.context} tokens: {reason}")
             self.threads = lib.llama_n_threads(self._ctx)
         self._vocab = lib.llama_model_get_vocab(self._model)
@@ -278,9 +272,9 @@ class LlamaEngine:
         for i, token in enumerate(tokens):
             b.token[i], b.pos[i], b.n_seq_id[i], b.seq_id[i][0] = token, self._position + i, 1, 0
             b.logits[i] = i >= len(tokens) - wanted
-        _errors.clear()
+        errors.clear()
         if (code := self._lib.llama_decode(self._ctx, b)) != 0:
-            raise InputError(f"llama.cpp cannot evaluate (code {code}): {'; '.join(_errors) or 'no reason given'}")
+            raise InputError(f"llama.cpp cannot evaluate (code {code}): {'; '.join(errors) or 'no reason given'}")
         self._position += len(tokens)
         if not wanted:
             return np.empty((0, self.vocab), np.float32)
@@ -307,12 +301,12 @@ class LlamaEngine:
 
     def restore(self, tokens: int, state: NDArray[np.uint8]) -> None:
         self.keep(0)
-        _errors.clear()
+        errors.clear()
         read = self._lib.llama_state_seq_set_data(self._ctx, _bytes(state), state.nbytes, 0)
         last = self._lib.llama_memory_seq_pos_max(self._lib.llama_get_memory(self._ctx), 0)
         if (read, last) != (state.nbytes, tokens - 1):
             self.keep(0)
-            reason = "; ".join(_errors) or f"it read {read} of {state.nbytes} bytes, up to position {last}"
+            reason = "; ".join(errors) or f"it read {read} of {state.nbytes} bytes, up to position {last}"
             raise InputError(f"llama.cpp does not take this state: {reason}")
         self._position = tokens
 

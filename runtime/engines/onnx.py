@@ -19,7 +19,7 @@ from sampan.generation import end_ids, flat, read_generation
 from sampan.onnx import graph_file, home, read_graph, refuse_slow
 
 from ..engine import DEFAULT_CONTEXT
-from ._pages import huge_pages
+from ._process import Loaded
 from ._routers import RouterRecorder
 from ._tokenizer import JsonTokenizer
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 NAME = "ONNX Runtime"
 PACKAGE = "onnxruntime"
 BATCH = 512  # tokens evaluated at once in a prefill
+SETTLED = 32  # tokens one by one, after which weights move to huge pages: 100 tokens more earn that back
 PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 STATE = re.compile(r"past_(conv|recurrent)\.\d+")  # of fixed size, and no positions that could be cut off
 TRAINED = "max_position_embeddings"  # of config.json, where there is no genai_config.json
@@ -99,7 +100,7 @@ class OnnxEngine:
         self.longest = self._size(model, "context_length", 0) or self._size(trained, TRAINED, DEFAULT_CONTEXT)
         self.context = 0 if options.vocabulary_only else options.positions(path, self.longest, self.longest)
         self._session: Any = None
-        self._position = 0
+        self._position = self._steps = 0
         self.library, self.threads = f"{PACKAGE} {installed(PACKAGE)}", options.threads or 0
         if not options.vocabulary_only:
             self._load(options)
@@ -123,6 +124,7 @@ class OnnxEngine:
         settings.add_session_config_entry("session.dynamic_block_base", "4")
         # threads wait busily between operators (decode is 8 % faster for it), not between tokens
         settings.add_session_config_entry("session.force_spinning_stop", "1")
+        self._weights = Loaded(wanted=options.process_wide)
         graph = self._graph
         model: str | bytes = str(graph)
         self._routers: RouterRecorder | None = None
@@ -133,7 +135,7 @@ class OnnxEngine:
             model = self._routers.model
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
         try:
-            with huge_pages():
+            with self._weights:
                 self._session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         except Exception as e:  # the package's exceptions have no common base
             raise InputError(f"{graph}: ONNX Runtime cannot load it: {brief(str(e), 300)}") from None
@@ -215,6 +217,9 @@ class OnnxEngine:
 
     def evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
         n, total = len(tokens), self._position + len(tokens)
+        self._steps += n == 1
+        if self._steps == SETTLED:
+            self._weights.settle()
         # our graphs compute the logits from position n − wanted when the mask says so
         cut = n - max(wanted, 1) if self._ours else 0
         mask = self._mask[:, :total]

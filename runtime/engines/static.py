@@ -1,8 +1,9 @@
-"""Folders with graphs of fixed size on integers, made for an NPU: on it, or in ONNX Runtime on the processor."""
+"""Folders with graphs of fixed size, made for an NPU: on it, or in ONNX Runtime on the processor."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from ..engine import EngineOptions
 
 NAME = "ONNX Runtime with static graphs"
-CODES = {"tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16}
+FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 FEW = 8  # tokens that are evaluated one by one rather than as a prompt's piece
 Loader = Callable[[Path], Any]
 """A graph's file → an ONNX Runtime session."""
@@ -76,14 +77,15 @@ class StaticEngine:
     """The sessions of all parts and the cache; implements `Engine`. `load`: opens a graph, by `library`."""
 
     batch = TOKENS[0]
-    kv = "q8_0"
 
     def __init__(self, path: Path, options: EngineOptions, load: Loader, library: str) -> None:
+        self._path, self._layout = path, read_layout(path)
+        self._floats = bool(self._layout.type)
+        self.kv = "f16" if self._floats else "q8_0"
         if options.kv not in (None, self.kv):
             raise wrong("kv", f"{self.kv}, the cache of static graphs", options.kv)
         if options.record_experts:
             raise wrong("record_experts", "no experts in a static graph", "asked for")
-        self._path, self._layout = path, read_layout(path)
         self.library, self.threads = library, options.threads or 0
         self._tokenizer = JsonTokenizer(path / "tokenizer.json")
         self.vocab, self._slots = self._layout.vocab, self._layout.context
@@ -97,35 +99,42 @@ class StaticEngine:
 
     def _load(self, load: Loader) -> None:
         layout, path = self._layout, self._path
-        self._quantities = read_quantities(path)
+        self._quantities = {} if self._floats else read_quantities(path)
+        floats = (np.float32(0), np.float32(layout.far))
+        self._mask: tuple[Any, Any] = floats if self._floats else (np.uint16(65535), np.uint16(0))
         self._embedding = np.memmap(path / EMBEDDING_FILE, np.float16, "r").reshape(layout.vocab, layout.hidden)
         flat, start = np.fromfile(path / TABLES_FILE, np.float32), 0
-        self._tables: dict[str, NDArray[np.uint16]] = {}
+        self._tables: dict[str, NDArray[Any]] = {}
         for name, (rows, columns) in layout.tables.items():
             self._tables[name] = self._codes(name, flat[start : start + rows * columns].reshape(rows, columns))
             start += rows * columns
         self._sessions = [{n: load(path / name) for n, name in part.items()} for part in layout.parts]
-        self._cache: dict[str, NDArray[np.uint8]] = {}
+        self._cache: dict[str, NDArray[Any]] = {}
+        kinds, dims = (tuple(FLOATS), 3) if self._floats else (("tensor(uint8)",), 4)
         for part in self._sessions:
             for i in (i for i in part[1].get_inputs() if i.name.startswith("past_")):
-                if i.type != "tensor(uint8)" or len(i.shape) != 4 or not all(type(n) is int for n in i.shape):
-                    raise wrong(f"{path}: {brief(i.name)}", "uint8 [1, heads, width, slots]", brief(i.shape))
-                if i.shape[self._axis(i.name)] != self._slots:
+                if i.type not in kinds or len(i.shape) != dims or not all(type(n) is int for n in i.shape):
+                    found = f"{i.type} {brief(i.shape)}"
+                    raise wrong(f"{path}: {brief(i.name)}", f"{kinds[0]} [heads, width, slots]", found)
+                if i.shape[self._axis(i.name) - 3] != self._slots:
                     raise wrong(f"{path}: {brief(i.name)}", f"{self._slots} slots", brief(i.shape))
-                self._cache[i.name] = np.full(i.shape, 128, np.uint8)
+                shape = i.shape[-3:]
+                self._cache[i.name] = np.zeros(shape, np.float16) if self._floats else np.full(shape, 128, np.uint8)
 
     @staticmethod
     def _axis(name: str) -> int:
-        """Where the slots of a cache are: keys lie turned."""
-        return 3 if name.startswith("past_key") else 2
+        """Where the slots of a cache [heads, ., .] are: keys lie turned."""
+        return 2 if name.startswith("past_key") else 1
 
     def _quantity(self, name: str) -> tuple[int, float, int]:
         if name not in self._quantities:
             raise wrong(self._path / QUANTITIES, f"an entry {brief(name)}", "none")
         return self._quantities[name]
 
-    def _codes(self, name: str, values: NDArray[np.float32]) -> NDArray[np.uint16]:
-        """As QuantizeLinear: halves to even."""
+    def _codes(self, name: str, values: NDArray[np.float32]) -> NDArray[Any]:
+        """What the graphs take: floats as they are, or codes as of QuantizeLinear, halves to even."""
+        if self._floats:
+            return values
         _, scale, zero = self._quantity(name)
         found = np.rint(values / np.float32(scale)) + zero
         codes: NDArray[np.uint16] = np.clip(found, 0, 65535, out=found).astype(np.uint16)
@@ -155,41 +164,48 @@ class StaticEngine:
             rows = list(self._call(tokens, TOKENS[0]))
         if not wanted:
             return np.empty((0, self.vocab), np.float32)
-        _, scale, zero = self._quantity("logits")
         codes = np.stack(rows[len(tokens) - wanted : len(tokens)])
+        if self._floats:
+            return codes.astype(np.float32, copy=False)
+        _, scale, zero = self._quantity("logits")
         return (codes.astype(np.float32) - np.float32(zero)) * np.float32(scale)
 
-    def _call(self, tokens: Sequence[int], size: int) -> NDArray[np.uint16]:
-        """Codes of the logits [size, vocab]; the keys and values of `tokens` go into their slots."""
+    def _call(self, tokens: Sequence[int], size: int) -> NDArray[Any]:
+        """Logits as the graph gives them [size, vocab]; the keys and values of `tokens` go into their slots."""
         n, position = len(tokens), self._position
         ids = np.array([*tokens, *[tokens[-1]] * (size - n)], np.int64)
         rows = np.minimum(np.arange(position, position + size), self._slots - 1)
         feeds: dict[str, NDArray[Any]] = {
             "hidden": self._codes("hidden", self._embedding[ids].astype(np.float32)),
-            "mask": np.where(visible(position, size, self._slots), np.uint16(65535), np.uint16(0)),
+            "mask": np.where(visible(position, size, self._slots), *self._mask),
             **{name: table[rows].reshape(1, size, 1, -1) for name, table in self._tables.items()},
             **self._cache,
         }
         for part in self._sessions:
             session = part[size]
             names = [o.name for o in session.get_outputs()]
-            found = dict(
-                zip(names, session.run(names, {i.name: feeds[i.name] for i in session.get_inputs()}), strict=True)
-            )
+            given = {i.name: self._given(i, feeds[i.name]) for i in session.get_inputs()}
+            found = dict(zip(names, session.run(names, given), strict=True))
             for name in [n for n in names if n.startswith("present_")]:
                 past = name.replace("present", "past")
-                slots, new = [slice(None)] * 4, [slice(None)] * 4
+                slots, new = [slice(None)] * 3, [slice(None)] * 3
                 axis = self._axis(past)
                 slots[axis], new[axis] = slice(position, position + n), slice(0, n)
-                self._cache[past][tuple(slots)] = found.pop(name)[None][tuple(new)]
+                self._cache[past][tuple(slots)] = found.pop(name)[tuple(new)]
             feeds |= found
         self._position += n
-        logits: NDArray[np.uint16] = feeds["logits"]
+        logits: NDArray[Any] = feeds["logits"]
         return logits
 
-    def _held(self, tokens: int) -> list[NDArray[np.uint8]]:
+    def _given(self, wanted: Any, values: NDArray[Any]) -> NDArray[Any]:
+        """In the shape of an input, and in its type."""
+        if math.prod(wanted.shape) != values.size:
+            raise wrong(f"{self._path}: {brief(wanted.name)}", list(values.shape), brief(wanted.shape))
+        return values.astype(FLOATS.get(wanted.type, values.dtype), copy=False).reshape(wanted.shape)
+
+    def _held(self, tokens: int) -> list[NDArray[Any]]:
         """The slots of so many tokens, in the order of the graphs' inputs."""
-        return [c[..., :tokens] if self._axis(n) == 3 else c[:, :, :tokens] for n, c in self._cache.items()]
+        return [c[..., :tokens] if self._axis(n) == 2 else c[:, :tokens] for n, c in self._cache.items()]
 
     def state_bytes(self) -> int:
         return self.state_limit(self._position)
@@ -200,7 +216,7 @@ class StaticEngine:
     def copy_state(self, out: NDArray[np.uint8]) -> None:
         at = 0
         for part in self._held(self._position):
-            out[at : at + part.nbytes] = part.reshape(-1)
+            out[at : at + part.nbytes] = np.ascontiguousarray(part).view(np.uint8).reshape(-1)
             at += part.nbytes
 
     def restore(self, tokens: int, state: NDArray[np.uint8]) -> None:
@@ -209,7 +225,7 @@ class StaticEngine:
             raise wrong("the state", f"{wanted} bytes", state.nbytes)
         at = 0
         for part in self._held(tokens):
-            part[...] = state[at : at + part.nbytes].reshape(part.shape)
+            part[...] = state[at : at + part.nbytes].view(part.dtype).reshape(part.shape)
             at += part.nbytes
         self._position = tokens
 
@@ -224,4 +240,6 @@ class StaticEngine:
         return values | {SPECIAL_KEY: json.dumps(special_tokens(self._path))}
 
     def close(self) -> None:
+        for session in (s for part in self._sessions for s in part.values() if hasattr(s, "release")):
+            session.release()
         self._sessions = []

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from ..reply import Parser, ToolDelta, Tools
+from ..calls import alternatives, json_rule, parameters
+from ..reply import Form, Parser, ToolDelta, Tools
 
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
 HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
 
@@ -20,6 +24,10 @@ class Call:
         self._text = ""
         self._depth, self._quoted, self._escaped = 0, False, False
         self._begun = self._ended = False
+
+    @property
+    def inside(self) -> bool:
+        return self._quoted
 
     def feed(self, text: str) -> list[ToolDelta | str]:
         if self._begun:
@@ -74,4 +82,15 @@ def claims(template: str) -> bool:
     return "<tool_call>" in template and "arguments" in template and not re.search("<function=|<arg_key>", template)
 
 
-PARSER = Parser(claims=claims, marks={"<tool_call>": "</tool_call>"}, block=Call)
+def write(functions: Sequence[Mapping[str, Any]], quote: Callable[[str], str]) -> Form:
+    """As the templates of these models write calls of earlier turns."""
+
+    def rule(name: str, f: Mapping[str, Any]) -> list[str]:
+        head = f'\n{{"name": {json.dumps(f.get("name"), ensure_ascii=False)}, "arguments": '
+        arguments = json_rule(f"{name}_arguments", parameters(f), strict=bool(f.get("strict")))
+        return [f"{name}: {quote(head)} {name}_arguments {quote('}' + chr(10))} {quote(CLOSE)}", arguments]
+
+    return Form(OPEN, alternatives(functions, rule), f"\n{OPEN}")
+
+
+PARSER = Parser(claims=claims, marks={OPEN: CLOSE}, block=Call, write=write)

@@ -6,9 +6,14 @@ first part is the call's id too, by which the template names its result.
 
 from __future__ import annotations
 
-from ..markers import find_first, held
-from ..reply import Parser, ToolDelta, Tools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from ..calls import alternatives, json_rule, parameters
+from ..markers import find_first, held
+from ..reply import Form, Parser, ToolDelta, Tools
+
+SECTION, SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 BEGIN, ARGUMENTS, END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
 NEXT = {END: BEGIN, BEGIN: ARGUMENTS, ARGUMENTS: END}  # the marker that we are behind → the one that comes
 
@@ -18,6 +23,10 @@ class Calls:
 
     def __init__(self, opened: str, tools: Tools) -> None:
         self._text, self._behind, self._index = "", END, -1
+
+    @property
+    def inside(self) -> bool:
+        return False  # its markers are control tokens
 
     def feed(self, text: str) -> list[ToolDelta | str]:
         self._text += text
@@ -43,9 +52,22 @@ class Calls:
         return [self._text] if whole and self._index < 0 else []
 
 
+def write(functions: Sequence[Mapping[str, Any]], quote: Callable[[str], str]) -> Form:
+    """As the template writes calls of earlier turns; their numbers may go on from there."""
+
+    def rule(name: str, f: Mapping[str, Any]) -> list[str]:
+        named = quote(f"functions.{f.get('name')}:")
+        head = f"{quote(BEGIN)} {named} /[0-9]{{1,4}}/ {quote(ARGUMENTS)}"
+        arguments = json_rule(f"{name}_arguments", parameters(f), strict=bool(f.get("strict")))
+        return [f"{name}: {head} {name}_arguments {quote(END)}", arguments]
+
+    return Form(SECTION, alternatives(functions, rule), closes=SECTION_END)
+
+
 PARSER = Parser(
-    claims=lambda template: "<|tool_calls_section_begin|>" in template,
-    marks={"<|tool_calls_section_begin|>": "<|tool_calls_section_end|>"},
+    claims=lambda template: SECTION in template,
+    marks={SECTION: SECTION_END},
     block=Calls,
     inner=(BEGIN, ARGUMENTS, END),
+    write=write,
 )

@@ -73,7 +73,7 @@ def application(service: Service) -> Starlette:
 
     async def metrics(request: Request) -> Response:
         gauges = {
-            "sampan_requests_running": int(service.worker.running is not None),
+            "sampan_requests_running": service.worker.running,
             "sampan_requests_waiting": service.worker.waiting,
             "sampan_context_tokens": service.session.context,
         }

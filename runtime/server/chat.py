@@ -20,6 +20,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 KEYS = {"role", "content", "name"}
 MORE = {"assistant": {"tool_calls", "reasoning_content"}, "tool": {"tool_call_id"}}
 FUNCTION = {"name", "description", "parameters", "strict"}
+CHOICES: dict[str, bool | None] = {"none": None, "auto": False, "required": True}
 SMALLEST = -9999.0  # OpenAI's own number for what is as good as impossible
 
 
@@ -97,14 +98,22 @@ def tools(name: str, value: Any) -> list[dict[str, Any]]:
         function = mapping(f"{at}.function", tool.get("function"))
         for key in function.keys() - FUNCTION:
             raise bad(f"{at}.function.{brief(key)}", "this field is not known; leave it out")
-        if function.get("strict"):
-            raise bad(f"{at}.function.strict", "the arguments of calls cannot be held to their schema; leave it out")
+        switch(f"{at}.function.strict", function.get("strict") or False)
         _text(f"{at}.function.name", function.get("name"))
         _text(f"{at}.function.description", function.get("description") or "")
         mapping(f"{at}.function.parameters", function.get("parameters") or {})
-        plain = {k: v for k, v in function.items() if k != "strict" and v is not None}
+        plain = {k: v for k, v in function.items() if v is not None}
         found.append({"type": "function", "function": plain})
     return found
+
+
+def choice(name: str, value: Any) -> bool | str | None:
+    """A check: whether a tool must be called, or which; None where none may be."""
+    if isinstance(value, str) and value in CHOICES:
+        return CHOICES[value]
+    if not isinstance(value, dict) or value.get("type") != "function":
+        raise bad(name, f"expected {', '.join(CHOICES)} or a function, found {brief(value)}")
+    return _text(f"{name}.function.name", mapping(f"{name}.function", value.get("function")).get("name"))
 
 
 def variables(name: str, value: Any) -> dict[str, Any]:
@@ -118,6 +127,8 @@ def variables(name: str, value: Any) -> dict[str, Any]:
 KNOWN: dict[str, Check] = COMMON | {
     "messages": messages,
     "tools": tools,
+    "tool_choice": choice,
+    "parallel_tool_calls": switch,
     "max_completion_tokens": TOKENS,
     "logprobs": switch,
     "top_logprobs": integer(0, TOP_LOGPROBS),
@@ -133,13 +144,20 @@ def parse(body: Any, session: Session, settings: Settings) -> Asked:
     wants = found.get("logprobs", False)
     if "top_logprobs" in found and not wants:
         raise bad("top_logprobs", "it needs logprobs true")
-    called = (found.get("tools") or None) if body.get("tool_choice") != "none" else None
+    chosen = found.pop("tool_choice", False)
+    called = (found.get("tools") or None) if chosen is not None else None
+    if called:
+        found["tool_choice"] = chosen
+    if chosen and chosen not in (True, *(t["function"]["name"] for t in called or ())):
+        raise bad("tool_choice", f"no tool has the name {brief(chosen)}")
+    if chosen and not called:
+        raise bad("tool_choice", "there are no tools that could be called; give tools, or auto")
     if called and "tools" not in choose(session.chat_templates, tools=True):
         raise bad("tools", "this model's chat template knows no tools; leave them out")
     if called and found.get("response_format") is not None:
         raise bad("response_format", "an answer that is held to a schema calls no tools; leave it out, or the tools")
     return Asked(
-        options(found, session.sampling, settings.max_tokens, found.get("top_logprobs", 0) if wants else None),
+        options(found, session, settings, found.get("top_logprobs", 0) if wants else None),
         messages=found["messages"],
         tools=called,
         variables=found.get("chat_template_kwargs", {}),

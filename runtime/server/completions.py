@@ -39,7 +39,7 @@ def parse(body: Any, session: Session, settings: Settings) -> Asked:
         raise bad("prompt", "it is missing; give a text")
     found.setdefault("max_tokens", LONGEST)
     return Asked(
-        options(found, session.sampling, settings.max_tokens, found.get("logprobs")),
+        options(found, session, settings, found.get("logprobs")),
         prompt=found["prompt"],
         stream=found.get("stream", False),
         usage=found.get("stream_options", False),

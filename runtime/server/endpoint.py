@@ -27,6 +27,7 @@ REASONS = {"stop": "stop", "stop_string": "stop", "tool_calls": "tool_calls", "l
 JSON = [(b"content-type", b"application/json")]
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store"),
           (b"x-accel-buffering", b"no")]  # fmt: skip
+AT_ONCE = 4  # answers that take turns
 DISCARDED = 16 << 20  # bytes of a body beyond the limit: who still sends when we close sees no answer
 
 
@@ -39,7 +40,8 @@ class Service:
 
     def __init__(self, session: Session, settings: Settings) -> None:
         self.session, self.settings = session, settings
-        self.worker, self.metrics = Worker(), Metrics()
+        self.worker = Worker(session.at_once(AT_ONCE) if settings.turns else 1)
+        self.metrics = Metrics()
         self.inside = 0
         self.created = int(time.time())
 
@@ -195,7 +197,7 @@ def usage(chunk: Chunk) -> dict[str, Any]:
         "completion_tokens": u.completion_tokens,
         "total_tokens": u.prompt_tokens + u.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": u.cached_tokens},
-    }
+    } | ({"dropped_tokens": u.dropped_tokens} if u.dropped_tokens else {})
 
 
 def dumps(value: Any) -> str:

@@ -10,18 +10,19 @@ from typing import Any
 from sampan.errors import brief
 
 from ..sampling import Sampling
+from ..session import Session
 from ..stream import Options
 from .refusals import RefusalError, bad
+from .settings import Settings
 
 HARMLESS = {  # they change nothing in an answer
     "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user",
 }  # fmt: skip
 FIXED: dict[str, tuple[Any, ...]] = {  # fields of which one value is what we do anyway
-    "n": (1,), "best_of": (1,), "echo": (False,), "parallel_tool_calls": (True,), "modalities": (["text"],),
-    "tool_choice": ("none", "auto"), "suffix": ("",),
+    "n": (1,), "best_of": (1,), "echo": (False,), "modalities": (["text"],),
+    "suffix": ("",),
 }  # fmt: skip
 UNBUILT = {
-    "tool_choice": "no call can be forced; give none or auto",
     "functions": "this is the old form; give tools",
     "function_call": "this is the old form; give tool_choice",
 }
@@ -170,11 +171,19 @@ def _only(name: str, value: Any) -> str:
     return "this field is not known; leave it out"
 
 
-def options(found: Mapping[str, Any], own: Sampling, limit: int | None, logprobs: int | None) -> Options:
-    """How to answer: the model's own sampling where the request says nothing."""
+def options(found: Mapping[str, Any], session: Session, settings: Settings, logprobs: int | None) -> Options:
+    """How to answer: the model's own sampling where the request says nothing.
+
+    An answer that nobody bounds is bounded by the context, also where that is shifted.
+    """
     asked = found.get("max_completion_tokens", found.get("max_tokens"))
-    most = min((n for n in (asked, limit) if n is not None), default=None)
+    most = min((n for n in (asked, settings.max_tokens) if n is not None), default=None)
+    if most is None and settings.shift is not None:
+        most = session.context
     names = {f.name for f in fields(Sampling)}
-    sampling = replace(own, **{k: v for k, v in found.items() if k in names})
-    schema = found.get("response_format")
-    return Options(most, sampling, found.get("seed"), found.get("stop", ()), logprobs, schema)
+    sampling = replace(session.sampling, **{k: v for k, v in found.items() if k in names})
+    return Options(
+        most, sampling, found.get("seed"), found.get("stop", ()), logprobs, found.get("response_format"),
+        shift=settings.shift, must_call=found.get("tool_choice", False),
+        parallel_calls=found.get("parallel_tool_calls", True),
+    )  # fmt: skip

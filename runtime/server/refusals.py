@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sampan.errors import ContextLengthError, InputError, SchemaError
+from sampan.errors import ChangedError, ContextLengthError, InputError, SchemaError, ToolError
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -33,7 +33,11 @@ def bad(param: str | None, message: str, code: str | None = None) -> RefusalErro
 
 
 def refusal(e: InputError) -> RefusalError:
-    """What the Session refuses before it computes: the request is to blame."""
+    """What the Session refuses before it computes: the request is to blame, or what is served."""
+    if isinstance(e, ChangedError):
+        return RefusalError(500, str(e))
     if isinstance(e, SchemaError):
-        return bad("response_format", str(e), "invalid_schema")
+        return bad(
+            "tools" if isinstance(e, ToolError) else "response_format", str(e).removeprefix("tools: "), "invalid_schema"
+        )
     return bad(None, str(e), "context_length_exceeded" if isinstance(e, ContextLengthError) else None)

@@ -14,7 +14,8 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 @dataclass(frozen=True, slots=True)
 class Settings:
     """`queue` counts requests that wait behind the one that is answered; `seconds` bounds one request, waiting and
-    answering together; `max_tokens` bounds every answer (None: the context does).
+    answering together; `max_tokens` bounds every answer (None: the context does). `shift` as in `Options`.
+    `turns`: answers take turns, where the Session keeps what they evaluated.
     """
 
     name: str  # of the model
@@ -26,6 +27,8 @@ class Settings:
     max_body: int = 2 << 20
     max_tokens: int | None = None
     seconds: float = 600.0
+    shift: int | None = None
+    turns: bool = False
 
     @property
     def loopback(self) -> bool:

@@ -1,4 +1,6 @@
-"""One thread answers, one request after the other in the order in which they came; what it makes goes to the loop."""
+"""One thread answers: requests begin in the order in which they came, and a few take turns; what it makes goes to the
+loop.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from sampan.errors import InputError
@@ -17,6 +20,7 @@ from .refusals import RefusalError, refusal
 
 LOG = logging.getLogger("sampan.server")
 BROKEN = RefusalError(500, "internal error; the server's own log says more")
+QUANTUM = 2.0  # seconds after which another answer has its turn; a change costs a copy of two caches
 STOPPING = RefusalError(503, "the server is about to end; ask again later", None, "stopping")
 
 
@@ -31,6 +35,7 @@ class Turn:
         self._left = threading.Event()
         self.events: asyncio.Queue[Chunk | RefusalError | None] = asyncio.Queue()  # None: the client left
         self.stream: Stream | None = None
+        self.seconds = 0.0  # of computing
 
     def cancel(self) -> None:
         """Nobody waits any more: end behind the token that is computed, or do not begin. For the loop's own thread."""
@@ -49,23 +54,28 @@ class Turn:
         """Whether nobody waits any more."""
         return self._left.is_set()
 
-    def run(self) -> None:
-        """Answer, in the worker's thread. Whatever happens, the last event ends the answer."""
-        stream = None
+    def run(self, pause: Callable[[], bool]) -> bool:
+        """Answer until the end, or until `pause` after a token; whether it is the end. The last event tells of that."""
         try:
-            self.stream = stream = self._begin()
-            if self.left:  # since `cancel` looked for a stream
-                return
-            for chunk in stream:
+            if self.stream is None:
+                self.stream = self._begin()
+                if self.left:  # since `cancel` looked for a stream
+                    return self._end()
+            for chunk in self.stream:
                 self._tell(chunk)
+                if pause():
+                    return False
         except InputError as e:
-            self._tell(refusal(e) if stream is None else RefusalError(500, str(e)))
+            self._tell(refusal(e) if self.stream is None else RefusalError(500, str(e)))
         except Exception:
             LOG.exception("a request ended in a bug of ours")
             self._tell(BROKEN)
-        finally:
-            if stream is not None:
-                stream.close()
+        return self._end()
+
+    def _end(self) -> bool:
+        if self.stream is not None:
+            self.stream.close()
+        return True
 
     def _tell(self, event: Chunk | RefusalError) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it everyone who waits
@@ -73,12 +83,14 @@ class Turn:
 
 
 class Worker:
-    """The thread, and the turns that wait for it."""
+    """The thread, and the turns that wait for it. Up to `at_once` of them are answered by turns."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int = 1) -> None:
         self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        self.running: Turn | None = None
+        self._begun: deque[Turn] = deque()
+        self._at_once = at_once
+        self.running = 0  # turns that have begun
         self.mean = 1.0  # seconds of an answer, the last ones more than the first
         self._thread = threading.Thread(target=self._work, name="sampan-answers", daemon=True)
         self._thread.start()
@@ -96,17 +108,35 @@ class Worker:
             self._turns.put(turn)
 
     def _work(self) -> None:
-        while (turn := self._turns.get()) is not None:
-            if turn.left:
+        more = True
+        while more or self._begun:
+            while more and len(self._begun) < self._at_once and (self._turns.qsize() or not self._begun):
+                more = self._begin(self._turns.get())
+            if not self._begun:
                 continue
-            if self.stopping:
-                turn.refuse(STOPPING)
-                continue
-            began = time.monotonic()
-            self.running = turn
-            turn.run()
-            self.running = None
-            self.mean += 0.1 * (time.monotonic() - began - self.mean)
+            turn, began = self._begun.popleft(), time.monotonic()
+            over = began + QUANTUM
+            ended = turn.run(lambda over=over: time.monotonic() > over and self._others())  # type: ignore[misc]
+            turn.seconds += time.monotonic() - began
+            if ended:
+                self.running -= 1
+                self.mean += 0.1 * (turn.seconds - self.mean)
+            else:
+                self._begun.append(turn)
+
+    def _others(self) -> bool:
+        """Whether somebody else could have a turn."""
+        return bool(self._begun) or (self._at_once > 1 and self._turns.qsize() > 0)
+
+    def _begin(self, turn: Turn | None) -> bool:
+        if turn is None:
+            return False
+        if self.stopping:
+            turn.refuse(STOPPING)
+        elif not turn.left:
+            self._begun.append(turn)
+            self.running += 1
+        return True
 
     @property
     def stopping(self) -> bool:

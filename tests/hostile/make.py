@@ -91,6 +91,7 @@ INDEX: dict[str, tuple[object, str]] = {
     "empty-weight-map": ({"weight_map": {}}, "weight_map: expected tensor names and their shards, found {}"),
     "a-list": ([], "expected a JSON object, found list"),
     "missing-shard": (index("model-00009-of-00009.safetensors"), "expected the shard model-00009-of-00009.safetensors"),
+    "missing-mtp": ({"weight_map": {"mtp.fc.weight": "mtp.safetensors"}}, "expected the shard mtp.safetensors"),
 }
 
 SPLIT = (
@@ -145,7 +146,7 @@ TOKENIZERS: dict[str, tuple[object, str]] = {
     "unigram": (model(type="Unigram"), "model.type: expected BPE, found Unigram"),
     "two-splits": (
         tokenizer(pre_tokenizer={"type": "Sequence", "pretokenizers": [*SPLITS[:1], *SPLITS]}),
-        "expected the split regex of qwen2, llama-bpe, kimi-k2, deepseek-v3, minimax-m2, found (",
+        "expected the split regex of qwen2, qwen35, llama-bpe, kimi-k2, deepseek-v3, minimax-m2, found (",
     ),
     "fallback-bytes-missing": (fallback(), "model.vocab: expected a token for each byte, found none for <0x00>"),
     "fallback-other-decoder": (fallback(decoder={"type": "ByteLevel"}), "decoder: expected Replace and ByteFallback"),
@@ -173,11 +174,11 @@ TOKENIZERS: dict[str, tuple[object, str]] = {
     "negative-id": (model(vocab={"a": -1}), "a: expected an id below vocab_size 8, found -1"),
     "other-regex": (
         split(pattern={"Regex": r"\w+"}),
-        r"expected the split regex of qwen2, llama-bpe, kimi-k2, deepseek-v3, minimax-m2, found \w+",
+        r"expected the split regex of qwen2, qwen35, llama-bpe, kimi-k2, deepseek-v3, minimax-m2, found \w+",
     ),
     "string-pattern": (
         split(pattern={"String": " "}),
-        "expected the split regex of qwen2, llama-bpe, kimi-k2, deepseek-v3, minimax-m2, found None",
+        "expected the split regex of qwen2, qwen35, llama-bpe, kimi-k2, deepseek-v3, minimax-m2, found None",
     ),
     "removed-pieces": (split(behavior="Removed"), "expected Split with behavior Isolated, not inverted"),
     "no-pre-tokenizer": (tokenizer(pre_tokenizer=None), "pre_tokenizer: expected Split, then ByteLevel, found None"),

@@ -47,7 +47,8 @@ def measure(
     tokens = TOKENS[0]
     calls = min(CALLS, form.context // tokens)
     embedding = np.memmap(folder / EMBEDDING_FILE, np.float16, "r").reshape(arch.vocab, arch.hidden)
-    hidden = [[np.asarray(embedding[ids], np.float32) for ids in text] for text in _texts(folder, arch.vocab, calls)]
+    ids = encoded(folder, arch.vocab, calls, EACH)
+    hidden = [[np.asarray(embedding[piece], np.float32) for piece in text] for text in ids]
     layers = each_layer(arch)
     lie = [next(d for d, p in zip(data, parts, strict=True) if layer.layers[0] in p.layers) for layer in layers]
     small = static(weights, arch, tokens * calls, tokens, lie, layers)
@@ -55,8 +56,8 @@ def measure(
     return quantities(form.graphs, form, ranges, _range(embedding))
 
 
-def _texts(folder: Path, vocab: int, calls: int) -> list[list[NDArray[np.int64]]]:
-    """Ids of the texts, 128 to a call."""
+def encoded(folder: Path, vocab: int, calls: int, each: int) -> list[list[NDArray[np.int64]]]:
+    """Ids of the texts, 128 to a call, `each` times so many calls of every text."""
     import tokenizers
 
     try:
@@ -70,7 +71,7 @@ def _texts(folder: Path, vocab: int, calls: int) -> list[list[NDArray[np.int64]]
         ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
         if ids.max(initial=0) >= vocab:
             raise InputError(f"tokenizer.json: token {ids.max()} is beyond the vocabulary of {vocab}")
-        found += [list(part.reshape(calls, -1)) for part in np.resize(ids, n * EACH).reshape(EACH, n)]
+        found += [list(part.reshape(calls, -1)) for part in np.resize(ids, n * each).reshape(each, n)]
     return found
 
 

@@ -13,7 +13,7 @@ from ...architecture import Architecture
 from ...binding import Binding, Bound
 from ...plan import PlannedTensor, facts
 from .graph import FLOAT, INT4, INT8, UINT8, UINT16, Edge, Graph
-from .weights import PAGE
+from .weights import PAGE, PLAIN
 
 CODES = {8: INT8, 16: UINT16, 4: INT4}  # by bits
 
@@ -95,9 +95,8 @@ class Channels:
         vector = len(bound.spec.shape) == 1
         shape = (columns,) if vector else (rows, columns)
         if not isinstance(kind, ChannelType):
-            if kind.name != "f32":
-                raise AssertionError(kind.name)
-            return graph.external(f"{path}/weight", FLOAT, shape, offsets[0])
+            stored = graph.external(f"{path}/weight", PLAIN[kind.name], shape, offsets[0])
+            return stored if kind.name == "f32" else graph.node("Cast", f"{path}/weight", [stored], shape, to=FLOAT)
         if kind.turned:
             return self._turned(graph, path, bound, offsets)
         codes = graph.external(f"{path}/weight", CODES[kind.width], shape, offsets[0])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 23  # the first with RMSNormalization
-IR_VERSION = 11  # of that opset's time
+IR_VERSIONS = {19: 9, 23: 11}  # of an opset's time
 CONTRIB = "com.microsoft"
 DATA_FILE = "model.onnx.data"
 FLOAT, FLOAT16, INT64, INT32, INT8, UINT8, UINT16, INT4 = (
@@ -36,7 +36,8 @@ class Edge:
 class Graph:
     """Nodes in order of computation. A node's name is its path, such as `/layers.3/attn/q_proj/MatMulNBits`."""
 
-    def __init__(self, data_file: str = DATA_FILE) -> None:
+    def __init__(self, data_file: str = DATA_FILE, opset: int = OPSET) -> None:
+        self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.edges: list[Edge] = []  # that nodes give, without the outputs
@@ -126,7 +127,8 @@ class Graph:
             list(self.initializers.values()),
             value_info=[info(e.name, e.type, e.shape) for e in self.edges],
         )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid(CONTRIB, 1)]
         return helper.make_model(
-            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name=producer, producer_version=version
-        )
+            graph, opset_imports=opsets, ir_version=IR_VERSIONS[self.opset], producer_name=producer,
+            producer_version=version,
+        )  # fmt: skip

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sampan import qnn
+from sampan import qnn, rknn
 from sampan.artifact import OutputFile
 from sampan.checkpoint import Checkpoint
 from sampan.errors import wrong
-from sampan.quantize import tensor_type
+from sampan.quantize import Scheme, tensor_type
+from sampan.quantize.channel import ChannelType
 from sampan.static import EMBEDDING_FILE, LAYOUT, QUANTITIES, TABLES_FILE, TOKENS
 from sampan.units import human
 
-from ...architecture import EMBEDDING, HEAD, Architecture
+from ...architecture import EMBEDDING, HEAD, LOOKED_UP, Architecture
 from ...binding import Binding
 from ...family import Family
 from ...generation import notes, resolve
 from ...plan import Finish, Format, Plan, PlannedTensor, Request
 from ...tokenizer import read_tokenizer
+from .. import _kept
 from .channels import Channels, DataFile, by_layer
 from .decoder import write
 from .folder import as_json, words
@@ -46,10 +49,33 @@ class Part:
     cut: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder that is being laid out. `forms`: the float graphs by their tokens; `positions`: cos and sin."""
+
+    parts: Sequence[Part]
+    data: Sequence[DataFile]
+    forms: Mapping[int, Static]
+    positions: Mapping[str, NDArray[np.float32]]
+    embedding: PlannedTensor
+    files: tuple[OutputFile, ...]
+    notes: tuple[str, ...]
+
+
 def for_target(usual: Format, target: str) -> Format:
     """The format of a folder for `target`, made of that for processors."""
+    if target in rknn.CHIPS:
+        from .rockchip import for_chip
+
+        return for_chip(usual, target)
     plan = partial(_plan, target, qnn.versions(target))
-    return replace(usual, portable={"int4": "a16w4", "int8": "a16w8"}, plan=plan)
+    portable = {"int4": "a16w4", "int8": "a16w8"}
+    return replace(usual, portable=portable, plan=plan, kept=_kept.static, holds=holds, copies=len(TOKENS))
+
+
+def holds(scheme: Scheme) -> bool:
+    """Whether it is one of integers by row."""
+    return isinstance(tensor_type(scheme.default), ChannelType)
 
 
 def _plan(
@@ -62,29 +88,55 @@ def _plan(
     request: Request,
 ) -> Plan:
     """Every byte but those of the compiled contexts, which are bounded part by part."""
-    qnn.check()
+    if not request.dry:
+        qnn.check()
     check_blocks(arch)
     if request.accuracy is not None:
         raise wrong("--accuracy-level", "none with --target, whose activations have 16 bits", request.accuracy)
     if request.scheme_name not in ("a16w8", "a16w4"):
         raise wrong("--quant", f"a16w8 or a16w4 (int8, int4) with --target {target}", request.scheme_name)
+    weights, limit = Channels(arch, binding, request.scheme), request.split or LIMIT
+    laid = lay_out(
+        checkpoint, arch, binding, request, weights, (limit, MOST), {"target": target, "htp": list(htp)}, Static, _empty
+    )
+    more = len(htp) * len(TOKENS) * sum(d.end for d in laid.data)
+    compiled = f"compiled graphs come on top, about {human(more)}: two for each part and each of HTP {', '.join(htp)}"
+    return Plan(
+        request.scheme_name, arch, laid.files, (laid.embedding, *weights.tensors), (*laid.notes, compiled),
+        partial(_finish, laid.forms, weights, arch, laid.parts, laid.data, laid.positions, tuple(htp), limit),
+    )  # fmt: skip
+
+
+def lay_out(
+    checkpoint: Checkpoint,
+    arch: Architecture,
+    binding: Binding,
+    request: Request,
+    weights: Channels,
+    limits: tuple[int, int],
+    target: Mapping[str, Any],
+    kind: type[Static],
+    as_bytes: Callable[[Graph, Static], bytes],
+) -> Folder:
+    """All files of a folder. `limits`: bytes of a part, and the most that may be asked for; `target`: what the layout
+    says of it; `kind` writes the graphs, `as_bytes` their files.
+    """
     context = request.context or min(arch.context, CONTEXT)
     if not TOKENS[0] <= context <= arch.longest:
         raise wrong("--context", f"{TOKENS[0]} to the model's own {arch.longest}", context)
-    weights = Channels(arch, binding, request.scheme)
-    parts = cut(arch, binding, weights, request.split or LIMIT)
+    parts = cut(arch, binding, weights, *limits)
     zeros = weights.zeros()
     data = [DataFile(n + 1, f"part-{n + 1}.data", zeros) for n in range(len(parts))]
-    forms = {tokens: static(weights, arch, context, tokens, data, parts) for tokens in TOKENS}
+    forms = {tokens: static(weights, arch, context, tokens, data, parts, kind) for tokens in TOKENS}
     embedding = _embedding(binding, arch)
-    tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
+    tokenizer = request.tokenizer or read_tokenizer(checkpoint.folder, arch.vocab)
     generation = resolve(checkpoint.folder, tokenizer)
     positions = rotary(arch, context)
     out = request.out
     files = [OutputFile(out / EMBEDDING_FILE, b"", embedding.nbytes, folder=True)]
     files += [OutputFile(out / d.name, bytes(zeros), d.end, folder=True) for d in data]
     layout = {
-        "target": target, "htp": list(htp), "context": context, "tokens": list(TOKENS), "vocab": arch.vocab,
+        **target, "context": context, "tokens": list(TOKENS), "vocab": arch.vocab,
         "hidden": arch.hidden, "ends": list(generation.ends), "longest": arch.longest,
         "parts": [
             {"graphs": {str(t): graph_name(n, t) for t in TOKENS}, "data": d.name, "layers": list(parts[n].layers)}
@@ -93,19 +145,14 @@ def _plan(
         "tables": {name: list(values.shape) for name, values in positions.items()},
     }  # fmt: skip
     small = {
-        graph_name(n, tokens): _bytes(graph, dict.fromkeys(e.name for e in activations(graph)), form)
+        graph_name(n, tokens): as_bytes(graph, form)
         for tokens, form in forms.items()
         for n, graph in enumerate(form.graphs)
     }
     small[TABLES_FILE] = b"".join(t.tobytes() for t in positions.values())
     small |= words(checkpoint.folder, arch.vocab, generation) | {LAYOUT: as_json(layout)}
     files += [OutputFile(out / name, data, len(data), folder=True) for name, data in small.items()]
-    more = len(htp) * len(TOKENS) * sum(d.end for d in data)
-    compiled = f"compiled graphs come on top, about {human(more)}: two for each part and each of HTP {', '.join(htp)}"
-    return Plan(
-        request.scheme_name, arch, tuple(files), (embedding, *weights.tensors), (*notes(generation), compiled),
-        partial(_finish, forms, weights, arch, parts, data, positions, tuple(htp), request.split or LIMIT),
-    )  # fmt: skip
+    return Folder(parts, data, forms, positions, embedding, tuple(files), tuple(notes(generation)))
 
 
 def graph_name(part: int, tokens: int) -> str:
@@ -122,19 +169,25 @@ def rotary(arch: Architecture, context: int) -> dict[str, NDArray[np.float32]]:
 
 
 def static(
-    weights: Channels, arch: Architecture, context: int, tokens: int, data: Sequence[DataFile], parts: Sequence[Part]
+    weights: Channels,
+    arch: Architecture,
+    context: int,
+    tokens: int,
+    data: Sequence[DataFile],
+    parts: Sequence[Part],
+    kind: type[Static] = Static,
 ) -> Static:
     """The float graphs of all parts."""
     cuts = {part.cut: n for n, part in enumerate(parts) if part.cut}
-    form = Static(weights, arch, context, tokens, data, cuts)
+    form = kind(weights, arch, context, tokens, data, cuts)
     write(form, arch)
     return form
 
 
-def cut(arch: Architecture, binding: Binding, weights: Channels, limit: int) -> list[Part]:
+def cut(arch: Architecture, binding: Binding, weights: Channels, limit: int, most: int) -> list[Part]:
     """Parts of at most `limit` bytes of weights, at the borders of layers."""
-    if limit > MOST:
-        raise wrong("--split-size", f"at most {human(MOST)}, the most that a compiled part may have", human(limit))
+    if limit > most:
+        raise wrong("--split-size", f"at most {human(most)}, the most that a compiled part may have", human(limit))
     parts: list[list[int]] = []
     size = 0
     for layer, names in by_layer(arch, binding).items():
@@ -165,7 +218,7 @@ def _embedding(binding: Binding, arch: Architecture) -> PlannedTensor:
     """float16 rows, which the runtime looks up; beside a tied head, which has other numbers, by another name."""
     bound = next(b for b in binding.tensors if b.spec.name == EMBEDDING)
     if arch.tied:
-        bound = replace(bound, spec=replace(bound.spec, name="embedding.weight"))
+        bound = replace(bound, spec=replace(bound.spec, name=LOOKED_UP))
     return PlannedTensor(bound, tensor_type("f16"), 0, (0,))
 
 
@@ -175,6 +228,10 @@ def _bytes(graph: Graph, quantities: Mapping[str, Quantity | None], form: Static
     known = {n: q or Quantity(8 if n in leaders else 16, 0.0, 0) for n, q in quantities.items()}
     model = quantised(graph, known).model("sampan", version("sampan"))
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _empty(graph: Graph, form: Static) -> bytes:
+    return _bytes(graph, dict.fromkeys(e.name for e in activations(graph)), form)
 
 
 def _caches(graph: Graph, form: Static) -> set[str]:

@@ -141,9 +141,14 @@ def held_type(name: str, scheme: str) -> TensorType:
     """The type that a scheme chose, or the next larger one that ONNX Runtime's operators read."""
     name = FALLBACK.get(name, name)
     if not _holds(name):
-        known = [n for n, s in load_all("sampan.quantize.schemes", "SCHEME").items() if _holds(s.default)]
+        known = [n for n, s in load_all("sampan.quantize.schemes", "SCHEME").items() if holds(s)]
         raise wrong("--quant", f"a scheme that ONNX can hold: {', '.join(known)}", scheme)
     return tensor_type(name)
+
+
+def holds(scheme: Scheme) -> bool:
+    """Whether ONNX Runtime's operators read what most of its weights are."""
+    return _holds(scheme.default)
 
 
 def _holds(name: str) -> bool:

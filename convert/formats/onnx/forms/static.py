@@ -15,7 +15,7 @@ from sampan.quantize.channel import ChannelType
 
 from ....architecture import Architecture, Rope
 from ..channels import Channels, DataFile
-from ..graph import FLOAT, UINT16, Edge, Graph
+from ..graph import FLOAT, OPSET, UINT16, Edge, Graph
 from ..rope import tables
 
 BLOCKS = ("dense", "gqa", "mla")  # kinds of blocks that it can write
@@ -29,6 +29,8 @@ class Static:
     after the mask was added.
     """
 
+    opset = OPSET
+
     def __init__(
         self,
         weights: Channels,
@@ -39,7 +41,7 @@ class Static:
         cuts: Mapping[str, int],
     ) -> None:
         self.weights, self.context, self.tokens = weights, context, tokens
-        self.graphs = [Graph(files[0].name)]
+        self.graphs = [Graph(files[0].name, self.opset)]
         self.fixed: dict[str, tuple[float, float]] = {}
         self.caches: list[str] = []
         self.masked: list[str] = []
@@ -98,7 +100,7 @@ class Static:
         total = Edge(f"{path}/sum", FLOAT, x.shape)
         if name in self._cuts:
             self.graph.node("Add", path, [x, delta], x.shape, out=self.graph.output(*_parts(total)))
-            self.graphs.append(Graph(self._files[len(self.graphs)].name))
+            self.graphs.append(Graph(self._files[len(self.graphs)].name, self.opset))
             self._inputs = {}
             total = self._input(total.name, (self.tokens, self._arch.hidden))
         else:
@@ -198,7 +200,7 @@ class Static:
         g.node("Reshape", f"{path}/{what}/present", [turned, g.ints(*shape[1:])], present.shape, out=present)
         self.caches.append(present.name)
         shape[axis] = self.context
-        past = g.input(f"past_{what}.{layer}", FLOAT, tuple(shape))
+        past = self._input(f"past_{what}.{layer}", tuple(shape))
         shape[axis] += self.tokens
         return g.node("Concat", f"{path}/{what}/cache", [past, turned], tuple(shape), axis=axis)
 

@@ -21,16 +21,13 @@ final class Loader {
 
     /** The model of the last time, or the bundled one; a load that did not end well is not tried again unasked. */
     void last() {
-        File file = app.lastModel();
         if (app.lastLoadUnfinished()) {
             app.settled();
             tell(activity.getString(R.string.last_load_unfinished), null);
             return;
         }
-        if (file == null || !file.isFile()) {
-            List<File> all = app.models().all();
-            file = all.isEmpty() ? null : all.get(0);
-        }
+        List<File> all = app.models().all(); // a bundled one may be of an older version of the app until then
+        File file = app.lastModel() != null ? app.lastModel() : all.isEmpty() ? null : all.get(0);
         if (file != null) {
             load(file, () -> { });
         }

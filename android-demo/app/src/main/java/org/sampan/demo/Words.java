@@ -15,6 +15,9 @@ import org.sampan.core.Notice;
 
 /** What the app says, in the user's language, and how it hands texts on. */
 final class Words {
+    /** Characters that another app is handed at most: all of a process's calls share 1 MB, and more ends the app. */
+    private static final int LONGEST = 200_000;
+
     private Words() {}
 
     static String bytes(Context context, long bytes) {
@@ -97,6 +100,9 @@ final class Words {
     }
 
     static void copy(Context context, String text) {
+        if (tooLong(context, text)) {
+            return;
+        }
         context.getSystemService(ClipboardManager.class).setPrimaryClip(ClipData.newPlainText(context.getString(R.string.app_name), text));
         // later Androids show what was copied themselves
         if (Build.VERSION.SDK_INT < 33) {
@@ -104,7 +110,17 @@ final class Words {
         }
     }
 
+    private static boolean tooLong(Context context, String text) {
+        if (text.length() > LONGEST) {
+            Toast.makeText(context, R.string.too_long_to_share, Toast.LENGTH_LONG).show();
+        }
+        return text.length() > LONGEST;
+    }
+
     static void share(Context context, String text) {
+        if (tooLong(context, text)) {
+            return;
+        }
         Intent send = new Intent(Intent.ACTION_SEND).setType("text/plain").putExtra(Intent.EXTRA_TEXT, text);
         context.startActivity(Intent.createChooser(send, context.getString(R.string.share)));
     }

@@ -13,16 +13,12 @@ public final class Chat {
     /** NONE: no model. LOADING, READY, ANSWERING. ASLEEP: the engine ended while nobody looked. BROKEN: see the notice. */
     public enum State { NONE, LOADING, READY, ANSWERING, ASLEEP, BROKEN }
 
-    public interface Launcher {
-        Engine launch(Engine.Listener listener);
-    }
-
     /** A second death in so many nanoseconds is not answered by another start. */
     private static final long PAUSE = 60_000_000_000L;
 
     private final Store store;
     private final Executor home;
-    private final Launcher launcher;
+    private final Engine.Launcher launcher;
     private Runnable view = () -> { };
 
     private State state = State.NONE;
@@ -36,6 +32,8 @@ public final class Chat {
     private boolean stopping;
     private boolean thinks = true;
     private long loadId;
+    /** Whether the model's tokenizer wants text in Unicode's form C. */
+    private boolean composed;
     /** The chat whose answer is shown, and the one that the engine is at; 0 for none. */
     private long chatId;
     private long busy;
@@ -45,7 +43,7 @@ public final class Chat {
     private double speed;
     private long memory;
 
-    public Chat(Store store, Executor home, Launcher launcher) {
+    public Chat(Store store, Executor home, Engine.Launcher launcher) {
         this.store = store;
         this.home = home;
         this.launcher = launcher;
@@ -179,7 +177,7 @@ public final class Chat {
 
     private void submit() {
         try {
-            chatId = engine.send("chat", Request.chat(conversation.messages, thinks, System.nanoTime() & 0x7fffffff));
+            chatId = engine.send("chat", Request.chat(conversation.messages, thinks, composed, System.nanoTime() & 0x7fffffff));
             busy = chatId;
         } catch (IllegalArgumentException e) {
             finish("error", 0);
@@ -302,9 +300,12 @@ public final class Chat {
                 progress = event.number("value");
                 break;
             case "loaded":
-                state = State.READY;
-                modelName = event.text("name").isEmpty() ? model.getName() : event.text("name");
-                engine.send("stats", Collections.<String, Object>emptyMap());
+                if (state == State.LOADING && event.id == loadId) {
+                    state = State.READY;
+                    composed = event.flag("nfc");
+                    modelName = event.text("name").isEmpty() ? modelName : event.text("name");
+                    engine.send("stats", Collections.<String, Object>emptyMap());
+                }
                 break;
             case "text":
                 if (event.id == chatId) {
@@ -327,8 +328,7 @@ public final class Chat {
     private void done(Event event) {
         String reason = event.text("reason");
         if (event.id == chatId) {
-            double ms = event.number("decode_ms");
-            speed = ms > 0 ? event.number("tokens") * 1000 / ms : 0;
+            speed = event.rate("tokens", "decode_ms");
             finish(reason, speed);
             engine.send("stats", Collections.<String, Object>emptyMap());
             if (reason.equals("context") || reason.equals("length")) {
@@ -361,8 +361,7 @@ public final class Chat {
     private void lost(Engine.End end, int status, String log) {
         State before = state;
         engine = null;
-        long now = System.nanoTime();
-        boolean twice = died != 0 && now - died < PAUSE;
+        boolean twice = died != 0 && System.nanoTime() - died < PAUSE;
         if (state == State.ANSWERING) {
             finish("died", 0);
         }
@@ -370,7 +369,7 @@ public final class Chat {
         notice = Notice.of(end, status, log, twice ? Notice.Kind.ENGINE_KEEPS_DYING
             : before == State.LOADING ? Notice.Kind.ENGINE_DIED_LOADING : Notice.Kind.ENGINE_DIED);
         if (notice.kind == Notice.Kind.ENGINE_DIED) {
-            died = now;
+            died = System.nanoTime();
             state = State.ASLEEP;
             setVisible(visible);
         }

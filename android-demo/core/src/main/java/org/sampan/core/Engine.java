@@ -38,6 +38,10 @@ public final class Engine {
         void ended(End end, int status, String log);
     }
 
+    public interface Launcher {
+        Engine launch(Listener listener);
+    }
+
     private final Listener listener;
     private final AtomicLong ids = new AtomicLong();
     private final AtomicBoolean ended = new AtomicBoolean();
@@ -189,13 +193,12 @@ public final class Engine {
         } catch (CharacterCodingException | Json.Malformed e) {
             return false;
         }
-        if (!ready) {
-            if (!event.name.equals("ready") || event.number("protocol") != PROTOCOL) {
-                return false;
-            }
-            ready = true;
+        boolean first = !ready;
+        if (first != event.name.equals("ready") || first && event.number("protocol") != PROTOCOL) {
+            return false;
         }
-        if (reason == End.DIED) {
+        ready = true;
+        if (reason == End.DIED && (first || event.id != 0)) { // 0 is of no request
             listener.event(event);
         }
         return true;

@@ -35,4 +35,15 @@ public final class Event {
         Object value = members.get(key);
         return value instanceof Number ? ((Number) value).doubleValue() : 0;
     }
+
+    /** How many a second, of a count and its milliseconds, or 0 where they cannot be true. */
+    public double rate(String count, String ms) {
+        double rate = number(count) * 1000 / number(ms);
+        return rate > 0 && rate < 1e9 ? rate : 0;
+    }
+
+    /** A switch, off where the engine sent none. */
+    public boolean flag(String key) {
+        return Boolean.TRUE.equals(members.get(key));
+    }
 }

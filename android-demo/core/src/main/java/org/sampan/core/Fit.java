@@ -7,6 +7,8 @@ public final class Fit {
     private static final int[] CONTEXTS = {4096, 2048, 1024};
     /** Tokens of a prompt that llama.cpp computes at once: the logits and activations of so many are reserved. */
     private static final long BATCH = 512;
+    /** A context is rounded up to so many. */
+    private static final long CELLS = 256;
     /** The engine itself, and what its tokenizer holds for one token. */
     private static final long ENGINE = 32L << 20;
     private static final long TOKEN = 256;
@@ -44,31 +46,61 @@ public final class Fit {
         return last;
     }
 
+    /** What `sampan push` reckons with, too. */
     static long need(Gguf model, int context) {
-        long width = model.vocabulary + 8 * model.number("embedding_length", 0) + 3 * model.layer("feed_forward_length", 0, 0);
-        return plus(plus(model.tensors, cache(model, context)), plus(BATCH * 4 * width, ENGINE + TOKEN * model.vocabulary));
+        long embedding = model.number("embedding_length", 0);
+        long inner = times(3, model.layer("feed_forward_length", 0, 0));
+        // each expert of a token puts out as much as the layer
+        long expert = plus(embedding, times(3, model.number("expert_feed_forward_length", 0)));
+        long inside = Math.max(inner, times(model.number("expert_used_count", 0), expert));
+        long values = plus(model.vocabulary, plus(times(8, embedding), inside));
+        long work = plus(times(4 * BATCH, values), 2 * BATCH * cells(context)); // the mask has 16 bits
+        return plus(plus(model.weights(layers(model)), cache(model, context)), plus(work, ENGINE + TOKEN * model.vocabulary));
+    }
+
+    /** Those of the model's own: the last blocks may be of a head that predicts further tokens, which nobody here asks for. */
+    private static long layers(Gguf model) {
+        return model.number("block_count", 0) - Math.max(0, model.number("nextn_predict_layers", 0));
+    }
+
+    private static long cells(int context) {
+        return (context + CELLS - 1) / CELLS * CELLS;
     }
 
     /** Keys and values in 16 bits for each layer with attention, and the state of each layer without. */
     static long cache(Gguf model, int context) {
         long embedding = model.number("embedding_length", 0);
         long interval = Math.max(1, model.number("full_attention_interval", 1));
-        long state = 4 * times(model.number("ssm.inner_size", 0), model.number("ssm.state_size", 0));
+        long cells = cells(context);
+        long state = state(model);
         long bytes = 0;
         // with latent attention the values are a part of the keys
         boolean latent = model.number("attention.key_length_mla", 0) > 0;
-        // the last blocks may be of a head that predicts further tokens, which nobody here asks for
-        long own = model.number("block_count", 0) - Math.max(0, model.number("nextn_predict_layers", 0));
-        int layers = (int) Math.min(4096, Math.max(0, own));
+        int layers = (int) Math.min(4096, Math.max(0, layers(model)));
         for (int layer = 0; layer < layers; layer++) {
             long heads = Math.max(1, model.layer("attention.head_count", layer, 1));
             long pairs = model.layer("attention.head_count_kv", layer, heads);
             long key = model.number("attention.key_length", embedding / heads);
             long value = latent ? 0 : model.number("attention.value_length", embedding / heads);
-            boolean recurrent = pairs == 0 || (layer + 1) % interval != 0;
-            bytes = plus(bytes, recurrent ? state : times(2L * context, times(pairs, plus(key, value))));
+            boolean told = model.layer("attention.recurrent_layers", layer, (layer + 1) % interval) != 0;
+            boolean recurrent = told || pairs == 0;
+            bytes = plus(bytes, recurrent ? state : times(2 * cells, times(pairs, plus(key, value))));
         }
         return bytes;
+    }
+
+    /** Of one layer, in 32 bits: those of its convolution and of its recurrence. */
+    private static long state(Gguf model) {
+        long inner = model.number("ssm.inner_size", 0);
+        long size = model.number("ssm.state_size", 0);
+        long columns = plus(inner, times(2, times(model.number("ssm.group_count", 0), size)));
+        long head = model.number("kda.head_dim", 0);
+        long kernel = Math.max(1, model.number("ssm.conv_kernel", head > 0 ? 4 : 1));
+        if (head > 0) { // Kimi delta attention convolves queries, keys and values
+            long width = times(head, Math.max(1, model.layer("attention.head_count", 0, 1)));
+            return times(4, times(width, plus(times(3, kernel - 1), head)));
+        }
+        return times(4, plus(times(kernel - 1, columns), times(size, inner)));
     }
 
     /** A hostile header may hold any number: too large stays too large. */

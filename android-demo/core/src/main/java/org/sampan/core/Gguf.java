@@ -11,6 +11,8 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 
 /** The header of a GGUF file (versions 2 and 3, little-endian): what the app must know before it loads a model. */
 public final class Gguf {
@@ -19,6 +21,7 @@ public final class Gguf {
     private static final long ARRAY = 1 << 24;
     /** Values of an array that are kept: numbers per layer. Longer ones are vocabularies. */
     private static final int KEPT = 1024;
+    private static final Pattern BLOCK = Pattern.compile("blk\\.(\\d{1,9})\\.");
     private static final int[] WIDTH = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
     /** ggml's types: {values of a block, bytes of a block}, from ggml-common.h; {0, 0} where there is no such type. */
     private static final int[][] TYPES = {
@@ -46,9 +49,14 @@ public final class Gguf {
     /** Rows of the embedding. */
     public final long vocabulary;
     private final Map<String, Object> keys;
+    /** Bytes behind the header; of them, those of each block of layers, by its number. */
+    private final long data;
+    private final Map<Long, Long> blocks;
 
-    private Gguf(Map<String, Object> keys, long tensors, long vocabulary) {
+    private Gguf(Map<String, Object> keys, long tensors, long vocabulary, long data, Map<Long, Long> blocks) {
         this.keys = keys;
+        this.data = data;
+        this.blocks = blocks;
         Object named = keys.get("general.architecture");
         this.architecture = named instanceof String ? (String) named : "";
         this.tensors = tensors;
@@ -69,6 +77,15 @@ public final class Gguf {
             return layer < values.size() ? (Long) values.get(layer) : absent;
         }
         return value instanceof Long ? (Long) value : absent;
+    }
+
+    /** Bytes that are loaded of a model with so many layers: the blocks behind them are of no use to it. */
+    long weights(long layers) {
+        long bytes = data;
+        for (Map.Entry<Long, Long> block : blocks.entrySet()) {
+            bytes -= block.getKey() >= layers ? block.getValue() : 0;
+        }
+        return Math.max(0, bytes);
     }
 
     /** Reads the header and compares what it promises with the file's length. */
@@ -127,6 +144,7 @@ public final class Gguf {
             long sum = 0;
             long end = 0;
             long vocabulary = 0;
+            Map<Long, Long> blocks = new HashMap<>();
             for (long i = 0; i < tensors; i++) {
                 String name = string();
                 long dimensions = number(4);
@@ -156,12 +174,22 @@ public final class Gguf {
                 if (name.equals("token_embd.weight")) {
                     vocabulary = last;
                 }
+                Matcher block = BLOCK.matcher(name);
+                if (block.lookingAt()) {
+                    Long number = Long.valueOf(block.group(1));
+                    Long before = blocks.get(number);
+                    blocks.put(number, padded(bytes, alignment) + (before == null ? 0 : before));
+                }
             }
-            long whole = (at + alignment - 1) / alignment * alignment + end;
-            if (whole > length) {
-                throw new Bad(Fault.TRUNCATED, "expected " + whole + " bytes, found " + length);
+            long data = padded(at, alignment);
+            if (data + end > length) {
+                throw new Bad(Fault.TRUNCATED, "expected " + (data + end) + " bytes, found " + length);
             }
-            return new Gguf(keys, sum, vocabulary);
+            return new Gguf(keys, sum, vocabulary, length - data, blocks);
+        }
+
+        private static long padded(long bytes, long alignment) {
+            return (bytes + alignment - 1) / alignment * alignment;
         }
 
         private long number(int width) throws IOException {

@@ -1,5 +1,6 @@
 package org.sampan.core;
 
+import java.text.Normalizer;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.LinkedHashMap;
@@ -21,9 +22,9 @@ final class Request {
         return request;
     }
 
-    static Map<String, Object> chat(List<Message> messages, boolean thinks, long seed) {
+    static Map<String, Object> chat(List<Message> messages, boolean thinks, boolean composed, long seed) {
         Map<String, Object> request = new LinkedHashMap<>();
-        request.put("messages", turns(messages));
+        request.put("messages", turns(messages, composed));
         request.put("max_tokens", ANSWER);
         request.put("temperature", 0.7);
         request.put("top_p", 0.9);
@@ -37,8 +38,11 @@ final class Request {
         return Collections.<String, Object>singletonMap("target", chat);
     }
 
-    /** A question without an answer is left out: templates want turns that alternate. */
-    static List<Object> turns(List<Message> messages) {
+    /**
+     * A question without an answer is left out: templates want turns that alternate. `composed`: in Unicode's form C, which
+     * the engine leaves to the app.
+     */
+    static List<Object> turns(List<Message> messages, boolean composed) {
         List<Object> turns = new ArrayList<>();
         for (int i = 0; i < messages.size(); i++) {
             Message message = messages.get(i);
@@ -47,7 +51,7 @@ final class Request {
             if (message.isUser() ? last || answered : !message.said().isEmpty()) {
                 Map<String, Object> turn = new LinkedHashMap<>();
                 turn.put("role", message.role);
-                turn.put("content", message.said());
+                turn.put("content", composed ? Normalizer.normalize(message.said(), Normalizer.Form.NFC) : message.said());
                 turns.add(turn);
             }
         }

@@ -351,6 +351,45 @@ public class ChatTest {
     }
 
     @Test
+    public void eventsOfNoRequestChangeNothing() throws Exception {
+        load("stray.gguf");
+        until(Chat.State.READY);
+        assertEquals("stray.gguf", at(chat::modelName));
+        home(() -> chat.ask("stray"));
+        until(Chat.State.READY);
+        assertEquals("<think>weighing</think>You said: stray (1)", last().text);
+        home(() -> chat.ask("next"));
+        until(Chat.State.READY);
+        assertEquals("You said: next (3)", last().said());
+        assertEquals(4, (int) at(() -> chat.conversation().messages.size()));
+        assertEquals("stray.gguf", at(chat::modelName));
+        assertNull(kind());
+    }
+
+    @Test
+    public void numbersThatCannotBeTrueAreNotShown() throws Exception {
+        ready();
+        home(() -> chat.ask("fast"));
+        until(Chat.State.READY);
+        assertEquals(0, at(chat::speed), 0);
+        assertEquals("You said: fast (1)", store.open(at(() -> chat.conversation().id)).messages.get(1).said());
+    }
+
+    @Test
+    public void textIsComposedWhereTheModelWantsIt() throws Exception {
+        ready();
+        home(() -> chat.ask("e\u0301"));
+        until(Chat.State.READY);
+        assertEquals("You said: e\u0301 (1)", last().said());
+        load("composed.gguf");
+        until(Chat.State.READY);
+        home(() -> chat.ask("e\u0301"));
+        until(Chat.State.READY);
+        assertEquals("You said: \u00e9 (3)", last().said());
+        assertEquals("as it was typed", "e\u0301", at(() -> chat.conversation().messages.get(2).text));
+    }
+
+    @Test
     public void aFolderThatCannotBeWrittenIsTold() throws Exception {
         ready();
         assertTrue(new File(folder.getRoot(), "conversations").createNewFile());

@@ -1,11 +1,14 @@
 package org.sampan.core;
 
 import static org.junit.Assert.assertEquals;
+import static org.junit.Assert.assertFalse;
 import static org.junit.Assert.assertNull;
 import static org.junit.Assert.assertTrue;
+import static org.junit.Assert.fail;
 
 import java.util.Collections;
 import java.util.Map;
+import java.util.Random;
 import java.util.concurrent.TimeUnit;
 import org.junit.Test;
 
@@ -16,7 +19,7 @@ public class EngineTest {
     private final StandIn in = new StandIn();
 
     private static Map<String, Object> chat(String text) {
-        return Request.chat(Collections.singletonList(Message.user(text)), false, 1);
+        return Request.chat(Collections.singletonList(Message.user(text)), false, false, 1);
     }
 
     private String answer(Engine engine, String text) throws InterruptedException {
@@ -71,7 +74,7 @@ public class EngineTest {
 
     @Test
     public void whatIsNotTheProtocolEndsIt() throws Exception {
-        String[][] cases = {{"later", "WRONG_PROTOCOL"}, {"invalid", "WRONG_PROTOCOL"}, {"endless", "MALFORMED"}};
+        String[][] cases = {{"later", "WRONG_PROTOCOL"}, {"invalid", "WRONG_PROTOCOL"}, {"endless", "MALFORMED"}, {"again", "MALFORMED"}};
         for (String[] one : cases) {
             StandIn each = new StandIn();
             each.start(one[0], LONG);
@@ -86,6 +89,49 @@ public class EngineTest {
         engine.send("chat", chat("nonsense"));
         assertEquals(Engine.End.MALFORMED, in.end().end);
         assertNull("nothing follows the end", in.heard.poll(200, TimeUnit.MILLISECONDS));
+    }
+
+    @Test
+    public void anEventHasANameAndAnIntegerId() throws Exception {
+        String[] lines = {
+            "", "null", "[]", "{", "{}", "{\"event\":\"x\"}", "{\"id\":1}", "{\"event\":1,\"id\":1}", "{\"event\":\"x\",\"id\":\"1\"}",
+            "{\"event\":\"x\",\"id\":1.5}", "{\"event\":\"x\",\"id\":9223372036854775808}", "{\"event\":\"x\",\"id\":1}{}",
+            "{\"event\":\"x\",\"id\":1,\"more\":" + String.join("", Collections.nCopies(5000, "[")),
+        };
+        for (String line : lines) {
+            try {
+                Event.of(line);
+                fail(line);
+            } catch (Json.Malformed e) {
+                assertTrue(e.getMessage(), e.getMessage().startsWith("expected "));
+            }
+        }
+        Event odd = Event.of("{\"event\":\"x\",\"id\":1,\"text\":5,\"value\":\"7\",\"nfc\":1}");
+        assertEquals("", odd.text("text"));
+        assertEquals(0, odd.number("value"), 0);
+        assertFalse(odd.flag("nfc"));
+    }
+
+    @Test
+    public void damagedLinesAreEventsOrMalformed() {
+        String line = "{\"event\":\"done\",\"id\":12,\"reason\":\"stop\",\"tokens\":57,\"text\":\"\\u4f60 \\n好\",\"decode_ms\":1.5e2,\"a\":[true,null,{}]}";
+        String parts = "{}[]\",:\\u0123456789.eE+-truefalsn \u0000\ud800好";
+        Random random = new Random(14);
+        int malformed = 0;
+        for (int i = 0; i < 20_000; i++) {
+            StringBuilder broken = new StringBuilder(line);
+            for (int edits = 1 + random.nextInt(4); edits > 0; edits--) {
+                broken.setCharAt(random.nextInt(broken.length()), parts.charAt(random.nextInt(parts.length())));
+            }
+            broken.setLength(random.nextInt(8) == 0 ? random.nextInt(broken.length()) : broken.length());
+            try {
+                Event event = Event.of(broken.toString());
+                assertTrue(broken.toString(), event.rate("tokens", "decode_ms") >= 0);
+            } catch (Json.Malformed e) {
+                malformed++;
+            }
+        }
+        assertTrue("" + malformed, malformed > 5000 && malformed < 20_000);
     }
 
     @Test

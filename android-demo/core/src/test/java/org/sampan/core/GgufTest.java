@@ -168,7 +168,7 @@ public class GgufTest {
     @Test
     public void theContextIsTheLongestThatFits() throws Exception {
         Gguf model = read(small().padded(6816 + 12));
-        assertEquals(4 * 2L * 2000 * 2 * 32, Fit.cache(model, 2000));
+        assertEquals("2000 tokens take 2048 cells", 4 * 2L * 2048 * 2 * 32, Fit.cache(model, 2000));
         Fit fit = Fit.of(model, 4096 * MB, 3000 * MB);
         assertEquals(Fit.Verdict.FITS, fit.verdict);
         assertEquals("not longer than it was trained for", 2000, fit.context);
@@ -176,6 +176,19 @@ public class GgufTest {
         assertEquals(3072 * MB, fit.limit);
         assertEquals(1024, Fit.of(model, 4096 * MB, Fit.need(model, 1024)).context);
         assertEquals(Fit.Verdict.FITS, Fit.of(model, 4096 * MB, Fit.need(model, 1024)).verdict);
+    }
+
+    @Test
+    public void blocksBehindTheLayersAreNotCounted() throws Exception {
+        Writer file = new Writer().start(4, 4).string("general.architecture", "qwen3").uint("qwen3.block_count", 3)
+            .uint("qwen3.embedding_length", 64).uint("qwen3.nextn_predict_layers", 1)
+            .tensor("token_embd.weight", 0, 0, 64, 2).tensor("blk.1.x.weight", 0, 512, 9).tensor("blk.2.x.weight", 0, 576, 9)
+            .tensor("blk.2.nextn.x", 0, 640, 1);
+        Gguf model = read(file.padded(672));
+        assertEquals(672, model.weights(3));
+        assertEquals("what lies behind a block up to the next place of a tensor goes with it", 672 - 64 - 32, model.weights(2));
+        assertEquals(512, model.weights(0));
+        assertEquals(Fit.need(model, 1024), Fit.need(read(file.padded(672 + 32)), 1024) - 32);
     }
 
     @Test

@@ -9,8 +9,10 @@ import static org.junit.Assert.assertTrue;
 import java.io.File;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
+import java.util.Random;
 import org.junit.Rule;
 import org.junit.Test;
 import org.junit.rules.TemporaryFolder;
@@ -71,6 +73,31 @@ public class StoreTest {
     }
 
     @Test
+    public void damagedFilesAreReadOrLeftOut() throws Exception {
+        Store store = new Store(folder.getRoot());
+        Conversation saved = talk(store, 7, "你好 🚤\n\"");
+        store.save(saved);
+        File file = new File(folder.getRoot(), saved.id + ".json");
+        byte[] whole = Files.readAllBytes(file.toPath());
+        Random random = new Random(14);
+        int read = 0;
+        for (int i = 0; i < 3000; i++) {
+            byte[] broken = Arrays.copyOf(whole, random.nextInt(4) == 0 ? random.nextInt(whole.length) : whole.length);
+            for (int edits = random.nextInt(4); edits > 0 && broken.length > 0; edits--) {
+                broken[random.nextInt(broken.length)] = (byte) random.nextInt();
+            }
+            Files.write(file.toPath(), broken);
+            for (Conversation found : store.all()) {
+                read++;
+                found.json();
+                found.title();
+                Request.turns(found.messages, true);
+            }
+        }
+        assertTrue("" + read, read > 300 && read < 2700);
+    }
+
+    @Test
     public void anIdLeadsNowhereElse() throws Exception {
         Store store = new Store(new File(folder.getRoot(), "in"));
         Files.write(new File(folder.getRoot(), "x.json").toPath(), "{\"version\":1,\"changed\":1,\"messages\":[]}".getBytes(StandardCharsets.UTF_8));
@@ -106,6 +133,6 @@ public class StoreTest {
             Message.user("one"), new Message("assistant", "<think>x</think>first", 0, "stop"), Message.user("two"),
         };
         assertEquals("[{role=user, content=one}, {role=assistant, content=first}, {role=user, content=two}]",
-            Request.turns(java.util.Arrays.asList(turns)).toString());
+            Request.turns(Arrays.asList(turns), false).toString());
     }
 }

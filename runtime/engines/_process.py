@@ -1,28 +1,52 @@
-"""Huge pages for weights, on Linux.
+"""What a Session does to its whole process, and nothing else does; `EngineOptions.process_wide` switches it off.
 
-Every token walks through all weights. With pages of 4 KB a processor spends about a tenth of that time on looking
-up addresses (docs/benchmarks.md), and an engine's allocations are out of reach, so its memory is moved while it
-loads: that keeps one core busy.
+llama.cpp's log is kept instead of printed: its errors are the reasons of ours, and all of it goes to the logger
+"sampan.llama" at level DEBUG.
+
+Weights of ONNX Runtime move to huge pages, on Linux. Every token walks through all weights. With pages of 4 KB a
+processor spends about a tenth of that time on looking up addresses (docs/benchmarks.md), and an engine's allocations
+are out of reach, so its memory is moved behind the first tokens: that keeps one core busy for a while.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import mmap
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
 HUGE = 2 << 20  # bytes of a huge page where the small one has 4 KB
 MADV_COLLAPSE = 25  # Linux 6.1, include/uapi/asm-generic/mman-common.h; older kernels refuse it
-PAUSE = 0.05  # seconds between two looks at what was loaded
-
+LOG = logging.getLogger("sampan.llama")
+ERROR = 4  # enum ggml_log_level
 Maps = set[tuple[int, int]]
+
+errors: list[str] = []  # of llama.cpp, since somebody cleared it
+_heard: Any = None  # kept alive: llama.cpp calls it for the life of the process
+
+
+def hear(lib: Any) -> None:
+    """Keep llama.cpp's log; `errors` gets its errors."""
+    global _heard
+    if _heard is None:
+
+        @lib.llama_log_callback  # type: ignore[untyped-decorator]
+        def keep(level: int, text: bytes, _: Any) -> None:
+            line = text.decode(errors="replace").strip()
+            if level == ERROR:
+                errors.append(line)
+            if line.strip("."):  # dots are its progress
+                LOG.debug("%s", line)
+
+        lib.llama_log_set(keep, ctypes.c_void_p(0))
+        _heard = keep
 
 
 def private() -> Maps:
@@ -37,27 +61,27 @@ def private() -> Maps:
     return {(int(begin, 16), int(end, 16)) for begin, end in kept}
 
 
-@contextmanager
-def huge_pages() -> Iterator[None]:
-    """What is loaded inside lies in huge pages afterwards; a thread moves it while the loading goes on."""
-    before, done = private(), threading.Event()
-    if not before:
-        yield
-        return
+class Loaded:
+    """What appears in memory inside of a `with` block; `settle` moves it into huge pages, once, beside other work."""
 
-    def work() -> None:
-        while True:
-            last = done.wait(PAUSE)
-            if not collapse(sorted(private() - before)) or last:
-                break
+    def __init__(self, *, wanted: bool) -> None:
+        self._wanted = wanted
+        self._before: Maps = set()
+        self._maps: Maps = set()
 
-    thread = threading.Thread(target=work, name="huge pages", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    def __enter__(self) -> Self:
+        self._before = private() if self._wanted else set()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before:
+            self._maps = private() - self._before
+
+    def settle(self) -> None:
+        """Begin to move."""
+        maps, self._maps = sorted(self._maps), set()
+        if maps:
+            threading.Thread(target=collapse, args=(maps,), name="huge pages", daemon=True).start()
 
 
 def collapse(maps: list[tuple[int, int]]) -> bool:

@@ -1,19 +1,21 @@
-"""Memory that moves into huge pages keeps what it holds."""
+"""What a Session does to its process: memory that moves into huge pages keeps what it holds, and llama.cpp's log."""
 
 from __future__ import annotations
 
 import mmap
 import platform
 import re
+import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sampan.runtime.engines import _pages
+from sampan.runtime.engines import _process
 
 
 def huge(array: NDArray[np.uint8]) -> int:
@@ -47,17 +49,53 @@ def knows_how() -> bool:
 
 @pytest.mark.skipif(not knows_how(), reason="this kernel does not collapse pages")
 def test_contents_stay_and_unused_memory_is_left_alone() -> None:
-    size = 32 << 20
-    with _pages.huge_pages():
+    size, loaded = 32 << 20, _process.Loaded(wanted=True)
+    with loaded:
         used, unused = small_pages(size), small_pages(size)
         used[:] = np.arange(size) % 251
+    loaded.settle()
+    moved()
     assert huge(used) >= size - (4 << 20)
     assert present(unused) <= 2 << 20, "at most what lies in one huge page with the used memory"
     assert (used == np.arange(size) % 251).all() and not unused.any()
 
 
-def test_another_system_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert _pages.private() == set()
-    with _pages.huge_pages():
-        assert "huge pages" not in [t.name for t in threading.enumerate()]
+def moved() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "huge pages":
+            thread.join()
+
+
+def test_nothing_is_moved_elsewhere_or_where_nobody_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(_process, "collapse", seen.append)
+    for platform_, wanted in ((sys.platform, False), ("darwin", True)):
+        monkeypatch.setattr(sys, "platform", platform_)
+        loaded = _process.Loaded(wanted=wanted)
+        with loaded:
+            held = small_pages(4 << 20)
+            held[:] = 1
+        loaded.settle()
+        moved()
+    assert not seen
+    assert _process.private() == set()
+
+
+LOG = """
+import logging, sys
+from sampan import runtime
+if sys.argv[2] == "debug":
+    logging.basicConfig(level=logging.DEBUG)
+runtime.open(sys.argv[1], runtime.EngineOptions(process_wide=sys.argv[2] != "off"))
+"""
+
+
+def test_llamas_log_goes_to_pythons_or_stays_its_own(gguf: Callable[[str, str], Path]) -> None:
+    def told(how: str) -> str:
+        command = [sys.executable, "-c", LOG, str(gguf("trained", "q8_0")), how]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+    assert told("quiet") == ""
+    kept, own = told("debug"), told("off")
+    assert "DEBUG:sampan.llama:llama_model_loader: loaded meta data" in kept
+    assert "llama_model_loader: loaded meta data" in own and "sampan.llama" not in own

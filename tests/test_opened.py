@@ -1,0 +1,80 @@
+"""Artifacts whose files change under an open Session: a line in place of a crash or of nonsense."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import openai
+import pytest
+from both_engines import artifacts
+from server_engine import serving
+
+from sampan import runtime
+from sampan.errors import ChangedError
+from sampan.runtime import EngineOptions, Options, Sampling
+
+__all__ = ["artifacts"]  # a fixture of the tests here
+OPTIONS = EngineOptions(context=64, threads=1)
+HELLO = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(params=["gguf", "onnx"])
+def place(request: pytest.FixtureRequest, artifacts: dict[str, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A model, and the file with its weights."""
+    model = artifacts[request.param]
+    if model.is_dir():
+        copy = Path(shutil.copytree(model, tmp_path / "m"))
+        return copy, copy / "model.onnx.data"
+    return (copy := Path(shutil.copy(model, tmp_path))), copy
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwrite(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("r+b") as f:
+        f.write(bytes(1000))
+    assert path.stat().st_size == size
+
+
+@pytest.mark.parametrize("change", [cut, overwrite])
+def test_a_file_that_is_written_to_is_named(change: Callable[[Path], None], place: tuple[Path, Path]) -> None:
+    model, weights = place
+    with runtime.open(model, OPTIONS) as session:
+        assert session.stream("Hi", Options(4)).read().tokens
+        change(weights)
+        with pytest.raises(ChangedError) as e:
+            session.stream("Hi", Options(4))
+    assert str(e.value).startswith(f"{weights}: the file was changed while it was open") and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["deleted", "replaced"])
+def test_a_file_that_is_deleted_or_replaced_is_still_open(gone: bool, place: tuple[Path, Path], tmp_path: Path) -> None:
+    model, weights = place
+    with runtime.open(model, OPTIONS) as session:
+        greedy = Options(8, Sampling())
+        before = session.stream("Hi", greedy).read().tokens
+        if gone:
+            weights.unlink()
+        else:
+            (tmp_path / "new").write_bytes(b"another one")
+            (tmp_path / "new").replace(weights)
+        session.logits([1])  # something else is cached
+        assert session.stream("Hi", greedy).read().tokens == before
+
+
+def test_the_server_says_so_and_lives_on(place: tuple[Path, Path]) -> None:
+    model, weights = place
+    with runtime.open(model, OPTIONS) as session, serving(session) as (url, _):
+        ai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        assert ai.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2).choices
+        overwrite(weights)
+        for _ in range(2):
+            with pytest.raises(openai.InternalServerError, match="was changed while it was open"):
+                ai.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2)
+        assert ai.models.list().data[0].id == "tiny"
