@@ -18,11 +18,12 @@ import stats_files
 from conftest import run_cli
 from test_npu import CONTEXT, Model, to_npu
 
-from sampan import qnn
+from sampan import qnn, runtime
 from sampan.convert.formats.onnx import compiled
 from sampan.errors import InputError
 from sampan.quantize.stats import write_stats
 from sampan.static import TOKENS, read_quantities
+from sampan.validate.windows import built_in
 
 Gguf = Callable[[str, str], Path]
 needs_qnn = pytest.mark.skipif(find_spec("onnxruntime_qnn") is None, reason="the extra qnn is not installed")
@@ -53,7 +54,7 @@ COMPARE = """
 import json, sys
 import numpy as np
 from pathlib import Path
-from sampan import qnn
+from sampan import qnn, runtime
 from sampan.static import compiled
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 kept = {}
@@ -172,6 +173,35 @@ def test_options_are_ones_that_the_provider_knows() -> None:
     for key in qnn.options("75"):
         assert key.encode() in library, key
     assert b"htp_architecture" not in library
+
+
+@needs_qnn
+@pytest.mark.slow
+def test_validate_runs_the_emulator_and_the_processor(model: Model, tmp_path: Path) -> None:
+    """On one window; both have nearly one drift, since they compute one thing."""
+    out, report, text = tmp_path / "out", tmp_path / "report.json", tmp_path / "zh.txt"
+    options = ("--quant", "int4", "--target", "qnn-v75", "--context", str(CONTEXT), "-o", str(out))
+    done = run_cli("convert", str(model("trained")), "--to", "onnx", *options)
+    assert done.returncode == 0, done.stderr
+    text.write_text(built_in("zh.txt"), encoding="utf-8")
+    command = ("validate", str(model("trained")), str(out), "--target", "qnn", "--windows", "1", "--text", str(text))
+    done = run_cli(*command, "--json", str(report), XDG_CACHE_HOME=str(tmp_path))
+    assert done.returncode == 1, "undecided: too few chunks"
+    _check_report(json.loads(report.read_text()), done.stdout, windows=1)
+    with runtime.open(out, runtime.EngineOptions(vocabulary_only=True), target="qnn") as session:
+        assert ("in the emulator" in session._engine.library) == (platform.machine() == "x86_64")
+
+
+def _check_report(report: Any, shown: str, windows: int) -> None:
+    assert report["options"]["windows"] == windows and report["options"]["target"] == "qnn"
+    drift = report["candidates"][0]["drift"]
+    emulated, processor = (drift[part]["mean"] for part in ("total", "processor"))
+    assert emulated["chunks"] == processor["chunks"] == 4 * windows
+    assert emulated["kld"]["value"] == pytest.approx(processor["kld"]["value"], rel=0.1)
+    assert emulated["kld"]["value"] != processor["kld"]["value"], "two engines ran"
+    assert emulated["top1"]["value"] == pytest.approx(processor["top1"]["value"], abs=0.03)
+    assert "drift of the same integers on the processor" in shown and "KLD on qnn / on the processor: " in shown
+    assert ", wanted ≤ 0.1: fewer than 30 chunks" in shown, "the limits are those of 4 bits"
 
 
 SHARED = """
