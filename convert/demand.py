@@ -57,6 +57,8 @@ def choices(
         for target in (None, *(targets if usual.targets else ())):
             try:
                 form = usual if target is None or usual.targets is None else usual.targets(usual, target)
+                if target is not None and not form.copies:
+                    raise InputError(f"--target {target}: what its compiled graphs take on a device is not known")
                 family, arch = read_architecture(checkpoint, drafts=form.drafts)
                 binding = bind(checkpoint, family, arch)
                 tokenizer = tokenizer or read_tokenizer(checkpoint.folder, arch.vocab)
@@ -96,7 +98,7 @@ def demand(plan: Plan, form: Format) -> Demand:
     read = products = last = 0
     for tensor in used:
         share = _share(arch, tensor)
-        read += round(tensor.nbytes * share)
+        read += round(form.compiled(plan, tensor) * share)
         if _looked_up(arch, tensor):
             continue
         if head in _names(tensor):
@@ -107,15 +109,19 @@ def demand(plan: Plan, form: Format) -> Demand:
         k.width * b.attention.heads for k, b in zip(kept, arch.blocks, strict=True)
         if not isinstance(b.attention, Recurrent)
     )  # fmt: skip
+    files, weights = plan.nbytes, sum(t.nbytes for t in used)
+    parts = _parts(plan, form) if form.copies else ()
+    if parts:
+        data = sum(plan.files[n].size for n in {t.file for t in plan.tensors} - {0})
+        files = weights = plan.nbytes - data + form.copies * sum(parts)
+    values = sum(t.bound.rows * t.bound.columns for t in plan.tensors)
     experts = [b.ffn for b in arch.blocks if isinstance(b.ffn, MoE)]
     inner = [3 * arch.dense_width, *(e.used * (arch.hidden + 3 * e.width) for e in experts)]
-    parts = _parts(plan) if form.copies else ()
-    weights = sum(t.nbytes for t in used) if not parts else plan.nbytes + (form.copies - 1) * sum(parts)
     return Demand(
-        files=plan.nbytes + (form.copies - 1) * sum(parts) if parts else plan.nbytes,
+        files=files,
         weights=weights, cell=sum(k.cell for k in kept), state=sum(k.state for k in kept), read=read,
         products=products, head=last, attention=attention, words=arch.vocab, hidden=arch.hidden,
-        inner=max(inner), bits=plan.bits_per_weight, parts=parts,
+        inner=max(inner), bits=8 * sum(form.compiled(plan, t) for t in plan.tensors) / values, parts=parts,
     )  # fmt: skip
 
 
@@ -145,7 +151,10 @@ def _products(tensor: PlannedTensor) -> int:
     return rows * columns if rows > 1 and columns > 1 else 0
 
 
-def _parts(plan: Plan) -> tuple[int, ...]:
-    """Bytes of the data files that are compiled: all but the first, which is looked up in."""
-    numbers = sorted({t.file for t in plan.tensors} - {0})
-    return tuple(plan.files[n].size for n in numbers)
+def _parts(plan: Plan, form: Format) -> tuple[int, ...]:
+    """Bytes of each part's compiled weights; the first file is not compiled, it is looked up in."""
+    parts: dict[int, int] = {}
+    for t in plan.tensors:
+        if t.file:
+            parts[t.file] = parts.get(t.file, 0) + form.compiled(plan, t)
+    return tuple(parts.values())

@@ -66,7 +66,8 @@ class Plan:
     """`scheme` is the exact name, also where the user asked for the portable int4 or int8.
 
     `notes`: what a user of the output has to know, a sentence each. `finish`: what is done when all weights are
-    written, in the folder where they lie, with so many threads; its files are part of the output.
+    written, in the folder where they lie, with so many threads; its files are part of the output. `later`: about how
+    many bytes these have; `memory`: about how many it takes at its peak.
     """
 
     scheme: str
@@ -75,6 +76,8 @@ class Plan:
     tensors: tuple[PlannedTensor, ...]
     notes: tuple[str, ...] = ()
     finish: Callable[[Path, int], Finish] | None = None
+    later: int = 0
+    memory: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -128,8 +131,8 @@ class Format:
     statistics call the inputs that a matrix is multiplied with there; `order`: which column of those each of its
     columns is, None where they stand alike. `targets`: the format for a device, by its name. `drafts`: whether it has a
     place for blocks that predict further tokens. `kept`: what a layer keeps of earlier tokens when it runs. `holds`:
-    whether a scheme is one for it. `copies`: of the weights on a device, where they are compiled. `positions`: whether
-    an output is made for a number of them.
+    whether a scheme is one for it. `positions`: whether an output is made for a number of them. `copies`: how often a
+    device has the weights, where they are compiled; `compiled`: the bytes of one there.
     """
 
     portable: Mapping[str, str]
@@ -142,6 +145,7 @@ class Format:
     targets: Callable[[Format, str], Format] | None = None
     drafts: bool = False
     copies: int = 0
+    compiled: Callable[[Plan, PlannedTensor], int] = lambda plan, tensor: tensor.nbytes
     positions: bool = False
 
 

@@ -101,6 +101,13 @@ def test_an_npu_without_a_driver(tmp_path: Path) -> None:
     assert found["npus"][0]["needs"][0] == "a kernel with its driver"
 
 
+def test_an_npu_that_nothing_is_for(tmp_path: Path) -> None:
+    files = PI5 | {"dev/accel/accel0": "", "sys/class/accel/accel0/uevent": ""}
+    links = {"sys/class/accel/accel0/device/driver": "../../../bus/platform/drivers/ethosu"}
+    (npu,) = doctor.examine(machine(tmp_path, files, links=links), {})["npus"]
+    assert npu["needs"] == ["a target of sampan, which has none for it"]
+
+
 def test_a_snapdragon_phone(tmp_path: Path) -> None:
     found = doctor.examine(machine(tmp_path, PHONE), ARM_BUILD)
     cpu = found["processor"]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sampan import rknn
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, wrong
-from sampan.quantize import get_scheme
+from sampan.quantize import Scheme, get_scheme, tensor_type
 from sampan.static import EMBEDDING_FILE, TOKENS
 from sampan.units import human
 
@@ -28,7 +28,7 @@ from ...architecture import Architecture
 from ...binding import Binding
 from ...environments import Environment, Step, ask, find
 from ...family import Family
-from ...plan import Finish, Format, Plan, Request
+from ...plan import Finish, Format, Plan, PlannedTensor, Request
 from .channels import Channels
 from .forms.plain import Plain
 from .forms.static import Static, check_blocks
@@ -47,7 +47,7 @@ ENVIRONMENT = Environment(
         Step((
             "numpy==1.26.4", "onnx==1.18.0", "onnxruntime==1.20.1", "protobuf==4.25.4", "scipy==1.14.1",
             "opencv-python-headless==4.10.0.84", "fast-histogram==0.14", "ruamel.yaml==0.19.1", "psutil==7.2.2",
-            "tqdm==4.70.1", "setuptools==75.8.0",
+            "tqdm==4.70.1", "setuptools==80.9.0",
         )),
         Step((TOOLKIT,), options=("--no-deps",)),
     ),
@@ -87,7 +87,7 @@ def for_chip(usual: Format, chip: str) -> Format:
 def _plan(
     chip: str, checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Binding, request: Request
 ) -> Plan:
-    place = find(ENVIRONMENT, ENVIRONMENT.place)
+    place = Path() if request.dry else find(ENVIRONMENT, ENVIRONMENT.place)
     check_blocks(arch)
     if request.accuracy is not None:
         raise wrong("--accuracy-level", f"none with --target {chip}", request.accuracy)
@@ -104,6 +104,17 @@ def _plan(
     notes = (*laid.notes, f"compiled graphs come on top, about {human(more)}: two for each part")
     finish = partial(_finish, laid, arch, chip, kind, place)
     return Plan(request.scheme_name, arch, laid.files, (laid.embedding, *weights.tensors), notes, finish)
+
+
+def holds(scheme: Scheme) -> bool:
+    """Whether it is one that Rockchip's compiler makes."""
+    return any(scheme == get_scheme(name) for name in KINDS)
+
+
+def compiled(plan: Plan, tensor: PlannedTensor) -> int:
+    """Bytes of a weight that the compiler makes of the planned float16, by the scheme's own type."""
+    kind, bound = tensor_type(get_scheme(plan.scheme).default), tensor.bound
+    return tensor.nbytes if tensor.file == 0 else bound.rows * kind.row_bytes(bound.columns)
 
 
 def _bytes(graph: Graph, form: Static) -> bytes:
