@@ -1,4 +1,4 @@
-# Each target does its own set-up in .venv. The first one compiles llama.cpp, for about 6 minutes.
+# Each target does its own set-up in .venv. The first one compiles llama.cpp, about 6 minutes of one core.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,8 @@ TORCH := torch==2.13.0
 LLAMA := $(shell sed -n 's/.*"llama-cpp-python==\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 # Where the compiled llama-cpp-python wheel is kept. Safe to delete; then it is compiled anew. It holds the
-# instructions of the processor that compiled it, so every kind of processor has a folder of its own.
+# instructions of the processor that compiled it, so every kind of processor has a folder of its own. llama.cpp's image
+# reader and the common code of its programs are not compiled: nothing here uses them. A wheel that has them is as good.
 SAMPAN_WHEELS ?= build/wheels
 CPU := $(shell { uname -m; grep -m 1 -E '^(flags|Features)' /proc/cpuinfo; } 2>/dev/null | cksum | cut -d ' ' -f 1)
 SAMPAN_ANDROID ?= build/android-cache
@@ -60,8 +61,10 @@ $(VENV)/bin/python:
 
 $(VENV)/llama: $(VENV)/bin/python pyproject.toml
 	@mkdir -p $(WHEELS)
+	@echo 'set(LLAMA_BUILD_COMMON OFF)' > $(WHEELS)/llama.cmake
 	@ls $(WHEELS)/llama_cpp_python-$(LLAMA)-*.whl >/dev/null 2>&1 || { \
-	  echo "Compiling llama.cpp (llama-cpp-python $(LLAMA) has no wheel on PyPI): about 6 minutes on 2 cores, once."; \
+	  echo "Compiling llama.cpp (llama-cpp-python $(LLAMA) has no wheel on PyPI): about 6 minutes of one core, once."; \
+	  CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(abspath $(WHEELS))/llama.cmake $$CMAKE_ARGS" \
 	  $(PIP) wheel --quiet --no-cache-dir --no-deps --wheel-dir $(WHEELS) "llama-cpp-python==$(LLAMA)" & pid=$$!; start=$$(date +%s); \
 	  while kill -0 $$pid 2>/dev/null; do sleep 1; now=$$(( $$(date +%s) - start )); \
 	    [ $$((now % 30)) -ne 0 ] || echo "  compiling, $$now s"; done; wait $$pid; }

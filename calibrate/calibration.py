@@ -16,7 +16,7 @@ from sampan.chat_template import named_templates, named_tokens
 from sampan.errors import InputError, wrong
 from sampan.files import read_json_if_there
 from sampan.model import names_model
-from sampan.quantize.stats import Sums, write_stats
+from sampan.quantize.stats import Sums, of_shards, write_stats
 from sampan.runtime import EngineOptions
 from sampan.runtime.engines import llama
 from sampan.validate.artifact import open_gguf
@@ -83,7 +83,7 @@ def calibrate(
     tokens = sum(map(len, cut))
     about = {
         "source": source,
-        "source_sha256": _content(model),
+        **_content(model),
         "text": ", ".join(named),
         "text_sha256": digest(named),
         "tokens": str(tokens),
@@ -121,14 +121,14 @@ def _run(engine: llama.LlamaEngine, cut: Sequence[Sequence[int]], bars: Bars) ->
     return {name: Sums(values, counts) for name, (values, counts) in engine.take_inputs().items()}
 
 
-def _content(model: Path) -> str:
+def _content(model: Path) -> dict[str, str]:
     """SHA-256 over those of the checkpoint's shards, as the manifest of the artifact has them; else of the file."""
     source = read_json_if_there(manifest_path(model)).get("source")
     shards = source.get("sha256") if isinstance(source, dict) else None
     if isinstance(shards, dict) and shards:
-        return hashlib.sha256("".join(map(str, (shards[k] for k in sorted(shards)))).encode()).hexdigest()
+        return {"source_sha256": of_shards({str(k): str(v) for k, v in shards.items()})}
     with model.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+        return {"file_sha256": hashlib.file_digest(f, "sha256").hexdigest()}
 
 
 def _summary(found: Mapping[str, Sums], tokens: int, types: tuple[str, ...]) -> Calibrated:

@@ -14,6 +14,7 @@ from ._out import block, line, show_json
 
 if TYPE_CHECKING:
     from sampan.convert.conversion import Conversion
+    from sampan.convert.plan import Plan
 
 
 @contextmanager
@@ -199,7 +200,7 @@ def _plan_data(c: Conversion) -> dict[str, Any]:
         "bits_per_weight": round(plan.bits_per_weight, 4),
         "row_buffers": c.work.buffers(c.jobs),
         "peak_memory": c.peak_memory,
-        "disk": plan.nbytes,
+        "disk": plan.nbytes + plan.later,
         "notes": c.notes,
         "stored": sources(plan.tensors),
         "files": [{"path": str(f.path), "bytes": f.size} for f in plan.files],
@@ -210,6 +211,21 @@ def _plan_data(c: Conversion) -> dict[str, Any]:
             for t in plan.tensors
         ],
     }  # fmt: skip
+
+
+def _peak(c: Conversion) -> str:
+    from sampan.units import human
+
+    buffers = c.work.buffers(c.jobs)
+    if c.plan.memory > buffers:
+        return f"of it {human(c.plan.memory)} when the weights are written"
+    return f"of it {human(buffers)} row buffers"
+
+
+def _later(plan: Plan) -> str:
+    from sampan.units import human
+
+    return f"about {human(plan.later)} that is made of it" if plan.later else "nothing beside it"
 
 
 def _plan_text(c: Conversion) -> str:
@@ -226,8 +242,8 @@ def _plan_text(c: Conversion) -> str:
     totals = [
         ["output", f"{plan.nbytes} bytes ({human(plan.nbytes)}) in {len(plan.files)} file(s)"],
         ["bits per weight", f"{plan.bits_per_weight:.3f} ({plan.scheme})"],
-        ["peak memory", f"about {human(c.peak_memory)}, of it {human(c.work.buffers(c.jobs))} row buffers"],
-        ["disk", f"{human(plan.nbytes)} for the output, nothing beside it"],
+        ["peak memory", f"about {human(c.peak_memory)}, {_peak(c)}"],
+        ["disk", f"{human(plan.nbytes)} for the output, {_later(plan)}"],
         *(["note", note] for note in c.notes),
     ]
     if c.work.compare:

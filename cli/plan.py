@@ -178,7 +178,7 @@ def _page(device: Device, model: str, rows: Sequence[Row], best: Row | None, why
         p = r.prediction
         cells.append([
             "→" if r is best else "", name, r.scheme, f"{r.demand.bits:.2f}", p.fits, human(r.demand.files),
-            human(p.memory), _range(p.decode), _range(p.prefill),
+            human(p.memory), *("" if p.fits == "no" else _range(s) for s in (p.decode, p.prefill)),
         ])  # fmt: skip
     head: list[list[object]] = [["model", model]]
     head += [[name, text] for name, text in _said(device)]

@@ -22,7 +22,7 @@ from ._out import block, said
     help="Your own text instead of the built-in set; may be repeated.",
 )
 @click.option(
-    "--windows", type=click.IntRange(1), default=32, show_default=True, help="Windows of 256 tokens a domain."
+    "--windows", type=click.IntRange(1), help="Windows of 256 tokens a domain.  [default: 32; 8 with --target]"
 )
 @click.option("--long", is_flag=True, help="Add a document of 8k tokens in each language.")
 @click.option(
@@ -42,6 +42,7 @@ from ._out import block, said
     show_default=True,
     help="What runs the reference; torch is transformers in float32.",
 )
+@click.option("--target", default="cpu", show_default=True, help="What runs CANDIDATE: cpu, or an NPU such as qnn.")
 @click.option("--blame", is_flag=True, help="Rank kinds of tensors and layers by their share of the drift.")
 @click.option("--max-kld", multiple=True, metavar="X", help="Largest KL divergence; X, DOMAIN=X or each=X.")
 @click.option("--min-top1", multiple=True, metavar="X", help="Smallest share of equal first tokens.")
@@ -60,11 +61,10 @@ from ._out import block, said
 )
 @click.option("--html", "html_file", type=click.Path(path_type=Path), help="Write the report as one HTML page.")
 def command(
-    reference: str, candidates: tuple[str, ...], texts: tuple[Path, ...], windows: int, long: bool, kv: str | None,
-    weights_only: bool, parts: bool, engine: str, blame: bool, max_kld: tuple[str, ...], min_top1: tuple[str, ...],
-    max_ppl_ratio: tuple[str, ...], stats: Path | None, strict: bool, revision: str | None,
-    threads: int | None, json_file: Path | None,
-    html_file: Path | None,
+    reference: str, candidates: tuple[str, ...], texts: tuple[Path, ...], windows: int | None, long: bool,
+    kv: str | None, weights_only: bool, parts: bool, engine: str, target: str, blame: bool, max_kld: tuple[str, ...],
+    min_top1: tuple[str, ...], max_ppl_ratio: tuple[str, ...], stats: Path | None, strict: bool, revision: str | None,
+    threads: int | None, json_file: Path | None, html_file: Path | None,
 ) -> None:  # fmt: skip
     """Compare CANDIDATE, a GGUF file or an ONNX folder, with REFERENCE: a checkpoint (folder or hub id) or another
     artifact.
@@ -102,7 +102,7 @@ def command(
     options = Options(
         texts=texts, windows=windows, long=long, kv=kv, weights_only=weights_only, parts=parts,
         torch=engine == "torch", threads=threads, revision=revision, limits=limits, blame=blame,
-        strict=strict, stats=stats,
+        strict=strict, stats=stats, target=target,
     )  # fmt: skip
     report = validate(reference, [find_model(c, say=said) for c in candidates], options, Progress)
     if json_file is not None:

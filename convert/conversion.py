@@ -25,7 +25,7 @@ from .fill import Filled, Progress, fill
 from .lossless import check_lossless, sources
 from .plan import Format, Plan, Request
 from .shards import Shards, Stream, is_streamed
-from .weighting import weigh
+from .weighting import check_source, weigh
 from .work import Work, cut
 
 DEFAULT_MEMORY = 256 * 10**6  # bytes of row buffers
@@ -72,8 +72,9 @@ class Conversion:
 
     @property
     def peak_memory(self) -> int:
-        """Bytes: the row buffers, the headers, the program."""
-        return self.work.buffers(self.jobs) + sum(len(f.header) for f in self.plan.files) + PROGRAM_MEMORY
+        """Bytes: the row buffers, or what is done behind them, the headers, the program."""
+        headers = sum(len(f.header) for f in self.plan.files)
+        return max(self.work.buffers(self.jobs), self.plan.memory) + headers + PROGRAM_MEMORY
 
 
 def prepare(
@@ -113,6 +114,7 @@ def prepare(
     binding = bind(checkpoint, family, arch)
     found = None if stats is None else open_stats(stats)
     if found is not None:
+        check_source(found, {s.name: s.sha256 for s in checkpoint.shards})
         binding = weigh(found, form, family, arch, binding)
     request = Request(out, scheme_name, scheme, split, context, accuracy, weighted=found is not None)
     plan = form.plan(checkpoint, family, arch, binding, request)
@@ -157,6 +159,8 @@ def convert(
 
             filled = fill(c.work, shards, job, c.jobs, allow_zero=allow_zero, lossless=c.lossless, progress=step)
         _check_unchanged(c.checkpoint)
+        if c.stats is not None:
+            check_source(c.stats, filled.sha256)
         manifest = _manifest(c, filled)
         if c.plan.finish is not None:
             more = c.plan.finish(job.artifact, c.jobs)

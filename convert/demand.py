@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sampan.checkpoint import Checkpoint
@@ -13,9 +14,10 @@ from sampan.quantize import Scheme, get_scheme, tensor_type
 from sampan.registry import load_all
 
 from .architecture import EMBEDDING, HEAD, LOOKED_UP, Architecture, MoE, Recurrent
-from .binding import Binding, bind
-from .family import Family, read_architecture
+from .binding import bind
+from .family import read_architecture
 from .plan import Format, Plan, PlannedTensor, Request
+from .tokenizer import Tokenizer, read_tokenizer
 
 MOST_BITS = 9  # of a weight, by the scheme's default type: more is for reference, not for devices
 PORTABLE, ALL = ("int4", "int8"), "all"
@@ -50,40 +52,41 @@ def choices(
     for q in quant:
         if q != ALL and not any(q in f.portable for f in formats.values()):
             get_scheme(q)
+    tokenizer: Tokenizer | None = None
     for name, usual in formats.items():
         for target in (None, *(targets if usual.targets else ())):
             try:
                 form = usual if target is None or usual.targets is None else usual.targets(usual, target)
+                if target is not None and not form.copies:
+                    raise InputError(f"--target {target}: what its compiled graphs take on a device is not known")
                 family, arch = read_architecture(checkpoint, drafts=form.drafts)
                 binding = bind(checkpoint, family, arch)
+                tokenizer = tokenizer or read_tokenizer(checkpoint.folder, arch.vocab)
             except InputError as e:
                 yield Choice(name, target, "", None, str(e))
                 continue
             wanted = _small(form, schemes) if ALL in quant else dict.fromkeys(form.portable.get(q, q) for q in quant)
             for scheme in wanted:
                 if form.holds(schemes[scheme]) and (name, target, scheme) not in known:
-                    yield _choice(checkpoint, (family, arch, binding), form, (name, target, scheme), context)
+                    request = Request(
+                        Path(f"{name}.{scheme}"), scheme, schemes[scheme], dry=True, tokenizer=tokenizer,
+                        context=context if form.positions else None,
+                    )  # fmt: skip
+                    planned = partial(form.plan, checkpoint, family, arch, binding, request)
+                    yield Choice(name, target, scheme, *_asked(form, planned))
+
+
+def _asked(form: Format, planned: Callable[[], Plan]) -> tuple[Demand | None, str]:
+    """What it asks for, or None and why it cannot be."""
+    try:
+        return demand(planned(), form), ""
+    except InputError as e:
+        return None, str(e)
 
 
 def _small(form: Format, schemes: dict[str, Scheme]) -> list[str]:
     """The quantised schemes that a format holds."""
     return [n for n, s in schemes.items() if form.holds(s) and not s.native and tensor_type(s.default).bits < MOST_BITS]
-
-
-def _choice(
-    checkpoint: Checkpoint,
-    model: tuple[Family, Architecture, Binding],
-    form: Format,
-    what: tuple[str, str | None, str],
-    context: int | None,
-) -> Choice:
-    name, target, quant = what
-    try:
-        positions = None if name == "gguf" else context  # a GGUF file holds none
-        request = Request(Path(f"{name}.{quant}"), quant, get_scheme(quant), context=positions, dry=True)
-        return Choice(name, target, quant, demand(form.plan(checkpoint, *model, request), form))
-    except InputError as e:
-        return Choice(name, target, quant, None, str(e))
 
 
 def demand(plan: Plan, form: Format) -> Demand:
@@ -95,7 +98,7 @@ def demand(plan: Plan, form: Format) -> Demand:
     read = products = last = 0
     for tensor in used:
         share = _share(arch, tensor)
-        read += round(tensor.nbytes * share)
+        read += round(form.compiled(plan, tensor) * share)
         if _looked_up(arch, tensor):
             continue
         if head in _names(tensor):
@@ -106,13 +109,19 @@ def demand(plan: Plan, form: Format) -> Demand:
         k.width * b.attention.heads for k, b in zip(kept, arch.blocks, strict=True)
         if not isinstance(b.attention, Recurrent)
     )  # fmt: skip
-    parts = _parts(plan) if form.copies else ()
-    weights = sum(t.nbytes for t in used) if not parts else plan.nbytes + (form.copies - 1) * sum(parts)
+    files, weights = plan.nbytes, sum(t.nbytes for t in used)
+    parts = _parts(plan, form) if form.copies else ()
+    if parts:
+        data = sum(plan.files[n].size for n in {t.file for t in plan.tensors} - {0})
+        files = weights = plan.nbytes - data + form.copies * sum(parts)
+    values = sum(t.bound.rows * t.bound.columns for t in plan.tensors)
+    experts = [b.ffn for b in arch.blocks if isinstance(b.ffn, MoE)]
+    inner = [3 * arch.dense_width, *(e.used * (arch.hidden + 3 * e.width) for e in experts)]
     return Demand(
-        files=plan.nbytes + (form.copies - 1) * sum(parts) if parts else plan.nbytes,
+        files=files,
         weights=weights, cell=sum(k.cell for k in kept), state=sum(k.state for k in kept), read=read,
         products=products, head=last, attention=attention, words=arch.vocab, hidden=arch.hidden,
-        inner=arch.dense_width, bits=plan.bits_per_weight, parts=parts,
+        inner=max(inner), bits=8 * sum(form.compiled(plan, t) for t in plan.tensors) / values, parts=parts,
     )  # fmt: skip
 
 
@@ -142,7 +151,10 @@ def _products(tensor: PlannedTensor) -> int:
     return rows * columns if rows > 1 and columns > 1 else 0
 
 
-def _parts(plan: Plan) -> tuple[int, ...]:
-    """Bytes of the data files that are compiled: all but the first, which is looked up in."""
-    numbers = sorted({t.file for t in plan.tensors} - {0})
-    return tuple(plan.files[n].size for n in numbers)
+def _parts(plan: Plan, form: Format) -> tuple[int, ...]:
+    """Bytes of each part's compiled weights; the first file is not compiled, it is looked up in."""
+    parts: dict[int, int] = {}
+    for t in plan.tensors:
+        if t.file:
+            parts[t.file] = parts.get(t.file, 0) + form.compiled(plan, t)
+    return tuple(parts.values())

@@ -21,6 +21,7 @@ from .architecture import KDA, MLA, Architecture, Attention, MoE, TensorSpec, kv
 from .binding import Binding, Bound
 from .family import Family
 from .rows import Arrangement
+from .tokenizer import Tokenizer
 
 _QKV = re.compile(r"\.attn_(q|k|v|qkv)\.weight$")
 
@@ -65,7 +66,8 @@ class Plan:
     """`scheme` is the exact name, also where the user asked for the portable int4 or int8.
 
     `notes`: what a user of the output has to know, a sentence each. `finish`: what is done when all weights are
-    written, in the folder where they lie, with so many threads; its files are part of the output.
+    written, in the folder where they lie, with so many threads; its files are part of the output. `later`: about how
+    many bytes these have; `memory`: about how many it takes at its peak.
     """
 
     scheme: str
@@ -74,6 +76,8 @@ class Plan:
     tensors: tuple[PlannedTensor, ...]
     notes: tuple[str, ...] = ()
     finish: Callable[[Path, int], Finish] | None = None
+    later: int = 0
+    memory: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -105,7 +109,7 @@ class Request:
     `split`: the largest number of data bytes in one file. `context`: positions that an artifact with position tables
     is made for. `accuracy`: ONNX Runtime's accuracy level of matrix products, 0 (float32) or 4 (int8 activations).
     `weighted`: there are statistics of the matrices' inputs. `dry`: nothing will be written, so that what only the
-    writing needs, such as a compiler, may be missing.
+    writing needs, such as a compiler, may be missing. `tokenizer`: the checkpoint's, where it has been read already.
     """
 
     out: Path
@@ -116,6 +120,7 @@ class Request:
     accuracy: int | None = None
     weighted: bool = False
     dry: bool = False
+    tokenizer: Tokenizer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,8 @@ class Format:
     statistics call the inputs that a matrix is multiplied with there; `order`: which column of those each of its
     columns is, None where they stand alike. `targets`: the format for a device, by its name. `drafts`: whether it has a
     place for blocks that predict further tokens. `kept`: what a layer keeps of earlier tokens when it runs. `holds`:
-    whether a scheme is one for it. `copies`: of the weights on a device, where they are compiled.
+    whether a scheme is one for it. `positions`: whether an output is made for a number of them. `copies`: how often a
+    device has the weights, where they are compiled; `compiled`: the bytes of one there.
     """
 
     portable: Mapping[str, str]
@@ -139,6 +145,8 @@ class Format:
     targets: Callable[[Format, str], Format] | None = None
     drafts: bool = False
     copies: int = 0
+    compiled: Callable[[Plan, PlannedTensor], int] = lambda plan, tensor: tensor.nbytes
+    positions: bool = False
 
 
 def facts(arch: Architecture, bound: Bound, *, wide: bool = False, weighted: bool = False) -> TensorFacts:

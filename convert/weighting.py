@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sampan.errors import InputError, brief
-from sampan.quantize.stats import Stats
+from sampan.errors import InputError, brief, wrong
+from sampan.quantize.stats import Stats, of_shards
 
 from .architecture import HEAD, MLA, Architecture, TensorSpec
 from .binding import Binding, Bound
@@ -43,6 +43,14 @@ def weigh(stats: Stats, form: Format, family: Family, arch: Architecture, bindin
             bound = _weighed(stats, name, bound, form.order(family, arch, bound.spec))
         tensors.append(bound)
     return replace(binding, tensors=tuple(tensors))
+
+
+def check_source(stats: Stats, sha256: Mapping[str, str | None]) -> None:
+    """Refuse statistics of other weights. `sha256`: of each shard by name, None where it is not known yet."""
+    recorded, known = stats.about.get("source_sha256"), {k: v for k, v in sha256.items() if v is not None}
+    if recorded and len(known) == len(sha256) and (found := of_shards(known)) != recorded:
+        hint = "they are another checkpoint's; calibrate again"
+        raise wrong(f"{stats.path}: source_sha256", f"{found}, of this checkpoint's shards", brief(recorded), hint)
 
 
 def is_linear(spec: TensorSpec) -> bool:

@@ -23,7 +23,8 @@ class Demand:
     of all layers, and `read`, the weights that one further token needs.
 
     Multiplications: `products` of one token with weights, `head` with the head's, `attention` of one token with
-    one earlier token. `words`, `hidden` and `inner` are sizes of a token's logits and activations; `bits` of a weight.
+    one earlier token. `words` and `hidden` are sizes of a token's logits and activations, `inner` of all inside a
+    feed-forward layer or its chosen experts; `bits` of a weight.
     `parts`: bytes of each compiled part, none where nothing is compiled.
     """
 

@@ -20,7 +20,7 @@ from .extras import install, installed
 from .wire import read_message
 
 CHIPS = ("rk3588", "rk3576")
-TYPES = ("fp16", "w8a8")
+TYPES = ("fp16", "w8a8", "w4a16")
 PACKAGE = "rknn-toolkit-lite2"
 LARGEST = 1 << 28  # values of an input
 

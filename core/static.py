@@ -23,12 +23,15 @@ from .files import read_json, size_of, there
 LAYOUT, QUANTITIES = "static.json", "quantities.json"
 EMBEDDING_FILE, TABLES_FILE = "embedding.data", "tables.data"
 TOKENS = (128, 1)  # that a prompt's and a further token's graph take
-LARGEST = 2**31
+LARGEST, LOWEST = 2**31, -65504.0  # the latter is float16's
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`parts`: for each part the file of its graph for each number of tokens; `tables`: shapes of cos and sin."""
+    """`parts`: for each part the file of its graph for each number of tokens; `tables`: shapes of cos and sin.
+
+    `far`: what is added to scores that nobody may see, where numbers are floats.
+    """
 
     target: str
     htp: tuple[str, ...]
@@ -41,6 +44,7 @@ class Layout:
     parts: tuple[Mapping[int, str], ...]
     tables: Mapping[str, tuple[int, int]]
     type: str = ""
+    far: float = 0.0
 
 
 def is_static(folder: Path) -> bool:
@@ -82,10 +86,12 @@ def read_layout(folder: Path) -> Layout:
     layout = Layout(
         value(data, "target", str), htp, number(data, "context"), number(data, "longest"), TOKENS,
         number(data, "vocab"), number(data, "hidden"), ends, tuple(parts), tables,
-        value(data, "type", str) if "type" in data else "",
+        value(data, "type", str) if "type" in data else "", value(data, "far", float) if "far" in data else 0.0,
     )  # fmt: skip
     if layout.type not in (rknn.TYPES if layout.target in rknn.CHIPS else ("",)):
         raise wrong(f"{path}: type", f"one that {brief(layout.target)} has", brief(layout.type))
+    if layout.type and not LOWEST <= layout.far < 0:
+        raise wrong(f"{path}: far", f"{LOWEST:g} to 0", brief(layout.far))
     for name, shape in tables.items():
         if len(shape) != 2 or shape[0] != layout.context or type(shape[1]) is not int or not 0 < shape[1] < 2**16:
             raise wrong(f"{path}: tables: {brief(name)}", f"[{layout.context}, width]", brief(shape))
@@ -116,9 +122,6 @@ def compiled_for(folder: Path, layout: Layout) -> list[str]:
     """HTP versions that all graphs of a folder are compiled for."""
     names = [name for part in layout.parts for name in part.values()]
     return [v for v in layout.htp if all(there(folder / compiled(name, v)) for name in names)]
-
-
-FAR = np.float32(-3e4)  # added to scores that nobody may see, where numbers are floats; float16 holds it
 
 
 def visible(position: int, tokens: int, context: int) -> NDArray[np.bool_]:

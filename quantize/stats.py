@@ -27,7 +27,7 @@ from .types import number_type
 SUMS, COUNTS = ".in_sum2", ".counts"  # of llama.cpp
 TYPE, IMATRIX = "general.type", "imatrix"
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
-ABOUT = "sampan."  # our own texts: source, source_sha256, text, text_sha256, tokens
+ABOUT = "sampan."  # our own texts: source, source_sha256 or file_sha256, text, text_sha256, tokens
 PIECE = 1 << 20  # values that are looked at together
 SMALLEST = 1e-12  # of the mean: a block that is never used in the text must keep its values all the same
 LARGEST = 1e30  # of a sum: what is multiplied with squares of weights must stay a number
@@ -82,6 +82,11 @@ class Inputs:
         floor = np.float32(SMALLEST * mean.mean(dtype=np.float64))
         mean = np.maximum(mean, floor, dtype=np.float32) if floor > 0 else np.ones_like(mean)
         return mean if self.order is None else mean[self.order]
+
+
+def of_shards(sha256: Mapping[str, str]) -> str:
+    """What `source_sha256` is: SHA-256 over those of a checkpoint's shards, by their names' order."""
+    return hashlib.sha256("".join(sha256[name] for name in sorted(sha256)).encode()).hexdigest()
 
 
 def open_stats(path: Path) -> Stats:

@@ -224,12 +224,18 @@ def here(machine: Machine | None = None) -> Device:
     cpu, held = processor(machine), memory(machine)
     rate = bandwidth(cpu.threads, held.available)
     said = "measured: reading memory with as many threads as compute"
+    notes = ["prefill is not predicted for this machine: `sampan bench` measures it"]
+    load = re.match(r"(\d{1,6}\.\d+) ", machine.text("/proc/loadavg"))
+    if load and float(load[1]) > len(cpu.cores) / 4:
+        notes.append(
+            f"other programs compute here, a load of {load[1]} on {len(cpu.cores)} cores: it may be far slower"
+        )
     return Device(
         HERE, cpu.name or machine.architecture, (),
         Number(held.available, "available now, as `sampan doctor` says"),
         Number(1.0, "what is available is free for a model"),
         Number(rate, said if rate else "not measured: less than 2 GiB are available"),
-        (), None, ("prefill is not predicted for this machine: `sampan bench` measures it",), measured=True,
+        (), None, tuple(notes), measured=True,
     )  # fmt: skip
 
 

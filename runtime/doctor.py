@@ -16,6 +16,7 @@ from sampan import registry
 from sampan.child import ended, start
 from sampan.errors import brief
 from sampan.extras import advice, extras, install, installed
+from sampan.rknn import CHIPS
 
 from . import device as devices
 from .machine import Machine, Memory, memory
@@ -70,8 +71,9 @@ def _needs(npu: Npu, packages: dict[str, dict[str, str | None]]) -> list[str]:
     needs = [] if npu.driver else ["a kernel with its driver"]
     if npu.target not in registry.names("sampan.runtime.targets"):
         return [*needs, "a target of sampan, which has none for it"]
-    if not all(packages.get(npu.target, {}).values()):
-        needs.append(install(npu.target))
+    extra = "rknn" if npu.target in CHIPS else npu.target
+    if not all(packages.get(extra, {}).values()):
+        needs.append(install(extra))
     known = (d.npu for d in map(devices.read, devices.names()) if d.npu is not None and npu.chip in d.npu.chips)
     target = next((n.target for n in known if n.target), npu.target)
     return [*needs, f"a folder of `sampan convert --to onnx --target {target}`"]

@@ -43,7 +43,7 @@ def need(path: Path, context: int | None = None) -> Need:
     """What a model in one GGUF file needs; InputError where the header does not tell."""
     asked, trained = asks(path)
     context = min(DEFAULT_CONTEXT, trained) if context is None else context
-    rest = margin(asked.words, asked.hidden, asked.inner)
+    rest = margin(asked.words, asked.hidden, asked.inner, context)
     return Need(context, asked.weights, asked.cache(padded(context, CELLS)), rest)
 
 
@@ -64,7 +64,6 @@ def asks(path: Path) -> tuple[Demand, int]:
     cells = [(0, 0) if kinds[i] else _cell(keys, i, layers) for i in range(own)]
     vocabulary = header.metadata.get("tokenizer.ggml.tokens")
     words = len(vocabulary.value) if vocabulary and isinstance(vocabulary.value, list) else 0
-    inner = keys.per_layer("feed_forward_length", 0, layers, 0) if layers else 0
     weights, read, products, head = _weights(keys, header, size, own)
     values = sum(prod(t.shape) for t in header.tensors)
     demand = Demand(
@@ -72,7 +71,7 @@ def asks(path: Path) -> tuple[Demand, int]:
         state=states * (_state(keys, layers, told=any(kinds)) if states else 0),
         read=read, products=products, head=head, attention=sum(a for _, a in cells),
         words=words, hidden=keys.number(f"{keys.arch}.embedding_length"),
-        inner=inner, bits=8 * (size - header.data_start) / max(1, values),
+        inner=_inner(keys, layers), bits=8 * (size - header.data_start) / max(1, values),
     )  # fmt: skip
     return demand, trained
 
@@ -105,12 +104,22 @@ def _weights(keys: _Keys, header: Header, size: int, own: int) -> tuple[int, int
 def room(memory: int) -> int:
     """Bytes of weights that fit into so much memory at 4,096 tokens, beside the cache and margin of Qwen3-8B."""
     cache = 36 * 2 * 8 * (128 + 128) * DEFAULT_CONTEXT  # layers, float16, key/value heads, sizes of a key and a value
-    return max(0, memory - cache - margin(151_936, 4096, 12_288))
+    return max(0, memory - cache - margin(151_936, 4096, 3 * 12_288, DEFAULT_CONTEXT))
 
 
-def margin(words: int, width: int, inner: int) -> int:
-    """Logits and activations of a batch in float32, the engine, the tokenizer."""
-    return 4 * BATCH * (words + 8 * width + 3 * inner) + ENGINE + TOKEN * words
+def margin(words: int, width: int, inner: int, context: int) -> int:
+    """Logits and activations of a batch in float32, its mask in float16, the engine, the tokenizer."""
+    mask = 2 * BATCH * padded(context, CELLS)
+    return 4 * BATCH * (words + 8 * width + inner) + mask + ENGINE + TOKEN * words
+
+
+def _inner(keys: _Keys, layers: int) -> int:
+    """Values of one token inside a feed-forward layer, or in all of its experts with what each puts out."""
+    width, used, each = (
+        keys.number(f"{keys.arch}.{k}", 0)
+        for k in ("embedding_length", "expert_used_count", "expert_feed_forward_length")
+    )
+    return max(3 * keys.per_layer("feed_forward_length", 0, layers, 0) if layers else 0, used * (width + 3 * each))
 
 
 def _cell(keys: _Keys, layer: int, layers: int) -> tuple[int, int]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sampan.rknn import CHIPS
+
 from .machine import Machine
 
 # Drivers of /sys/class/accel in Linux 6.18 (drivers/accel), and whose processors they drive.
@@ -53,8 +55,8 @@ def _accelerators(machine: Machine) -> list[Npu]:
     for path in machine.paths("/sys/class/accel/accel[0-9]*"):
         driver, node = machine.link(f"{path}/device/driver"), f"/dev/accel/{path.rpartition('/')[2]}"
         name = ACCEL.get(driver, "an accelerator")
-        rknn = (_rockchip_chip(machine), "rknn") if driver == "rocket" else ("", "")
-        found.append(Npu(name, _versioned(machine, driver), tuple(machine.paths(node)), (), *rknn))
+        chip = _rockchip_chip(machine)[0] if driver == "rocket" else ""  # Rockchip's library takes RKNPU alone
+        found.append(Npu(name, _versioned(machine, driver), tuple(machine.paths(node)), (), chip))
     return found
 
 
@@ -69,13 +71,14 @@ def _rockchip(machine: Machine) -> list[Npu]:
     version = machine.text("/sys/kernel/debug/rknpu/version") or machine.text("/proc/rknpu/version")
     driver = version.strip().replace("RKNPU driver: ", "RKNPU ") or ("RKNPU" if bound else "")
     libraries = _libraries(machine, "librkllmrt.so", "librknnrt.so")
-    return [Npu("Rockchip NPU", driver, tuple(bound), libraries, _rockchip_chip(machine), "rknn")]
+    return [Npu("Rockchip NPU", driver, tuple(bound), libraries, *_rockchip_chip(machine))]
 
 
-def _rockchip_chip(machine: Machine) -> str:
-    """`rockchip,rk3588` among the names of the board → RK3588."""
+def _rockchip_chip(machine: Machine) -> tuple[str, str]:
+    """`rockchip,rk3588s` among the names of the board → RK3588S, and the target for it."""
     named = machine.text("/proc/device-tree/compatible").split("\0")
-    return next((n.removeprefix("rockchip,").upper() for n in reversed(named) if n.startswith("rockchip,rk")), "")
+    chip = next((n.removeprefix("rockchip,") for n in reversed(named) if n.startswith("rockchip,rk")), "")
+    return chip.upper(), next((c for c in CHIPS if chip.startswith(c)), "")
 
 
 def _qualcomm(machine: Machine) -> list[Npu]:

@@ -38,7 +38,7 @@ DECODE = Share(
 DECODE_NPU = Share(
     0.4, 0.9, "0.64 in Qualcomm's card of an 8B on a Snapdragon 8 Elite, 0.88 in Rockchip's of a 6B on an RK3588"
 )
-DECODE_HERE = Share(0.7, 1.0, "of what was read here just now; docs/plan.md has a comparison")
+DECODE_HERE = Share(0.5, 0.9, "0.54 to 0.61 with one thread on an x86 (docs/plan.md), and no more than reading itself")
 PREFILL = Share(0.1, 0.3, "0.11 to 0.15 on a Raspberry Pi 5 (published), 0.2 on an x86 with VNNI (docs/benchmarks.md)")
 PREFILL_NPU = Share(0.3, 1.0, "of what the maker's own runtime reaches; ours compiles other graphs")
 PREFILL_TOPS = Share(
@@ -69,7 +69,7 @@ class Prediction:
 def needed(demand: Demand, context: int) -> int:
     """Bytes of weights, cache and the rest, as `memory.need` reckons them from a file's header."""
     cache = demand.cache(padded(context, CELLS))
-    return demand.weights + cache + margin(demand.words, demand.hidden, demand.inner)
+    return demand.weights + cache + margin(demand.words, demand.hidden, demand.inner, context)
 
 
 def predict(device: Device, demand: Demand, context: int) -> Prediction:
@@ -83,7 +83,7 @@ def predict(device: Device, demand: Demand, context: int) -> Prediction:
 
 
 def _fits(device: Device, npu: Npu | None, demand: Demand, context: int, total: int) -> tuple[Fit, str]:
-    cache, rest = demand.cache(padded(context, CELLS)), margin(demand.words, demand.hidden, demand.inner)
+    cache, rest = demand.cache(padded(context, CELLS)), margin(demand.words, demand.hidden, demand.inner, context)
     parts = f"weights {human(demand.weights)}, cache {human(cache)} at {context} tokens, rest {human(rest)}"
     if device.room is None:
         return "unproved", f"{parts}; nothing tells how much memory a model may take"

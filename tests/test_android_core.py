@@ -76,6 +76,7 @@ def measured(path: Path, context: int) -> tuple[int, float, float]:
 # dense, tied and not; experts; MLA; recurrent layers of two kinds; a head that predicts further tokens
 MODELS = (
     "trained", "trained-kimi", "qwen3_moe", "glm4-odd-widths", "deepseek_v3", "qwen3_5", "qwen3_5-mtp", "kimi_linear",
+    "qwen3_5_moe",
 )  # fmt: skip
 
 

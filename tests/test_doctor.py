@@ -75,7 +75,9 @@ def test_an_rk3588(tmp_path: Path) -> None:
     assert cpu["threads"] == 4
     (npu,) = found["npus"]
     assert npu["summary"] == "Rockchip NPU; driver RKNPU v0.9.8; fdab0000.npu; /usr/lib/librkllmrt.so"
-    assert npu["chip"] == "RK3588" and npu["needs"]
+    assert npu["chip"] == npu["target"].upper() == "RK3588"
+    assert npu["needs"][-1] == "a folder of `sampan convert --to onnx --target rk3588`"
+    assert found["targets"]["rk3588"]["found"] == ["rockchip,rk3588"] and not found["targets"]["rk3576"]["found"]
     assert any("`taskset -c 4,5,6,7 sampan …`" in line for line in found["advice"])
 
 
@@ -89,6 +91,7 @@ def test_an_rk3588_with_the_driver_of_linux(tmp_path: Path) -> None:
     links = {"sys/class/accel/accel0/device/driver": "../../../bus/platform/drivers/rocket"}
     found = doctor.examine(machine(tmp_path, files, links=links), {})
     assert [n["summary"] for n in found["npus"]] == ["Rockchip NPU; driver rocket; /dev/accel/accel0"]
+    assert found["npus"][0]["needs"] == ["a target of sampan, which has none for it"]
 
 
 def test_an_npu_without_a_driver(tmp_path: Path) -> None:
@@ -96,6 +99,13 @@ def test_an_npu_without_a_driver(tmp_path: Path) -> None:
     found = doctor.examine(machine(tmp_path, files), {})
     assert [n["summary"] for n in found["npus"]] == ["Rockchip NPU; no driver"]
     assert found["npus"][0]["needs"][0] == "a kernel with its driver"
+
+
+def test_an_npu_that_nothing_is_for(tmp_path: Path) -> None:
+    files = PI5 | {"dev/accel/accel0": "", "sys/class/accel/accel0/uevent": ""}
+    links = {"sys/class/accel/accel0/device/driver": "../../../bus/platform/drivers/ethosu"}
+    (npu,) = doctor.examine(machine(tmp_path, files, links=links), {})["npus"]
+    assert npu["needs"] == ["a target of sampan, which has none for it"]
 
 
 def test_a_snapdragon_phone(tmp_path: Path) -> None:

@@ -37,6 +37,24 @@ def test_f32_gguf_equals_transformers(
     assert_close(engine_logits(gguf(name, "f32"), tokens()), reference(model(name), tokens()))
 
 
+HYBRIDS = ("qwen3_next", "qwen3_5", "qwen3_5-equal-heads", "qwen3_5_moe", "kimi_linear")
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_a_state_is_carried_from_piece_to_piece(
+    name: str, model: Callable[[str], Path], gguf: Callable[[str, str], Path]
+) -> None:
+    """Tokens one by one before and after a piece; then again from the start, which a state cannot be cut back to."""
+    ids = tokens()
+    pieces = [*([i] for i in ids[:20]), ids[20:120], *([i] for i in ids[120:])]
+    with runtime.open(gguf(name, "f32"), EXACT) as session:
+        engine = session._engine
+        for _ in range(2):
+            rows = np.concatenate([engine.evaluate(piece, len(piece)).copy() for piece in pieces])
+            assert_close(rows, reference(model(name), ids))
+            assert engine.keep(60) == 0
+
+
 def _rope(theta: float) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         rope = json.loads((folder / "config.json").read_text())["rope_parameters"]

@@ -328,7 +328,7 @@ def test_files_with_it_and_without_it_are_what_the_checkpoint_is(model: Model, g
 def test_blame_does_not_look_at_what_no_run_computes(
     model: Model, gguf: Gguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blaming, "_kld", lambda *a: 1.0)
+    monkeypatch.setattr(blaming, "drift_of", lambda *a: 1.0)
     candidate = open_artifact(gguf("qwen3_5-mtp", "q8_0"))
     exact = open_artifact(headless(model("qwen3_5-mtp"), tmp_path / "m.gguf", "f32"))
     found = blaming.blame(exact, candidate, Side("reference", exact.path), [], None, Silent, ("f32",))

@@ -34,7 +34,7 @@ from sampan.static import TOKENS
 
 Model = Callable[[str], Path]
 CONTEXT = 256
-DENSE = ("trained", "qwen2", "qwen2-linear", "qwen3-odd-widths", "qwen3-yarn", "llama", "mistral", "glm4")
+DENSE = ("trained", "qwen2", "qwen2-linear", "qwen3-odd-widths", "qwen3-yarn", "llama", "mistral", "glm4", "qwen3_vl")
 
 
 @pytest.fixture(autouse=True)
@@ -291,6 +291,7 @@ def test_a_killed_conversion_goes_on(model: Model, tmp_path: Path, monkeypatch: 
         ("qwen3_moe", {}, "--target: expected blocks of the kinds dense, gqa, mla, found one of moe"),
         ("qwen3_5", {}, "--target: expected blocks of the kinds dense, gqa, mla, found one of deltanet"),
         ("kimi_linear", {}, "found one of kda"),
+        *((name, {}, "found one of moe") for name in ("deepseek_v3", "qwen3_vl_moe", "glm4_moe", "minimax_m2")),
         ("qwen3-odd-widths", {"quant": "a16w4"}, "blocks of 32 columns and pairs of rows, for a16w4, found 96 × 176"),
         ("trained", {"context": 64}, "--context: expected 128 to the model's own 1024, found 64"),
         ("trained", {"context": 4096}, "--context: expected 128 to the model's own 1024, found 4096"),

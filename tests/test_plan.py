@@ -13,6 +13,7 @@ import pytest
 import tiny
 from click.testing import CliRunner
 from conftest import run_cli
+from machines import PI5, write
 
 from sampan import qnn
 from sampan.checkpoint import open_folder
@@ -23,6 +24,7 @@ from sampan.errors import InputError
 from sampan.files import read_json
 from sampan.runtime import device as devices
 from sampan.runtime import predict
+from sampan.runtime.machine import look
 from sampan.runtime.memory import asks, need
 
 GB = 10**9
@@ -99,8 +101,8 @@ def test_the_size_of_qwen3_0_6b_by_hand(tmp_path: Path) -> None:
     assert found.cell == 114_688, "28 layers × 8 heads × 256 × 2 bytes"
     assert found.attention == 114_688, "28 layers × 16 heads × 256"
     assert predict.needed(found, 4096) - found.weights - 4 * 512 * (151936 + 8 * 1024 + 3 * 3072) == (
-        114_688 * 4096 + (32 << 20) + 256 * 151936
-    )
+        114_688 * 4096 + 2 * 512 * 4096 + (32 << 20) + 256 * 151936
+    ), "the mask of a batch has 2 bytes for each cell"
     # 17.1 GB/s × 0.75 ÷ 633,495,552 bytes, and × 0.45 ÷ (those and 4096 cells)
     pi = predict.predict(devices.find("pi5"), found, 4096)
     assert pi.decode.high == pytest.approx(20.2, abs=0.1) and pi.decode.low == pytest.approx(6.97, abs=0.01)
@@ -195,6 +197,17 @@ def test_the_cache_of_latent_attention_on_an_npu(tmp_path: Path, monkeypatch: py
     assert demand(folder, "int8", target="qnn-v75", context=256).cell == cell > 0
 
 
+def test_what_rockchip_makes_of_float16(model: Callable[[str], Path]) -> None:
+    """Its compiler rounds by itself: 8 bits and a scale for each row, a cache of float16."""
+    found = inputs(model("trained"), "w8a8", "part-1.1.onnx", target="rk3588")
+    asked = demand(model("trained"), "int8", target="rk3588", context=256)
+    cell = sum(2 * s[0] * s[1] * s[2] for key, s in found.items() if key.startswith("past_")) // 256
+    assert asked.cell == cell > 0
+    matrices, words = 3_145_728, 2048 * 256
+    assert matrices + words < sum(asked.parts) < 1.05 * (matrices + words)
+    assert 2 * sum(asked.parts) < asked.weights < 2 * sum(asked.parts) + 2 * words + 10**6
+
+
 def test_what_an_npu_cannot_run_is_refused_by_name(model: Callable[[str], Path]) -> None:
     refused = chosen(model("trained-kimi"), "int8", target="qnn-v75")
     assert refused.demand is None and "blocks of the kinds dense, gqa, mla, found one of moe" in refused.refused
@@ -204,7 +217,7 @@ def test_what_an_npu_cannot_run_is_refused_by_name(model: Callable[[str], Path])
 
 SMALL = Demand(
     files=GB, weights=GB, cell=1000, state=0, read=GB // 2, products=10**9, head=10**8, attention=1000, words=1000,
-    hidden=64, inner=128, bits=4.5,
+    hidden=64, inner=384, bits=4.5,
 )  # fmt: skip
 MADE: dict[str, Any] = {
     "name": "A board", "aliases": [], "memory": {"value": 4, "source": "x"}, "usable": {"value": 0.5, "source": "x"},
@@ -235,8 +248,9 @@ def test_speeds_by_hand() -> None:
 def test_memory_by_hand() -> None:
     """Half of 4 GiB: 2,147,483,648 bytes; contexts go up to a multiple of 256."""
     rest = 4 * 512 * (1000 + 8 * 64 + 3 * 128) + (32 << 20) + 256 * 1000
-    assert predict.needed(SMALL, 2000) == GB + 1000 * 2048 + rest
-    most = (2**31 - GB - rest) // 1000 // 256 * 256
+    cell = 1000 + 2 * 512  # and two bytes in the mask of a batch
+    assert predict.needed(SMALL, 2000) == GB + cell * 2048 + rest
+    most = (2**31 - GB - rest) // cell // 256 * 256
     assert predict.predict(made(), SMALL, most).fits == "yes"
     over = predict.predict(made(), SMALL, most + 1)
     assert over.fits == "no" and over.reason.endswith("of 2.15 GB that a model may take")
@@ -403,11 +417,22 @@ def test_this_machine() -> None:
     assert devices.bandwidth(1, 10**6) is None, "too little memory to try"
 
 
+def test_a_machine_with_other_work(tmp_path: Path) -> None:
+    idle = write(tmp_path / "idle", PI5 | {"proc/loadavg": "0.10 0 0 1/1 1\n"})
+    busy = write(tmp_path / "busy", PI5 | {"proc/loadavg": "3.50 0 0 1/1 1\n"})
+    (here, there) = (devices.here(look(root, "aarch64")) for root in (idle, busy))
+    assert here.name == "Cortex-A76" and here.room == 7200 << 20 and len(here.notes) == 1
+    assert there.notes[1] == "other programs compute here, a load of 3.50 on 4 cores: it may be far slower"
+
+
 def test_a_model_that_fits_nowhere() -> None:
     """Smaller schemes are tried where the usual ones do not fit."""
     page = plan(str(tiny.FIXTURE), "--device", "pi5", "--memory", "50M", code=1)
-    assert "take      nothing: nothing is sure to fit: the smallest, gguf q2_k, needs 51.4 MB" in page
-    assert "q3_k_s" in page and "take a smaller --context or a smaller model" in page
+    assert "take      nothing: nothing is sure to fit: the smallest, gguf q2_k, needs 52.5 MB" in page
+    assert next(text for text in page.splitlines() if " q3_k_s " in text).endswith("MB"), (
+        "no speed of what does not fit"
+    )
+    assert "take a smaller --context or a smaller model" in page
 
 
 def test_devices_are_listed() -> None:

@@ -124,8 +124,8 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "no space": ({"free": 1 << 20}, r"A1: .*/files: expected 2\.29 MB of free space, found 1\.05 MB; make room"),
     "memory": (
         {"memory": 540 << 20},
-        r"A1: memory: expected 52 MB for .*\.gguf \(weights 2\.21 MB, cache 4\.19 MB at 1024 tokens, rest 45\.6 MB\), "
-        "found 29.4 MB beside the system's, of 566 MB; choose a smaller --quant or --context",
+        r"A1: memory: expected 53\.1 MB for .*\.gguf \(weights 2\.21 MB, cache 4\.19 MB at 1024 tokens, rest 46\.7 MB"
+        r"\), found 29.4 MB beside the system's, of 566 MB; choose a smaller --quant or --context",
     ),
 }  # fmt: skip
 
@@ -178,7 +178,9 @@ def test_without_adb(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_little_free_memory_is_a_warning(desk: Desk) -> None:
     desk.phone.available = 40 << 20
     code, _, err = desk.push()
-    assert code == 0 and re.search(r"^warning: A1: .* needs 52 MB .* only 41\.9 MB is free now: close other", err), err
+    assert code == 0 and re.search(r"^warning: A1: .* needs 53\.1 MB .* only 41\.9 MB is free now: close other", err), (
+        err
+    )
 
 
 def test_an_interrupted_push_goes_on(desk: Desk) -> None:

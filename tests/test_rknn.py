@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -218,6 +219,16 @@ def test_what_the_simulator_computes_otherwise_gets_no_name(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mask_that_does_not_hide_is_refused(
+    asked: list[dict[str, Any]], model: Model, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """8 bits want a narrow mask, which is compared with a wide one on every text."""
+    monkeypatch.setitem(rockchip.KINDS, "w8a8", replace(rockchip.KINDS["w8a8"], far=-3.0))
+    with pytest.raises(InputError, match=r"--quant: expected scores that a mask of -3 hides.*, found .* try fp16"):
+        to_rknn(model("trained"), tmp_path / "out", "int8")
+    assert not asked and not (tmp_path / "out").exists()
+
+
 def test_the_session_on_a_board(
     asked: list[dict[str, Any]], board: type[StandIn], model: Model, tmp_path: Path
 ) -> None:
@@ -273,12 +284,15 @@ def test_a_board_that_refuses(
     layout = json.loads((out / "static.json").read_text())
     (out / "static.json").write_text(json.dumps(layout | {"type": "w2a2"}))
     says("type: expected one that rk3588 has, found w2a2")
+    (out / "static.json").write_text(json.dumps(layout | {"far": 5.0}))
+    says("far: expected -65504 to 0, found 5")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quant": "int4"}, r"--quant: expected fp16 or w8a8 \(int8\) with --target rk3588, found int4"),
+        ({"quant": "int4"}, "--quant: expected one of f16, w8a8 with --target rk3588, found w4a16"),
+        ({"quant": "q4_0", "target": "rk3576"}, "--quant: expected one of f16, w8a8, w4a16 with .*, found q4_0"),
         ({"accuracy": 4}, "--accuracy-level: expected none with --target rk3588"),
         ({"split": 10**9}, "--split-size: expected at most 900 MB"),
         ({"context": 64}, "--context: expected 128 to the model's own 1024, found 64"),
@@ -324,18 +338,20 @@ def toolkit() -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("quant", "least"), [("fp16", 55), ("int8", 20)])
+@pytest.mark.parametrize(
+    ("quant", "chip", "least"), [("fp16", "rk3588", 55), ("int8", "rk3588", 20), ("int4", "rk3576", 15)]
+)
 def test_rockchips_compiler_and_simulator(
-    quant: str, least: float, toolkit: Path, model: Model, tmp_path: Path
+    quant: str, chip: str, least: float, toolkit: Path, model: Model, tmp_path: Path
 ) -> None:
     """The whole command; every output in the simulator against ONNX Runtime."""
-    options = ("--quant", quant, "--target", "rk3588", "--context", str(CONTEXT), "-o", str(tmp_path / "out"))
+    options = ("--quant", quant, "--target", chip, "--context", str(CONTEXT), "-o", str(tmp_path / "out"))
     done = run_cli("convert", str(model("trained")), "--to", "onnx", *options)
     assert done.returncode == 0, done.stderr
     made = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert min(v for values in made["npu"]["decibels"].values() for v in values.values()) >= least
     for n in TOKENS:
-        assert (tmp_path / "out" / f"part-1.{n}.rk3588.rknn").read_bytes()[:4] == b"RKNN"
+        assert (tmp_path / "out" / f"part-1.{n}.{chip}.rknn").read_bytes()[:4] == b"RKNN"
 
 
 @pytest.mark.slow
@@ -383,7 +399,9 @@ def test_greedy_tokens_in_the_simulator_are_those_of_the_processor(
 @pytest.mark.slow
 def test_a_compiler_that_fails_says_why(toolkit: Path, model: Model, tmp_path: Path, monkeypatch: Any) -> None:
     """Its own last error, in one line, and nothing under the final name."""
-    monkeypatch.setitem(rockchip.KINDS, "f16", ("w3a3", {}, 45.0))
-    with pytest.raises(InputError, match=r"part-1\.128\.onnx: rknn-toolkit2 failed: .*config.*w3a3") as error:
+    monkeypatch.setitem(rockchip.KINDS, "f16", rockchip.Kind("w3a3", {}, 45, -50))
+    with pytest.raises(
+        InputError, match=r"part-1\.128\.onnx: rknn-toolkit2 failed: ValueError: .*'w3a3', expect"
+    ) as error:
         to_rknn(model("trained"), tmp_path / "out")
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()

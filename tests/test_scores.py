@@ -9,7 +9,7 @@ import torch
 from sampan.errors import InputError
 from sampan.validate import bootstrap, summary, verdict
 from sampan.validate.metrics._scores import Scores, score
-from sampan.validate.windows import WINDOWS, cut
+from sampan.validate.windows import FEW, WINDOWS, cut
 
 
 @pytest.mark.parametrize("noise", [1e-3, 1e-2, 0.3, 3.0])
@@ -136,6 +136,9 @@ def test_every_position_of_the_second_halves_is_scored_once() -> None:
     assert {len(w) for w in domain.windows} == {256}
     scored = [t for w in domain.windows for t in w[len(w) - domain.scored :]]
     assert scored == list(range(128, 128 * 7))
+    few = cut("en", range(9000), FEW, short=True)
+    assert (domain.chunk, few.chunk, len(few.windows)) == (128, 32, 8)
+    assert few.scored * len(few.windows) // few.chunk >= bootstrap.FEWEST, "an interval, and so a verdict"
     long = cut("long_en", range(9000), 1)
     assert len(long.windows) == 1
     assert long.scored == len(long.windows[0]) - 128 == (9000 - 128) // 128 * 128

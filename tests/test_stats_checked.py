@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +22,7 @@ from sampan.calibrate.calibration import calibrate
 from sampan.checkpoint import open_folder
 from sampan.convert.conversion import convert, prepare
 from sampan.errors import InputError
-from sampan.quantize.stats import Sums, open_stats
+from sampan.quantize.stats import Sums, open_stats, write_stats
 from sampan.validate import audit as auditing
 from sampan.validate.artifact import open_artifact
 from sampan.validate.audit import audit
@@ -117,6 +119,29 @@ def test_a_file_that_changes_meanwhile(steep: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"stats.safetensors: expected \d+ bytes at \d+, found \d+; the file changed"):
         convert(planned)
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_those_of_other_weights_are_refused(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """Names and widths are the same: only the SHA-256 of the shards tells, from a hub at once."""
+    (shard,) = open_folder(tiny.FIXTURE).shards
+    assert shard.path is not None
+    digest = hashlib.sha256(shard.path.read_bytes()).hexdigest()
+    said = {"source": "tiny", "source_sha256": hashlib.sha256(digest.encode()).hexdigest()}
+    stats = tmp_path / "stats.safetensors"
+    write_stats(stats, stats_files.made_up(gguf("trained", "f32")), said, 512)
+    convert(prepare(open_folder(tiny.FIXTURE), tmp_path / "same.gguf", "gguf", "q4_0", stats=stats))
+    other = Path(shutil.copytree(tiny.FIXTURE, tmp_path / "other"))
+    with (other / shard.path.name).open("r+b") as f:
+        f.seek(next(iter(shard.tensors.values())).offset)
+        f.write(b"\1")
+    message = "stats.safetensors: source_sha256: expected [0-9a-f]{64}, of this checkpoint's shards, found .*another"
+    with pytest.raises(InputError, match=message):
+        convert(prepare(open_folder(other), tmp_path / "out.gguf", "gguf", "q4_0", stats=stats))
+    assert not (tmp_path / "out.gguf").exists()
+    listed = open_folder(tiny.FIXTURE)
+    listed = replace(listed, shards=(replace(shard, sha256="0" * 64),))
+    with pytest.raises(InputError, match=message):
+        prepare(listed, tmp_path / "out.gguf", "gguf", "q4_0", stats=stats)
 
 
 def test_inspect_shows_them(tmp_path: Path) -> None:

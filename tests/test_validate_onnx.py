@@ -364,7 +364,7 @@ def test_a_crash_in_blame_is_a_failed_verdict(folder: Folders, monkeypatch: pyte
     def die(*_: object) -> None:
         raise isolated.EngineDiedError("candidate", "the engine's process ended by SIGABRT while scoring")
 
-    monkeypatch.setattr(blame, "_kld", die)
+    monkeypatch.setattr(blame, "drift_of", die)
     report = run(folder("int4"), options=replace(ONE, blame=True, limits=(verdict.Limit("kld", "mean", 9.0),)))
     assert report["verdict"] == "failed" and "blame" not in report
     last = text_report(report).splitlines()[-1]

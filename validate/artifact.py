@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sampan import gguf, onnx, runtime
+from sampan import gguf, onnx, registry, runtime
 from sampan.artifact import manifest_path
 from sampan.chat_template import named_templates, named_tokens
 from sampan.checkpoint import Checkpoint
@@ -24,7 +24,7 @@ from sampan.convert.formats.gguf import ROPE_FACTORS
 from sampan.convert.rows import Arrangement
 from sampan.errors import brief, wrong
 from sampan.files import read_json_if_there
-from sampan.quantize import NumberType, TensorType, decode_rows, number_type, tensor_type
+from sampan.quantize import NumberType, TensorType, decode_rows, get_scheme, number_type, tensor_type
 from sampan.quantize.blocked import BLOCK_TYPES, BlockType
 from sampan.quantize.types import number_type_by_id
 from sampan.static import is_static, read_layout
@@ -87,6 +87,7 @@ class Artifact:
     special: dict[str, str]
     metadata: dict[str, gguf.Value] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
+    main_bits: float = 0.0  # as nominal_bits, where there are no `tensors` to count
 
     def value(self, key: str, default: Any = None) -> Any:
         """A metadata value."""
@@ -104,7 +105,7 @@ class Artifact:
         values: dict[float, int] = {}
         for t in self.tensors.values():
             values[t.type.bits] = values.get(t.type.bits, 0) + math.prod(t.shape)
-        return max(values, key=lambda bits: values[bits]) if values else self.bits_per_weight
+        return max(values, key=lambda bits: values[bits]) if values else self.main_bits or self.bits_per_weight
 
     @property
     def f32_bytes(self) -> int:
@@ -185,12 +186,13 @@ def open_static(path: Path) -> Artifact:
         raise wrong(path, "numbers that the processor has too", found, "the manifest has the simulator's")
     with runtime.open(path, runtime.EngineOptions(vocabulary_only=True)) as session:
         templates, special = session.chat_templates, session.special_tokens
-    bits = manifest.get("bits_per_weight")
+    bits, scheme = manifest.get("bits_per_weight"), str(manifest.get("scheme"))
+    known = scheme in registry.names("sampan.quantize.schemes")
     return Artifact(
         path, "onnx", {}, sum(f.stat().st_size for f in path.iterdir() if f.is_file()),
-        float(bits) if isinstance(bits, (int, float)) else 0.0, frozenset({str(manifest.get("scheme"))}),
+        float(bits) if isinstance(bits, (int, float)) else 0.0, frozenset({scheme}),
         architecture=_engine_name(manifest), vocab=layout.vocab, experts=False, templates=templates, special=special,
-        manifest=manifest,
+        manifest=manifest, main_bits=tensor_type(get_scheme(scheme).default).bits if known else 0.0,
     )  # fmt: skip
 
 

@@ -26,12 +26,12 @@ from .windows import Domain
 LAYER = re.compile(r"blk\.(\d+)\.(.*)")
 
 
-def groups(names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """Partition ("kinds", "layers") → group → tensor names."""
+def groups(names: Sequence[str], layer: re.Pattern[str] = LAYER) -> dict[str, dict[str, list[str]]]:
+    """Partition ("kinds", "layers") → group → names; `layer` finds a layer and a kind in those that are of one."""
     kinds: dict[str, list[str]] = {}
     layers: dict[str, list[str]] = {}
     for name in names:
-        match = LAYER.fullmatch(name)
+        match = layer.fullmatch(name)
         kinds.setdefault(match[2] if match else name, []).append(name)
         layers.setdefault(f"layer {match[1]}" if match else name, []).append(name)
     return {"kinds": kinds, "layers": layers}
@@ -55,14 +55,14 @@ def blame(
     ):
         path = candidate.path if candidate.format == "gguf" else _swap(exact, candidate, set(), folder)
         base = Side("candidate", path, threads=threads).exact()
-        total = _kld(side, base, domains)
+        total = drift_of(side, base, domains)
         progress(1)
         result: dict[str, Any] = {"kld": total, "windows": sum(len(d.windows) for d in domains)}
         for partition, members in partitions.items():
             rows: list[dict[str, Any]] = []
             for group, names in members.items():
                 path = _swap(exact, candidate, set(names), folder)
-                drop = total - _kld(side, replace(base, path=path), domains)
+                drop = total - drift_of(side, replace(base, path=path), domains)
                 nbytes = sum(candidate.tensors[n].nbytes for n in names)
                 rows.append({"group": group, "share": drop / total if total else 0.0, "bytes": nbytes})
                 progress(1)
@@ -98,5 +98,6 @@ def _swap(exact: Artifact, candidate: Artifact, names: set[str], folder: str) ->
     return compose(Path(folder) / "swapped.gguf", metadata, renamed, lambda t: candidate.format == "onnx")
 
 
-def _kld(reference: Side, candidate: Side, domains: Sequence[Domain]) -> float:
+def drift_of(reference: Side, candidate: Side, domains: Sequence[Domain]) -> float:
+    """Mean KLD of the domains."""
     return float(np.mean([s.kld.mean() for s in measure(reference, candidate, domains).scores.values()]))

@@ -51,7 +51,11 @@ def _open(side: dict[str, Any], context: int, experts: bool, say: Say) -> Model:
         flash_attention=side["flash_attention"],
         record_experts=experts,
     )
-    return open(side["path"], options)
+    if side["coarse"]:
+        from .edges import open_coarse  # it loads the onnx package
+
+        return open_coarse(Path(side["path"]), options, side["coarse"])
+    return open(side["path"], options, target=side["target"])
 
 
 def score_windows(task: dict[str, Any], say: Say) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sampan.runtime.target import DEFAULT
+
 from .isolated import messages
 from .metrics._scores import Scores
 from .windows import Domain
@@ -19,7 +21,10 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A model to run: an artifact for an engine, or a checkpoint folder for transformers ("torch")."""
+    """A model to run: an artifact for an engine, or a checkpoint folder for transformers ("torch").
+
+    `coarse`: activations of a graph for an NPU that get 8 bits, on the processor.
+    """
 
     role: Literal["reference", "candidate"]
     path: Path
@@ -27,6 +32,8 @@ class Side:
     kv: str | None = None
     flash_attention: bool | None = None
     threads: int | None = None
+    target: str = DEFAULT
+    coarse: tuple[str, ...] = ()
 
     def exact(self) -> Side:
         """The same with what the engine computes most exactly: float32 cache, no flash attention."""

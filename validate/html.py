@@ -11,7 +11,20 @@ from sampan.printable import printable
 from sampan.units import human
 
 from .summary import HISTOGRAM, MEAN, metrics
-from .text import COLUMNS, QUANTILES, beside, comparison_line, deciding_line, expert_line, facts, label, with_interval
+from .text import (
+    COLUMNS,
+    QUANTILES,
+    beside,
+    blame_rows,
+    comparison_line,
+    deciding_line,
+    expert_line,
+    facts,
+    kept,
+    label,
+    target_line,
+    with_interval,
+)
 from .validation import PARTS
 
 COLOURS = ("#2563a8", "#c2571a", "#3b8551", "#8a4fa3", "#b3313f", "#5c6570")
@@ -68,8 +81,7 @@ def _candidate(c: dict[str, Any]) -> list[str]:
     for part, domains in c.get("drift", {}).items():
         own = "" if part == "engine" else beside(c)
         parts += [f"<h3>Drift {_e(PARTS[part])}{_e(own)}</h3>", _table(domains)]
-    if line := expert_line(c):
-        parts.append(f"<p>{_e(line)}</p>")
+    parts += [f"<p>{_e(line)}</p>" for line in (target_line(c), expert_line(c)) if line]
     if "drift" in c:
         main = next(iter(c["drift"].values()))
         names = [n for n in main if n != MEAN]
@@ -107,13 +119,8 @@ def _rows(rows: Sequence[Sequence[str]]) -> str:
 
 def _blame(blame: dict[str, Any]) -> list[str]:
     parts = ["<h2>Where the drift comes from</h2>"]
-    for partition in ("kinds", "layers"):
-        rows = [[partition, "share", "bytes"]]
-        rows += [[_e(r["group"]), f"{100 * r['share']:.1f} %", str(r["bytes"])] for r in blame[partition]]
-        rows.append(["sum (100 % if additive)", f"{100 * blame[f'{partition}_sum']:.1f} %", ""])
-        parts.append(_rows(rows))
-    keep = ", ".join(blame["keep"]) or "nothing stands out"
-    return [*parts, f"<p>Keep at higher precision: {_e(keep)}</p>"]
+    parts += [_rows([[_e(cell) for cell in row] for row in blame_rows(blame, p)]) for p in ("kinds", "layers")]
+    return [*parts, f"<p>{_e(kept(blame))}</p>"]
 
 
 def _key(names: Sequence[str]) -> str:

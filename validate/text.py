@@ -63,6 +63,18 @@ def facts(report: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def target_line(candidate: dict[str, Any]) -> str | None:
+    """How a target's drift compares with that of the same integers on the processor; None where none was asked for."""
+    c = candidate.get("target")
+    if not c:
+        return None
+    line = f"KLD on {c['name']} / on the processor: {c['ratio']:.4f}"
+    if c["low"] is None:
+        return f"{line}; too few chunks for an interval"
+    better = {"first": f"{c['name']} is better", "second": "the processor is better", "tie": "they tie"}
+    return f"{line} [{c['low']:.4f}, {c['high']:.4f}]: {better[c['better']]}"
+
+
 def expert_line(candidate: dict[str, Any]) -> str | None:
     """How often other experts were chosen, or why nobody knows; None for a dense model."""
     found = candidate.get("experts")
@@ -81,8 +93,7 @@ def _candidate(c: dict[str, Any]) -> list[str]:
     for part, domains in c.get("drift", {}).items():
         own = "" if part == "engine" else beside(c)
         blocks += [f"drift {PARTS[part]}{own}\n" + _kld(domains), _others(domains)]
-    if line := expert_line(c):
-        blocks.append(line)
+    blocks += [line for line in (target_line(c), expert_line(c)) if line]
     if c["checks"]:
         rows = []
         for check in c["checks"]:
@@ -137,12 +148,24 @@ def comparison_line(report: dict[str, Any]) -> str:
 
 
 def _blame(blame: dict[str, Any]) -> str:
-    blocks = []
-    for partition in ("kinds", "layers"):
-        rows: list[list[object]] = [[partition, "share of the drift", "bytes"]]
-        rows += [[r["group"], f"{100 * r['share']:.1f} %", r["bytes"]] for r in blame[partition]]
-        rows.append(["sum (100 % if additive)", f"{100 * blame[f'{partition}_sum']:.1f} %", ""])
-        blocks.append(table(rows, right="bc"))
-    keep = ", ".join(blame["keep"]) or "nothing stands out"
-    blocks.append(f"keep at higher precision: {printable(keep)}")
-    return "\n\n".join(blocks)
+    blocks = [table(blame_rows(blame, partition), right="bc") for partition in ("kinds", "layers")]
+    return "\n\n".join([*blocks, printable(kept(blame))])
+
+
+def blame_rows(blame: dict[str, Any], partition: str) -> list[list[object]]:
+    """Of weights, shares of the drift; of activations, what 8 bits add to it."""
+    found = blame[partition]
+    if "more" in (found[0] if found else {}):
+        rows: list[list[object]] = [[partition, "KLD more at 8 bits", "activations"]]
+        return rows + [[r["group"], f"{r['more']:+.5f}", r["activations"]] for r in found]
+    rows = [[partition, "share of the drift", "bytes"]]
+    rows += [[r["group"], f"{100 * r['share']:.1f} %", r["bytes"]] for r in found]
+    return [*rows, ["sum (100 % if additive)", f"{100 * blame[f'{partition}_sum']:.1f} %", ""]]
+
+
+def kept(blame: dict[str, Any]) -> str:
+    """What should have more bits, in a line."""
+    names = ", ".join(blame["keep"])
+    if "kinds_sum" in blame:
+        return f"keep at higher precision: {names or 'nothing stands out'}"
+    return f"16 bits are needed, or the KLD of {blame['kld']:.5f} grows by a tenth: {names or 'nowhere'}"

@@ -11,30 +11,46 @@ from typing import Any
 
 import numpy as np
 
-from sampan.artifact import manifest_bytes, manifest_path, write_atomically
+from sampan.artifact import manifest_bytes, write_atomically
 from sampan.chat_template import read_templates, special_tokens
 from sampan.checkpoint import Checkpoint
-from sampan.errors import InputError, brief, wrong
-from sampan.files import read_json, read_json_if_there
+from sampan.errors import InputError, wrong
+from sampan.files import read_json
 from sampan.model import find_model
 from sampan.quantize.stats import Stats, open_stats
+from sampan.runtime.target import DEFAULT
+from sampan.static import is_static
 from sampan.units import human
 
 from . import audit as tensors
-from . import summary, verdict, windows
+from . import blame, summary, verdict, windows
 from .artifact import Artifact, as_gguf, dequantise, open_artifact
+from .bootstrap import FEWEST
 from .chat import own_text
+from .comparable import (
+    EXACT,
+    check_comparable,
+    check_ids,
+    check_options,
+    check_tokens,
+    dequantises,
+    ids_by_engine,
+    recorded_stats,
+    stats_of,
+)
 from .conformance import Check, check_metadata, check_tokenizer
 from .drift import Drift, Side, measure
-from .isolated import EngineDiedError, messages
+from .isolated import EngineDiedError
 from .metrics._scores import Scores
 from .reference import Bars, Reference, find_reference, fits
 from .tokenizer import open_tokenizer
 from .windows import Domain
 
 FLOOR_WINDOWS = 2  # of each domain, for a reference's own floor
-EXACT = frozenset(("f32", "bf16", "f16"))
-PARTS = {"total": "as deployed", "weights": "of the weights", "engine": "of the engine"}
+PARTS = {
+    "total": "as deployed", "processor": "of the same integers on the processor", "weights": "of the weights",
+    "engine": "of the engine",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +58,7 @@ class Options:
     """What the command line offers; see its help."""
 
     texts: tuple[Path, ...] = ()
-    windows: int = windows.WINDOWS
+    windows: int | None = None  # of a domain; 32, or few where a target is given
     long: bool = False
     kv: str | None = None
     weights_only: bool = False
@@ -54,6 +70,7 @@ class Options:
     blame: bool = False
     strict: bool = False
     stats: Path | None = None
+    target: str = DEFAULT  # what runs the candidates
 
 
 def validate(reference: str, candidates: Sequence[Path], options: Options, bars: Bars) -> dict[str, Any]:
@@ -65,33 +82,35 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
         raise wrong("--blame", "one CANDIDATE", len(candidates))
     artifacts = [open_artifact(find_model(c)) for c in candidates]
     for artifact in artifacts:
-        _check_options(artifact, options)
+        check_options(artifact, options)
     given = None if options.stats is None else open_stats(options.stats)
-    made_with = [_made_with(artifact, given) for artifact in artifacts]
+    made_with = [stats_of(artifact, given) for artifact in artifacts]
     if given is not None and not any(made_with):
         raise wrong("--stats", "a candidate that was made with them", "none by their manifests")
-    grow = max(a.f32_bytes if _dequantises(options, a) else a.nbytes for a in artifacts)
+    grow = max(a.f32_bytes if dequantises(options, a) else a.nbytes for a in artifacts)
     ref = find_reference(reference, options.revision, grow, bars)
     exact = open_artifact(ref.artifact)
     if ref.checkpoint is not None:
         artifacts = [as_gguf(a, ref.checkpoint) if a.format == "onnx" else a for a in artifacts]
     for artifact in artifacts:
-        _check_comparable(ref, exact, artifact, options)
+        check_comparable(ref, exact, artifact, options)
         if ref.checkpoint is None and exact.format == artifact.format == "gguf":
-            _check_tokens(exact, artifact)
+            check_tokens(exact, artifact)
     texts = _texts(ref, exact, options)
     ids = _ids(ref, texts, exact.vocab)
     for artifact in artifacts:
         if ref.checkpoint is None and "onnx" in (exact.format, artifact.format):
-            _check_ids(artifact, texts, ids)
-    domains = [windows.cut(name, found, options.windows) for name, found in ids.items()]
+            check_ids(artifact, texts, ids)
+    slow = options.target != DEFAULT
+    limit = options.windows or (windows.FEW if slow else windows.WINDOWS)
+    domains = [windows.cut(name, found, limit, short=slow and limit < FEWEST) for name, found in ids.items()]
     names = [d.name for d in domains]
     verdict.expand(list(options.limits), names)
     report: dict[str, Any] = {
         "metrics_version": summary.METRICS_VERSION,
         "reference": {"source": reference, "artifact": str(ref.artifact), "types": sorted(exact.types)},
         "domains": {d.name: {"windows": len(d.windows), "scored": d.scored * len(d.windows)} for d in domains},
-        "options": {"windows": options.windows, "long": options.long, "kv": options.kv},
+        "options": {"windows": limit, "long": options.long, "kv": options.kv, "target": options.target},
         "candidates": [],
     }
     side = _reference_side(ref, options)
@@ -105,16 +124,24 @@ def validate(reference: str, candidates: Sequence[Path], options: Options, bars:
     if len(scores) == 2 and scores[0] and scores[1]:
         report["comparison"] = summary.compare(scores[0], scores[1])
     if options.blame and scores[0]:
-        from .blame import blame
-
         try:
-            report["blame"] = blame(exact, artifacts[0], side, _sample(domains, 4), options.threads, bars, EXACT)
+            report["blame"] = _blame(exact, artifacts[0], side, domains, options.threads, bars)
         except EngineDiedError as e:
             entry = report["candidates"][0]
             entry["decisions"].append(asdict(verdict.Decision("failed", f"--blame: {e}")))
             entry["verdict"] = "failed"
     report["verdict"] = _worst([c["verdict"] for c in report["candidates"]])
     return report
+
+
+def _blame(
+    exact: Artifact, artifact: Artifact, side: Side, domains: Sequence[Domain], threads: int | None, bars: Bars
+) -> dict[str, Any]:
+    if is_static(artifact.path):
+        from . import edges  # it loads the onnx package
+
+        return edges.blame(artifact.path, side, _sample(domains, 1), threads, bars)
+    return blame.blame(exact, artifact, side, _sample(domains, 4), threads, bars, EXACT)
 
 
 def record(report: dict[str, Any], manifest: Path) -> None:
@@ -129,78 +156,6 @@ def record(report: dict[str, Any], manifest: Path) -> None:
         "drift": candidate.get("drift"),
     }
     write_atomically(manifest, manifest_bytes(data))
-
-
-def _check_options(candidate: Artifact, options: Options) -> None:
-    """Refuse what cannot be done, before anything is measured."""
-    if options.blame and candidate.tensors and candidate.types <= EXACT:
-        raise wrong("--blame", "a candidate with quantised tensors", f"{candidate.path} without")
-    if candidate.format == "gguf":
-        return
-    if options.kv not in (None, "f32"):
-        raise wrong("--kv", f"f32, the cache of the ONNX folder {candidate.path}", options.kv)
-    if (where := _dequantises(options, candidate)) and not candidate.tensors:
-        raise wrong(where, "a candidate whose manifest names its tensors", f"{candidate.path} without one")
-
-
-def _recorded(artifact: Artifact) -> str | None:
-    """SHA-256 of the statistics that an artifact was made with, as its manifest says; "" without a manifest."""
-    manifest = read_json_if_there(manifest_path(artifact.path))
-    stats = manifest.get("stats")
-    return str(stats.get("sha256")) if isinstance(stats, dict) else None if manifest else ""
-
-
-def _made_with(artifact: Artifact, stats: Stats | None) -> Stats | None:
-    """The given statistics for a candidate that was made with them, or that does not say; none for one without."""
-    recorded = _recorded(artifact)
-    if stats is None or recorded is None:
-        return None
-    if recorded not in ("", stats.sha256):
-        hint = "it was made with other statistics"
-        raise wrong(f"--stats: {stats.path}", f"SHA-256 {recorded}, as {artifact.path} says", stats.sha256, hint)
-    return stats
-
-
-def _check_comparable(ref: Reference, exact: Artifact, candidate: Artifact, options: Options) -> None:
-    """Refuse another architecture or a vocabulary of another size: no numbers would mean anything."""
-    pairs = [("vocabulary", f"{exact.vocab} tokens", f"{candidate.vocab} tokens")]
-    if exact.architecture and candidate.architecture:  # a folder that is not ours does not say
-        pairs.insert(0, ("architecture", exact.architecture, candidate.architecture))
-    for what, a, b in pairs:
-        if a != b:
-            raise wrong(f"{candidate.path}: {what}", f"{a}, as the reference has", b)
-    where = _dequantises(options, candidate)
-    if candidate.format == "onnx" and where and ref.checkpoint is None:  # it tells the order of rows in a GGUF file
-        raise wrong(where, "a checkpoint as REFERENCE for an ONNX folder", exact.path)
-    if exact.format == "onnx" and options.blame:
-        raise wrong("--blame", "a checkpoint or a GGUF file as REFERENCE", f"the ONNX folder {exact.path}")
-
-
-def _check_ids(candidate: Artifact, texts: dict[str, str], wanted: dict[str, list[int]]) -> None:
-    """Refuse a tokenizer that reads the texts otherwise, where token lists are not stored in the same way."""
-    for name, found in _ids_by_engine(candidate.path, texts).items():
-        want = wanted[name]
-        if found != want:
-            pairs = enumerate(zip(want, found, strict=False))
-            at = next((i for i, (a, b) in pairs if a != b), min(len(want), len(found)))
-            a, b = (ids[at] if at < len(ids) else "the end" for ids in (want, found))
-            raise wrong(f"{candidate.path}: vocabulary: token {at} of {name}", f"{a}, as the reference reads", b)
-
-
-def _check_tokens(exact: Artifact, candidate: Artifact) -> None:
-    """Refuse other tokens where no checkpoint's tokenizer is there to name them one by one."""
-    key = "tokenizer.ggml.tokens"
-    pairs = enumerate(zip(exact.value(key), candidate.value(key), strict=True))
-    at, (a, b) = next(((i, p) for i, p in pairs if p[0] != p[1]), (0, ("", "")))
-    if a != b:
-        raise wrong(f"{candidate.path}: vocabulary", f"{brief(a)} at {at}, as the reference has", brief(b))
-
-
-def _dequantises(options: Options, candidate: Artifact) -> str:
-    """The option that asks for a run of the candidate's weights in float32, or nothing."""
-    blame = options.blame and candidate.format == "onnx"
-    flags = {"--blame": blame, "--weights-only": options.weights_only, "--parts": options.parts}
-    return next((name for name, on in flags.items() if on), "")
 
 
 def _texts(ref: Reference, exact: Artifact, options: Options) -> dict[str, str]:
@@ -218,16 +173,7 @@ def _ids(ref: Reference, texts: dict[str, str], vocab: int) -> dict[str, list[in
     if ref.checkpoint is not None:
         tokenizer = open_tokenizer(ref.checkpoint.folder, vocab)
         return {name: tokenizer.encode(text) for name, text in texts.items()}
-    return _ids_by_engine(ref.artifact, texts)
-
-
-def _ids_by_engine(path: Path, texts: dict[str, str]) -> dict[str, list[int]]:
-    task = {"task": "tokenize", "path": str(path), "texts": [(t, True, True) for t in texts.values()]}
-    try:
-        ids = next(m["ids"] for m in messages(task) if "ids" in m)
-    except EngineDiedError as e:
-        raise InputError(f"{path}: {e}") from None
-    return dict(zip(texts, ids, strict=True))
+    return ids_by_engine(ref.artifact, texts)
 
 
 def _reference_side(ref: Reference, options: Options) -> Side:
@@ -293,6 +239,9 @@ def _candidate(
     try:
         drifts = _drifts(side, exact, artifact, domains, options, bars)
         entry["drift"] = {name: summary.summarise(d.scores) for name, d in drifts.items()}
+        if "processor" in drifts:
+            compared = summary.compare(drifts["total"].scores, drifts["processor"].scores)
+            entry["target"] = compared | {"name": options.target}
         main = next(iter(drifts))
         entry["experts"] = drifts[main].experts
         if artifact.experts and entry["experts"] is None:
@@ -301,7 +250,7 @@ def _candidate(
         entry |= {"positions": _along(scores, domains), "histogram": summary.histogram(scores)}
         numbers, titles = entry["drift"][main], summary.metrics()
         decisions += [
-            verdict.decide(limit, numbers[limit.domain], titles[limit.metric].title, len(domains))
+            verdict.decide(limit, numbers[limit.domain], titles[limit.metric].title, len(domains), domains[0].chunk)
             for limit in verdict.expand(limits, [d.name for d in domains])
         ]
     except EngineDiedError as e:
@@ -336,7 +285,7 @@ def _checks(
     entry["tensors"] = [asdict(t) for t in found.tensors]
     entry["audit"] = {"bytes": found.nbytes, "bytes_per_second": rate}
     what = f"{len(found.tensors)} tensors, {human(found.nbytes)} at {human(rate)}/s"
-    if stats is None and _recorded(artifact):
+    if stats is None and recorded_stats(artifact):
         what += "; made with statistics, which --stats would judge its rows by"
     return [
         Check("tensors", what, tuple(found.findings)),
@@ -357,10 +306,13 @@ def _drifts(
     side: Side, exact: Artifact, artifact: Artifact, domains: Sequence[Domain], options: Options, bars: Bars
 ) -> dict[str, Drift]:
     """The drift that the verdict is about, first, and its parts where asked for."""
-    deployed = Side("candidate", artifact.path, kv=options.kv, threads=options.threads)
+    deployed = Side("candidate", artifact.path, kv=options.kv, threads=options.threads, target=options.target)
     name = artifact.path.name
     found: dict[str, Drift] = {}
-    if not options.weights_only:
+    if options.target != DEFAULT:
+        found["total"] = _measure(side, deployed, domains, f"{name} on {options.target}", bars)
+        found["processor"] = _measure(side, replace(deployed, target=DEFAULT), domains, f"{name} on cpu", bars)
+    elif not options.weights_only:
         found["total"] = _measure(side, deployed, domains, name, bars, experts=artifact.experts)
     if options.weights_only or options.parts:
         with tempfile.TemporaryDirectory(dir=artifact.path.parent, prefix=".sampan-") as folder:

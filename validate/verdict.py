@@ -83,8 +83,8 @@ def expand(limits: list[Limit], domains: list[str]) -> list[Limit]:
     return out
 
 
-def decide(limit: Limit, numbers: dict[str, Any], title: str, domains: int) -> Decision:
-    """One limit against `numbers`, the summary of its domain or of the mean of `domains`."""
+def decide(limit: Limit, numbers: dict[str, Any], title: str, domains: int, chunk: int = STRIDE) -> Decision:
+    """One limit against `numbers`, the summary of its domain or of the mean of `domains`, in chunks of so many."""
     number = numbers[limit.metric]
     value, low, high = number["value"], number["low"], number["high"]
     what = f"{title} of {limit.domain if limit.domain != MEAN else 'the domain mean'}"
@@ -96,7 +96,7 @@ def decide(limit: Limit, numbers: dict[str, Any], title: str, domains: int) -> D
         return Decision(
             "undecided",
             f"{what} {value:.5g}, wanted {wanted}: fewer than {FEWEST} chunks in a domain, no interval",
-            FEWEST * STRIDE * (domains if limit.domain == MEAN else 1),
+            FEWEST * chunk * (domains if limit.domain == MEAN else 1),
         )
     worse, better = (high, low) if at_most else (low, high)
     span = f"{what} {value:.5g} [{low:.5g}, {high:.5g}]"

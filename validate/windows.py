@@ -17,6 +17,7 @@ from sampan.errors import InputError, wrong
 
 SIZE, STRIDE = 256, 128  # tokens
 WINDOWS = 32  # of a domain, by default
+FEW, SHORT = 8, 32  # the same where an engine is slow, and the positions of a chunk there
 LONG_SCORED = 128  # positions of a long document that count as one chunk
 DOMAINS = ("zh", "en", "code", "chat")
 LONG = ("long_zh", "long_en")
@@ -26,16 +27,15 @@ MAX_TEXT = 50_000_000  # bytes of a user's file
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Windows of one kind of text; the logits of the last `scored` tokens but one of a window are compared."""
+    """Windows of one kind of text; the logits of the last `scored` tokens but one of a window are compared.
+
+    `chunk`: positions in one chunk of the bootstrap.
+    """
 
     name: str
     windows: tuple[tuple[int, ...], ...]
     scored: int
-
-    @property
-    def chunk(self) -> int:
-        """Positions in one chunk of the bootstrap."""
-        return LONG_SCORED if self.scored > STRIDE else STRIDE
+    chunk: int
 
 
 def built_in(name: str) -> str:
@@ -81,12 +81,12 @@ def user_texts(paths: Sequence[Path]) -> dict[str, str]:
     return texts
 
 
-def cut(name: str, ids: Sequence[int], limit: int) -> Domain:
-    """The first `limit` windows of a text; a built-in long document is one window."""
+def cut(name: str, ids: Sequence[int], limit: int, *, short: bool = False) -> Domain:
+    """The first `limit` windows of a text; a built-in long document is one window. `short`: in chunks of SHORT."""
     if name in LONG:
         scored = (len(ids) - STRIDE) // LONG_SCORED * LONG_SCORED
-        return Domain(name, (tuple(ids[: STRIDE + scored]),), scored)
+        return Domain(name, (tuple(ids[: STRIDE + scored]),), scored, LONG_SCORED)
     starts = range(0, len(ids) - SIZE + 1, STRIDE)[:limit]
     if not starts:
         raise wrong(f"text {name}", f"at least {SIZE} tokens", len(ids), "give a longer text")
-    return Domain(name, tuple(tuple(ids[s : s + SIZE]) for s in starts), STRIDE)
+    return Domain(name, tuple(tuple(ids[s : s + SIZE]) for s in starts), STRIDE, SHORT if short else STRIDE)

@@ -37,6 +37,12 @@ def static(a: Attention) -> Kept:
     return Kept(U8 * heads * width, width=width)
 
 
+def plain(a: Attention) -> Kept:
+    """The same for compilers that quantise by themselves: float16."""
+    kept = static(a)
+    return Kept(F16 // U8 * kept.cell, width=kept.width)
+
+
 def _state(a: Recurrent) -> int:
     """Of the convolution, the last kernel - 1 positions, and of the recurrence, a matrix for each head."""
     channels, cells = (3 * a.width, a.heads * a.head_dim**2) if isinstance(a, KDA) else (

@@ -64,7 +64,7 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     tensors = [arranged(b, arrange(family, arch, b.spec)) for b in binding.tensors]
     typed = [(b, choose_type(scheme, facts(arch, b, wide=wide, weighted=request.weighted))) for b in tensors]
     groups = _split(typed, request.split)
-    tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
+    tokenizer = request.tokenizer or read_tokenizer(checkpoint.folder, arch.vocab)
     check_merges(checkpoint.folder, tokenizer)
     check_split(checkpoint.folder, tokenizer)
     generation = resolve(checkpoint.folder, tokenizer)

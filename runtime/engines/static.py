@@ -17,7 +17,6 @@ from sampan.extras import advice, installed
 from sampan.generation import read_generation
 from sampan.static import (
     EMBEDDING_FILE,
-    FAR,
     QUANTITIES,
     TABLES_FILE,
     TOKENS,
@@ -26,6 +25,7 @@ from sampan.static import (
     read_quantities,
     visible,
 )
+from sampan.wire import read_message
 
 from ._tokenizer import JsonTokenizer
 from .onnx import PACKAGE
@@ -39,16 +39,18 @@ FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 FEW = 8  # tokens that are evaluated one by one rather than as a prompt's piece
 Loader = Callable[[Path], Any]
 """A graph's file → an ONNX Runtime session."""
+Change = Callable[[Any], None]
+"""What is done to a graph, the onnx package's ModelProto, before it is loaded."""
 
 
 def claims(path: Path) -> bool:
     return is_static(path)
 
 
-def open(path: Path, options: EngineOptions) -> StaticEngine:
+def open(path: Path, options: EngineOptions, change: Change | None = None) -> StaticEngine:
     """On the processor: the graphs as they stand before they are compiled."""
     library = f"{PACKAGE} {installed(PACKAGE)}"
-    return StaticEngine(path, options, lambda graph: _on_processor(graph, options.threads), library)
+    return StaticEngine(path, options, lambda graph: _on_processor(graph, options.threads, change), library)
 
 
 def check(path: Path) -> None:
@@ -59,7 +61,7 @@ def check(path: Path) -> None:
     JsonTokenizer(path / "tokenizer.json")
 
 
-def _on_processor(graph: Path, threads: int | None) -> Any:
+def _on_processor(graph: Path, threads: int | None, change: Change | None) -> Any:
     try:
         import onnxruntime as ort
     except ImportError as e:
@@ -68,10 +70,23 @@ def _on_processor(graph: Path, threads: int | None) -> Any:
     settings.intra_op_num_threads = threads or 0
     settings.log_severity_level = 3
     settings.add_session_config_entry("session.disable_quant_qdq", "1")  # fused products would round otherwise
+    model: str | bytes = str(graph)
+    if change is not None:
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
+        model = _changed(graph, change)
     try:
-        return ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as e:  # the package's exceptions have no common base
         raise InputError(f"{graph}: ONNX Runtime cannot load it: {brief(str(e), 300)}") from None
+
+
+def _changed(graph: Path, change: Change) -> bytes:
+    import onnx
+
+    model = onnx.ModelProto()
+    read_message(graph, model)
+    change(model)
+    return bytes(model.SerializeToString())
 
 
 class StaticEngine:
@@ -101,7 +116,8 @@ class StaticEngine:
     def _load(self, load: Loader) -> None:
         layout, path = self._layout, self._path
         self._quantities = {} if self._floats else read_quantities(path)
-        self._mask: tuple[Any, Any] = (np.float32(0), FAR) if self._floats else (np.uint16(65535), np.uint16(0))
+        floats = (np.float32(0), np.float32(layout.far))
+        self._mask: tuple[Any, Any] = floats if self._floats else (np.uint16(65535), np.uint16(0))
         self._embedding = np.memmap(path / EMBEDDING_FILE, np.float16, "r").reshape(layout.vocab, layout.hidden)
         flat, start = np.fromfile(path / TABLES_FILE, np.float32), 0
         self._tables: dict[str, NDArray[Any]] = {}

@@ -32,7 +32,12 @@ def _open(path: Path, options: EngineOptions) -> Engine:
         qnn.contexts(made)
         return qnn.session(made, version)
 
-    return StaticEngine(path, options, load, f"{qnn.PACKAGE} {package}, HTP v{version}")
+    where = " in the emulator" if _emulated() else ""
+    return StaticEngine(path, options, load, f"{qnn.PACKAGE} {package}, HTP v{version}{where}")
+
+
+def _emulated() -> bool:
+    return platform.machine() == "x86_64"
 
 
 def _version(path: Path) -> str:
@@ -40,7 +45,7 @@ def _version(path: Path) -> str:
     versions = compiled_for(path, read_layout(path))
     if not versions:
         raise InputError(f"{path}: it holds no compiled graphs; convert it again with --target qnn")
-    if len(versions) > 1 and platform.machine() != "x86_64":
+    if len(versions) > 1 and not _emulated():
         names = ", ".join(f"v{v}" for v in versions)
         raise wrong(path, "graphs for this chip alone", names, "convert it with --target qnn-v75 or its like")
     return versions[0]

@@ -42,7 +42,7 @@ def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Bi
     write(Cpu(graph, weights, arch, context, 4 if request.accuracy is None else request.accuracy), arch)
     model = graph.model("sampan", version("sampan")).SerializeToString(deterministic=True)
     header = b"".join(t.tobytes() for t in weights.tables)
-    tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
+    tokenizer = request.tokenizer or read_tokenizer(checkpoint.folder, arch.vocab)
     generation = resolve(checkpoint.folder, tokenizer)
     small = {"model.onnx": model, **companions(checkpoint, family, arch, context, tokenizer, generation)}
     files = [OutputFile(request.out / DATA_FILE, header, weights.end, folder=True)]
@@ -63,5 +63,5 @@ def _order(family: Family, arch: Architecture, spec: TensorSpec) -> NDArray[np.i
 
 FORMAT = Format(
     portable={"int8": "q8_0", "native": "native_onnx", "fp16": "f16", "fp32": "f32"}, plan=plan, kept=_kept.onnx,
-    holds=holds, inputs=_inputs, order=_order, targets=for_target,
+    holds=holds, inputs=_inputs, order=_order, targets=for_target, positions=True,
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -17,8 +18,9 @@ from sampan.static import EMBEDDING_FILE, TOKENS
 from ...architecture import Architecture
 from .channels import Channels, DataFile
 from .forms.static import Static
-from .qdq import Quantity
-from .ranges import observe, quantities
+from .graph import FLOAT, Edge
+from .qdq import Quantity, activations, constants
+from .ranges import BINS, observe, quantities
 
 if TYPE_CHECKING:
     from .npu import Part
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 TEXT = ("en.txt", "zh.txt", "code.txt", "maths.txt")  # of `sampan calibrate`
 CALLS, EACH = 4, 2  # of 128 tokens in a row, and how often of each text
 AT_ONCE = 1 << 24  # values of the embedding
+WEIGHT, COUNTED = 8, 14  # bytes of memory for a value of a weight, and for one whose bin is looked for
 
 
 def measure(
@@ -42,18 +45,42 @@ def measure(
 
     One layer is in memory at a time.
     """
-    from .npu import each_layer, static
-
-    tokens = TOKENS[0]
-    calls = min(CALLS, form.context // tokens)
+    calls = _calls(form.context)
     embedding = np.memmap(folder / EMBEDDING_FILE, np.float16, "r").reshape(arch.vocab, arch.hidden)
     ids = encoded(folder, arch.vocab, calls, EACH)
     hidden = [[np.asarray(embedding[piece], np.float32) for piece in text] for text in ids]
+    ranges = observe(_by_layer(weights, arch, parts, data, calls), folder, hidden, positions, threads)
+    return quantities(form.graphs, form, ranges, _range(embedding))
+
+
+def needs(weights: Channels, arch: Architecture, parts: Sequence[Part], data: Sequence[DataFile], context: int) -> int:
+    """About how many bytes of memory `measure` takes: the largest layer with all that it computes, and all texts."""
+    calls, most = _calls(context), 0
+    for graph in _by_layer(weights, arch, parts, data, calls).graphs:
+        known = constants(graph)
+        values = sum(_size(e) for e in graph.edges if e.name in known and e.type == FLOAT)
+        found = [_size(e) for e in activations(graph)]
+        most = max(most, WEIGHT * values + 4 * sum(found) + COUNTED * max(found) + 8 * BINS * len(found))
+    return most + 4 * len(TEXT) * EACH * calls * TOKENS[0] * arch.hidden
+
+
+def _size(edge: Edge) -> int:
+    return math.prod(int(n) for n in edge.shape)
+
+
+def _calls(context: int) -> int:
+    return min(CALLS, context // TOKENS[0])
+
+
+def _by_layer(
+    weights: Channels, arch: Architecture, parts: Sequence[Part], data: Sequence[DataFile], calls: int
+) -> Static:
+    """The float graphs, one for each layer, over the weights where they lie."""
+    from .npu import each_layer, static
+
     layers = each_layer(arch)
     lie = [next(d for d, p in zip(data, parts, strict=True) if layer.layers[0] in p.layers) for layer in layers]
-    small = static(weights, arch, tokens * calls, tokens, lie, layers)
-    ranges = observe(small, folder, hidden, positions, threads)
-    return quantities(form.graphs, form, ranges, _range(embedding))
+    return static(weights, arch, TOKENS[0] * calls, TOKENS[0], lie, layers)
 
 
 def encoded(folder: Path, vocab: int, calls: int, each: int) -> list[list[NDArray[np.int64]]]:

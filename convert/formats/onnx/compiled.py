@@ -14,6 +14,12 @@ from sampan.units import human
 
 SPARE = 0.25  # that a compiled part may be larger than its weights, with what belongs to its operators
 FIXED = 64_000_000  # bytes of the same that any part may have
+MEMORY, MEMORY_FIXED = 14, 500_000_000  # bytes of the compiler's process for each byte of a part, by what was measured
+
+
+def needs(nbytes: int) -> int:
+    """About how many bytes of memory the compiler takes for a part of `nbytes` of weights."""
+    return MEMORY * nbytes + MEMORY_FIXED
 
 
 def compiled(

@@ -29,7 +29,9 @@ from ...generation import notes, resolve
 from ...plan import Finish, Format, Plan, PlannedTensor, Request
 from ...tokenizer import read_tokenizer
 from .. import _kept
+from .calibration import measure, needs
 from .channels import Channels, DataFile, by_layer
+from .compiled import needs as compiler_needs
 from .decoder import write
 from .folder import as_json, words
 from .forms.static import Static, check_blocks
@@ -65,9 +67,12 @@ class Folder:
 def for_target(usual: Format, target: str) -> Format:
     """The format of a folder for `target`, made of that for processors."""
     if target in rknn.CHIPS:
-        from .rockchip import for_chip
+        from . import rockchip
 
-        return for_chip(usual, target)
+        return replace(
+            rockchip.for_chip(usual, target), kept=_kept.plain, holds=rockchip.holds, compiled=rockchip.compiled,
+            copies=len(TOKENS),
+        )  # fmt: skip
     plan = partial(_plan, target, qnn.versions(target))
     portable = {"int4": "a16w4", "int8": "a16w8"}
     return replace(usual, portable=portable, plan=plan, kept=_kept.static, holds=holds, copies=len(TOKENS))
@@ -101,9 +106,11 @@ def _plan(
     )
     more = len(htp) * len(TOKENS) * sum(d.end for d in laid.data)
     compiled = f"compiled graphs come on top, about {human(more)}: two for each part and each of HTP {', '.join(htp)}"
+    ranges = needs(weights, arch, laid.parts, laid.data, laid.forms[TOKENS[0]].context)
     return Plan(
         request.scheme_name, arch, laid.files, (laid.embedding, *weights.tensors), (*laid.notes, compiled),
         partial(_finish, laid.forms, weights, arch, laid.parts, laid.data, laid.positions, tuple(htp), limit),
+        later=more, memory=max(ranges, *(compiler_needs(d.end) for d in laid.data)),
     )  # fmt: skip
 
 
@@ -129,7 +136,7 @@ def lay_out(
     data = [DataFile(n + 1, f"part-{n + 1}.data", zeros) for n in range(len(parts))]
     forms = {tokens: static(weights, arch, context, tokens, data, parts, kind) for tokens in TOKENS}
     embedding = _embedding(binding, arch)
-    tokenizer = read_tokenizer(checkpoint.folder, arch.vocab)
+    tokenizer = request.tokenizer or read_tokenizer(checkpoint.folder, arch.vocab)
     generation = resolve(checkpoint.folder, tokenizer)
     positions = rotary(arch, context)
     out = request.out
@@ -256,7 +263,6 @@ def _finish(
     threads: int,
 ) -> Finish:
     """Measure the ranges, write them into the graphs, compile."""
-    from .calibration import measure
     from .compiled import compiled
 
     found = measure(forms[TOKENS[0]], weights, arch, parts, data, positions, folder, threads)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sampan import rknn
 from sampan.checkpoint import Checkpoint
 from sampan.errors import InputError, wrong
-from sampan.quantize import get_scheme
+from sampan.quantize import Scheme, get_scheme, tensor_type
 from sampan.static import EMBEDDING_FILE, TOKENS
 from sampan.units import human
 
@@ -28,7 +28,7 @@ from ...architecture import Architecture
 from ...binding import Binding
 from ...environments import Environment, Step, ask, find
 from ...family import Family
-from ...plan import Finish, Format, Plan, Request
+from ...plan import Finish, Format, Plan, PlannedTensor, Request
 from .channels import Channels
 from .forms.plain import Plain
 from .forms.static import Static, check_blocks
@@ -47,17 +47,33 @@ ENVIRONMENT = Environment(
         Step((
             "numpy==1.26.4", "onnx==1.18.0", "onnxruntime==1.20.1", "protobuf==4.25.4", "scipy==1.14.1",
             "opencv-python-headless==4.10.0.84", "fast-histogram==0.14", "ruamel.yaml==0.19.1", "psutil==7.2.2",
-            "tqdm==4.70.1", "setuptools==75.8.0",
+            "tqdm==4.70.1", "setuptools==80.9.0",
         )),
         Step((TOOLKIT,), options=("--no-deps",)),
     ),
     newest=12,
 )  # fmt: skip
 INSIDE = Path(__file__).with_name("_rknn_inside.py")
-# --quant → the toolkit's type, its options, and the least signal to noise of an output in decibels
-KINDS: Mapping[str, tuple[str | None, Mapping[str, str], float]] = {
-    "f16": (None, {}, 45.0),
-    "w8a8": ("w8a8", {}, 20.0),
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`type` of the toolkit, None for float16, and its `options`; `least` signal to noise of an output in decibels.
+
+    `far`: what the mask adds to scores that nobody may see, which 8 bits shall not be spent on; `chips` that have it.
+    """
+
+    type: str | None
+    options: Mapping[str, object]
+    least: float
+    far: float
+    chips: tuple[str, ...] = rknn.CHIPS
+
+
+KINDS = {  # by the scheme
+    "f16": Kind(None, {}, 45, -3e4),
+    "w8a8": Kind("w8a8", {}, 20, -50.0),
+    "w4a16": Kind("w4a16", {"quantized_method": "group32"}, 15, -3e4, ("rk3576",)),
 }
 AGAIN = 16  # tokens of each text that a graph of one token is measured on
 LIMIT, MOST = 400_000_000, 900_000_000  # bytes of a part's float16 weights, which the toolkit makes float32
@@ -65,42 +81,52 @@ LIMIT, MOST = 400_000_000, 900_000_000  # bytes of a part's float16 weights, whi
 
 def for_chip(usual: Format, chip: str) -> Format:
     """The format of a folder for a chip, made of that for processors."""
-    return replace(usual, portable={"int8": "w8a8", "fp16": "f16"}, plan=partial(_plan, chip))
+    return replace(usual, portable={"int8": "w8a8", "int4": "w4a16", "fp16": "f16"}, plan=partial(_plan, chip))
 
 
 def _plan(
     chip: str, checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Binding, request: Request
 ) -> Plan:
-    place = find(ENVIRONMENT, ENVIRONMENT.place)
+    place = Path() if request.dry else find(ENVIRONMENT, ENVIRONMENT.place)
     check_blocks(arch)
     if request.accuracy is not None:
         raise wrong("--accuracy-level", f"none with --target {chip}", request.accuracy)
-    if request.scheme_name not in KINDS:
-        raise wrong("--quant", f"fp16 or w8a8 (int8) with --target {chip}", request.scheme_name)
+    known = [name for name, kind in KINDS.items() if chip in kind.chips]
+    if request.scheme_name not in known:
+        raise wrong("--quant", f"one of {', '.join(known)} with --target {chip}", request.scheme_name)
     weights = Channels(arch, binding, get_scheme("f16"))
-    target = {"target": chip, "htp": [], "type": KINDS[request.scheme_name][0] or "fp16"}
+    kind = KINDS[request.scheme_name]
+    target = {"target": chip, "htp": [], "type": kind.type or "fp16", "far": kind.far}
     laid = lay_out(
         checkpoint, arch, binding, request, weights, (request.split or LIMIT, MOST), target, Plain, _bytes
     )  # fmt: skip
     more = len(TOKENS) * sum(d.end for d in laid.data)
     notes = (*laid.notes, f"compiled graphs come on top, about {human(more)}: two for each part")
-    finish = partial(_finish, laid, arch, chip, request.scheme_name, place)
+    finish = partial(_finish, laid, arch, chip, kind, place)
     return Plan(request.scheme_name, arch, laid.files, (laid.embedding, *weights.tensors), notes, finish)
+
+
+def holds(scheme: Scheme) -> bool:
+    """Whether it is one that Rockchip's compiler makes."""
+    return any(scheme == get_scheme(name) for name in KINDS)
+
+
+def compiled(plan: Plan, tensor: PlannedTensor) -> int:
+    """Bytes of a weight that the compiler makes of the planned float16, by the scheme's own type."""
+    kind, bound = tensor_type(get_scheme(plan.scheme).default), tensor.bound
+    return tensor.nbytes if tensor.file == 0 else bound.rows * kind.row_bytes(bound.columns)
 
 
 def _bytes(graph: Graph, form: Static) -> bytes:
     return bytes(graph.model("sampan", version("sampan")).SerializeToString(deterministic=True))
 
 
-def _finish(
-    laid: Folder, arch: Architecture, chip: str, scheme: str, place: Path, folder: Path, threads: int
-) -> Finish:
+def _finish(laid: Folder, arch: Architecture, chip: str, kind: Kind, place: Path, folder: Path, threads: int) -> Finish:
     """Compile part by part, and compare."""
-    kind, options, least = KINDS[scheme]
     embedding = np.memmap(folder / EMBEDDING_FILE, np.float16, "r").reshape(arch.vocab, arch.hidden)
     folder = folder.absolute()  # for a process elsewhere
     pieces = texts(folder, arch, laid.forms[1].context, embedding)
-    run = Sampler(laid.forms, laid.positions, *((pieces, AGAIN) if kind else (pieces[:1], 1)), threads)
+    run = Sampler(laid.forms, laid.positions, *((pieces, AGAIN) if kind.type else (pieces[:1], 1)), kind.far, threads)
     sizes: dict[str, int] = {}
     decibels: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="rknn.", dir=folder.parent) as temporary:
@@ -114,14 +140,14 @@ def _finish(
                 (at / "found").mkdir()
                 ask(
                     place, INSIDE, at, "compile", f"{name}: rknn-toolkit2", {"TMPDIR": str(at)},
-                    graph=folder / name, chip=chip, out=out, type=kind, options=options, samples=samples[tokens],
-                    check=check, inputs=len(graph.inputs), found=at / "found",
+                    graph=folder / name, chip=chip, out=out, type=kind.type, options=kind.options,
+                    samples=samples[tokens], check=check, inputs=len(graph.inputs), found=at / "found",
                 )  # fmt: skip
                 outputs = [e.name for e in graph.outputs]
-                decibels[name] = _compared(out.name, at / check, at / "found", outputs, least)
+                decibels[name] = _compared(out.name, at / check, at / "found", outputs, kind.least)
                 sizes[out.name] = out.stat().st_size
             shutil.rmtree(work)
-    npu = {"toolkit": TOOLKIT, "chip": chip, "type": kind or "fp16", "compiled": sizes, "decibels": decibels}
+    npu = {"toolkit": TOOLKIT, "chip": chip, "type": kind.type or "fp16", "compiled": sizes, "decibels": decibels}
     return Finish(tuple(sizes), {"npu": npu})
 
 

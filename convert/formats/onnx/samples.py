@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sampan.static import FAR, TOKENS, visible
+from sampan.errors import wrong
+from sampan.static import TOKENS, visible
 
 from ...architecture import Architecture
 from .calibration import CALLS, encoded
@@ -20,6 +21,8 @@ from .graph import Graph
 
 Floats = NDArray[np.float32]
 PIECE = TOKENS[0]
+WIDE = np.float32(-3e4)  # a mask that hides all
+SEEN = 0.01  # share of the largest value that a narrow mask may change
 BYTES = 1 << 30  # of the calls that are kept of a graph, the same of each text
 
 
@@ -40,9 +43,10 @@ class Sampler:
         positions: Mapping[str, Floats],
         pieces: list[list[Floats]],
         again: int,
+        far: float,
         threads: int,
     ) -> None:
-        self._forms, self._positions, self._threads = forms, positions, threads
+        self._forms, self._positions, self._far, self._threads = forms, positions, np.float32(far), threads
         self._pieces = pieces
         self._at = np.linspace(PIECE - 1, 0, again).astype(int)
         self._single = [[text[-1][i : i + 1] for i in self._at] for text in pieces]
@@ -65,6 +69,9 @@ class Sampler:
                 feeds = self._feeds(graph, size, position, hidden[at], cache)
                 names = [e.name for e in graph.outputs]
                 values = dict(zip(names, sessions[size].run(names, feeds), strict=True))
+                if call >= last and MASK in feeds and self._far > WIDE:
+                    wide = feeds | {MASK: np.where(feeds[MASK] < 0, WIDE, feeds[MASK])}
+                    _hidden(values, dict(zip(names, sessions[size].run(names, wide), strict=True)), self._far)
                 if call >= last and call - last <= most[size]:
                     name = f"{number}-{call}"
                     _save(work / str(size) / name, feeds, values)
@@ -87,7 +94,7 @@ class Sampler:
         found: dict[str, Floats] = {}
         for e in graph.inputs:
             if e.name == MASK:
-                values = np.where(visible(position, size, self._forms[size].context), np.float32(0), FAR)
+                values = np.where(visible(position, size, self._forms[size].context), np.float32(0), self._far)
             elif e.name in self._positions:
                 values = self._positions[e.name][position : position + size]
             elif e.name in cache:
@@ -96,6 +103,15 @@ class Sampler:
                 values = hidden
             found[e.name] = values.reshape(_sizes(e.shape))
         return found
+
+
+def _hidden(values: Mapping[str, Floats], exact: Mapping[str, Floats], far: np.float32) -> None:
+    """Refuse a model whose scores lie so far apart that a narrow mask does not hide what nobody may see."""
+    for name, value in exact.items():
+        error = float(np.abs(values[name] - value).max() / max(float(np.abs(value).max()), 1e-9))
+        if not error <= SEEN:
+            found = f"{error:.2g} of {name}"
+            raise wrong("--quant", f"scores that a mask of {far:g} hides, as 8 bits want it", found, "try fp16")
 
 
 def _sizes(shape: Sequence[int | str]) -> tuple[int, ...]:

@@ -48,9 +48,14 @@ public final class Fit {
 
     /** What `sampan push` reckons with, too. */
     static long need(Gguf model, int context) {
-        long inner = model.layer("feed_forward_length", 0, 0);
-        long width = plus(model.vocabulary, plus(times(8, model.number("embedding_length", 0)), times(3, inner)));
-        return plus(plus(model.weights(layers(model)), cache(model, context)), plus(times(4 * BATCH, width), ENGINE + TOKEN * model.vocabulary));
+        long embedding = model.number("embedding_length", 0);
+        long inner = times(3, model.layer("feed_forward_length", 0, 0));
+        // each expert of a token puts out as much as the layer
+        long expert = plus(embedding, times(3, model.number("expert_feed_forward_length", 0)));
+        long inside = Math.max(inner, times(model.number("expert_used_count", 0), expert));
+        long values = plus(model.vocabulary, plus(times(8, embedding), inside));
+        long work = plus(times(4 * BATCH, values), 2 * BATCH * cells(context)); // the mask has 16 bits
+        return plus(plus(model.weights(layers(model)), cache(model, context)), plus(work, ENGINE + TOKEN * model.vocabulary));
     }
 
     /** Those of the model's own: the last blocks may be of a head that predicts further tokens, which nobody here asks for. */
@@ -58,11 +63,15 @@ public final class Fit {
         return model.number("block_count", 0) - Math.max(0, model.number("nextn_predict_layers", 0));
     }
 
+    private static long cells(int context) {
+        return (context + CELLS - 1) / CELLS * CELLS;
+    }
+
     /** Keys and values in 16 bits for each layer with attention, and the state of each layer without. */
     static long cache(Gguf model, int context) {
         long embedding = model.number("embedding_length", 0);
         long interval = Math.max(1, model.number("full_attention_interval", 1));
-        long cells = (context + CELLS - 1) / CELLS * CELLS;
+        long cells = cells(context);
         long state = state(model);
         long bytes = 0;
         // with latent attention the values are a part of the keys
