@@ -11,7 +11,7 @@ from sampan.errors import InputError, brief, wrong
 from sampan.files import read_json_if_there
 from sampan.quantize.stats import Stats
 from sampan.runtime.target import DEFAULT
-from sampan.static import is_static
+from sampan.static import is_static, read_layout
 
 from .artifact import Artifact
 from .isolated import EngineDiedError, messages
@@ -34,7 +34,15 @@ def check_options(candidate: Artifact, options: Options) -> None:
             raise wrong(f"--target {options.target}", "a run of the artifact as it is", found)
     if candidate.format == "gguf":
         return
-    cache = "q8_0" if is_static(candidate.path) else "f32"
+    cache = "f32"
+    if is_static(candidate.path):
+        layout = read_layout(candidate.path)
+        cache = "f16" if layout.type else "q8_0"
+        if layout.type and options.blame:
+            raise wrong("--blame", "a folder whose integers the processor has", f"one of {layout.type}")
+        if layout.type not in ("", "fp16") and options.target == DEFAULT:
+            found = f"{layout.type}, which only {layout.target} computes"
+            raise wrong(candidate.path, "numbers that the processor has too", found, "the manifest has the simulator's")
     if options.kv not in (None, cache):
         raise wrong("--kv", f"{cache}, the cache of the ONNX folder {candidate.path}", options.kv)
     if (where := dequantises(options, candidate)) and not candidate.tensors:
