@@ -11,7 +11,7 @@ from sampan.errors import InputError, brief, wrong
 from sampan.files import read_json_if_there
 from sampan.quantize.stats import Stats
 from sampan.runtime.target import DEFAULT
-from sampan.static import is_static
+from sampan.static import is_static, read_layout
 
 from .artifact import Artifact
 from .isolated import EngineDiedError, messages
@@ -34,7 +34,12 @@ def check_options(candidate: Artifact, options: Options) -> None:
             raise wrong(f"--target {options.target}", "a run of the artifact as it is", found)
     if candidate.format == "gguf":
         return
-    cache = "q8_0" if is_static(candidate.path) else "f32"
+    cache = "f32"
+    if is_static(candidate.path):
+        floats = read_layout(candidate.path).type
+        cache = "f16" if floats else "q8_0"
+        if floats and options.blame:
+            raise wrong("--blame", "a folder whose activations are integers", f"{candidate.path} with floats")
     if options.kv not in (None, cache):
         raise wrong("--kv", f"{cache}, the cache of the ONNX folder {candidate.path}", options.kv)
     if (where := dequantises(options, candidate)) and not candidate.tensors:
