@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -57,6 +58,17 @@ def test_limits_follow_the_bits_of_its_weights(folder: Path) -> None:
 def test_options_that_do_not_fit_a_folder(options: dict[str, Any], message: str, folder: Path) -> None:
     with pytest.raises(InputError, match=message):
         run(folder, options=replace(ONE, **options))
+
+
+def test_a_folder_of_floats_has_no_bits_to_blame(folder: Path, tmp_path: Path) -> None:
+    floats = Path(shutil.copytree(folder, tmp_path / "floats"))
+    tiny.edit_json(floats / "static.json", target="rk3588", type="fp16", far=-1e4)
+    for options, message in (
+        ({"blame": True}, "--blame: expected a folder whose activations are integers, found .* with floats"),
+        ({"kv": "q8_0"}, "--kv: expected f16, the cache of the ONNX folder .*, found q8_0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(floats, options=replace(ONE, **options))
 
 
 def test_a_target_wants_its_own_folders(gguf: Any) -> None:

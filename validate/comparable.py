@@ -39,7 +39,7 @@ def check_options(candidate: Artifact, options: Options) -> None:
         layout = read_layout(candidate.path)
         cache = "f16" if layout.type else "q8_0"
         if layout.type and options.blame:
-            raise wrong("--blame", "a folder whose integers the processor has", f"one of {layout.type}")
+            raise wrong("--blame", "a folder whose activations are integers", f"{candidate.path} with floats")
         if layout.type not in ("", "fp16") and options.target == DEFAULT:
             found = f"{layout.type}, which only {layout.target} computes"
             raise wrong(candidate.path, "numbers that the processor has too", found, "the manifest has the simulator's")
