@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TEXT = ("en.txt", "zh.txt", "code.txt", "maths.txt")  # of `sampan calibrate`
 CALLS, EACH = 4, 2  # of 128 tokens in a row, and how often of each text
 AT_ONCE = 1 << 24  # values of the embedding
-WEIGHT, COUNTED = 8, 14  # bytes of memory for a value of a weight, and for one whose bin is looked for
+WEIGHT, COUNTED = 9, 14  # bytes of memory for a value of a weight, and for one whose bin is looked for
 
 
 def measure(
@@ -61,6 +61,7 @@ def needs(weights: Channels, arch: Architecture, parts: Sequence[Part], data: Se
         values = sum(_size(e) for e in graph.edges if e.name in known and e.type == FLOAT)
         found = [_size(e) for e in activations(graph)]
         most = max(most, WEIGHT * values + 4 * sum(found) + COUNTED * max(found) + 8 * BINS * len(found))
+    most += 2 * arch.vocab * arch.hidden  # the embedding, mapped
     return most + 4 * len(TEXT) * EACH * calls * TOKENS[0] * arch.hidden
 
 
