@@ -36,7 +36,7 @@ def command(path: str, tensors: bool, revision: str | None, as_json: bool) -> No
         return
     listed = data.pop("tensors", [])
     types = data.pop("types")
-    block(table([[k, _short(v)] for k, v in data.items()]) + "\n")
+    block(table([row for key, value in data.items() for row in _lines(key, value)]) + "\n")
     rows: list[list[object]] = [["type", "tensors", "values", "bytes"]]
     rows += [[k, t["tensors"], t["values"], t["bytes"]] for k, t in types.items()]
     block(table(rows, right="bcd"))
@@ -44,6 +44,13 @@ def command(path: str, tensors: bool, revision: str | None, as_json: bool) -> No
         rows = [["tensor", "shape", "type", "bytes"]]
         rows += [[t["name"], " × ".join(map(str, t["shape"])), t["type"], t["bytes"]] for t in listed]
         block("\n" + table(rows, right="bd"))
+
+
+def _lines(key: str, value: object) -> list[list[object]]:
+    """A line; of named values that are too many for one, a line each."""
+    if isinstance(value, dict) and len(json.dumps(value, ensure_ascii=False)) > LONGEST:
+        return [["" if n else key, f"{name}: {_short(v)}"] for n, (name, v) in enumerate(value.items())]
+    return [[key, _short(value)]]
 
 
 def _short(value: object) -> str:
