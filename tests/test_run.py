@@ -48,7 +48,7 @@ def ask(model: Path, *arguments: str, **more: Any) -> Result:
 def test_flags_reach_the_session(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Options] = []
     begin = Session._begin
-    monkeypatch.setattr(Session, "_begin", lambda s, p, o, *r: seen.append(o) or begin(s, p, o, *r))
+    monkeypatch.setattr(Session, "_begin", lambda s, p, o, *r, **k: seen.append(o) or begin(s, p, o, *r, **k))
     flags = "--top-k 5 --top-p 0.5 --min-p 0.25 --repeat-penalty 1.5 --seed 7 --temperature 0.75 --max-tokens 3"
     assert ask(model, *flags.split(), "--stop", "a", "--stop", "b").exit_code == 0
     assert seen == [Options(3, Sampling(0.75, 5, 0.5, 0.25, 1.5), 7, ("a", "b"))]

@@ -302,10 +302,13 @@ def test_mixtures_that_are_not_understood_are_not_recorded(
 def test_what_is_loaded_goes_to_huge_pages_behind_the_first_tokens(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The memory that appears while the session is made (tests/test_process_effects.py: what becomes of it)."""
+    """What appears while the session is made, made up here: an allocator may put weights where others were before
+    (tests/test_process_effects.py: what becomes of real memory).
+    """
     seen: list[list[tuple[int, int]]] = []
+    maps = iter([{(0, 1)}, {(0, 1), (2, 3)}])
     monkeypatch.setattr(_process, "collapse", seen.append)
-    at_first = _process.private()
+    monkeypatch.setattr(_process, "private", lambda: next(maps))
     options, on = EngineOptions(threads=1), Options(2 * SETTLED, Sampling(logit_bias={7: 1e4}))
     with runtime.open(folder, options) as session:
         stream = session.stream("Hi", on)
@@ -313,8 +316,7 @@ def test_what_is_loaded_goes_to_huge_pages_behind_the_first_tokens(
             next(stream)
         assert not seen, "the first tokens come first"
         stream.read()
-    assert len(seen) == 1 and seen[0], "nothing appeared, or nobody looked"
-    assert not at_first & set(seen[0]), "what was there before is left alone"
+    assert seen == [[(2, 3)]], "what was there before is left alone"
     with runtime.open(folder, replace(options, process_wide=False)) as session:
         session.stream("Hi", on).read()
     assert len(seen) == 1
