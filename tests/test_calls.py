@@ -173,6 +173,7 @@ def test_what_cannot_be_held_is_refused_before_work(case: str) -> None:
     assert message in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-qwen3", "tiny-kimi"])
 def test_trained_models_in_both_engines_call(name: str, tmp_path: Path) -> None:
     """At a temperature at which neither writes a call by itself; Kimi's markers are control tokens."""

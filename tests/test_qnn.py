@@ -116,6 +116,7 @@ def snr(exact: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> float:
 
 
 @needs_qnn
+@pytest.mark.slow
 @pytest.mark.parametrize(("quant", "version", "least"), [("int8", "75", 55), ("int4", "75", 50), ("int4", "73", 50)])
 def test_the_emulator_computes_what_the_processor_does(
     quant: str, version: str, least: float, model: Model, tmp_path: Path
