@@ -123,8 +123,9 @@ def _loads(text: str, pairs: Any) -> Any:
         return json.loads(text, object_pairs_hook=pairs)
     finally:
         if collected:
-            gc.freeze()
-            gc.unfreeze()
+            if not gc.get_freeze_count():  # what others froze stays so
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,19 +58,33 @@ def blame(
         total = drift_of(side, base, domains)
         progress(1)
         result: dict[str, Any] = {"kld": total, "windows": sum(len(d.windows) for d in domains)}
-        for partition, members in partitions.items():
-            rows: list[dict[str, Any]] = []
-            for group, names in members.items():
-                path = _swap(exact, candidate, set(names), folder)
-                drop = total - drift_of(side, replace(base, path=path), domains)
-                nbytes = sum(candidate.tensors[n].nbytes for n in names)
-                rows.append({"group": group, "share": drop / total if total else 0.0, "bytes": nbytes})
-                progress(1)
-            rows.sort(key=lambda r: -r["share"])
+
+        def measured(names: list[str]) -> dict[str, Any]:
+            path = _swap(exact, candidate, set(names), folder)
+            drop = total - drift_of(side, replace(base, path=path), domains)
+            nbytes = sum(candidate.tensors[n].nbytes for n in names)
+            return {"share": drop / total if total else 0.0, "bytes": nbytes}
+
+        for partition, rows in each_group(partitions, measured, "share", progress):
             result[partition] = rows
             result[f"{partition}_sum"] = float(sum(r["share"] for r in rows))
     result["keep"] = _keep(result["kinds"])
     return result
+
+
+def each_group(
+    partitions: dict[str, dict[str, list[str]]],
+    measured: Callable[[list[str]], dict[str, Any]],
+    by: str,
+    progress: Callable[[int], object],
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Each partition, and what was measured of its groups, largest of `by` first."""
+    for partition, members in partitions.items():
+        rows = []
+        for group, names in members.items():
+            rows.append({"group": group, **measured(names)})
+            progress(1)
+        yield partition, sorted(rows, key=lambda r: -r[by])
 
 
 def _keep(rows: Sequence[dict[str, Any]]) -> list[str]:

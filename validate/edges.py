@@ -21,7 +21,7 @@ from sampan.runtime.engines import static
 from sampan.static import TOKENS, read_layout
 from sampan.wire import read_message
 
-from .blame import drift_of, groups
+from .blame import drift_of, each_group, groups
 from .drift import Side
 from .reference import Bars
 from .windows import Domain
@@ -39,13 +39,12 @@ def blame(path: Path, side: Side, domains: Sequence[Domain], threads: int | None
         total = drift_of(side, base, domains)
         progress(1)
         result: dict[str, Any] = {"kld": total, "windows": sum(len(d.windows) for d in domains)}
-        for partition, members in partitions.items():
-            rows: list[dict[str, Any]] = []
-            for group, names in members.items():
-                more = drift_of(side, replace(base, coarse=tuple(names)), domains) - total
-                rows.append({"group": group, "more": more, "activations": len(names)})
-                progress(1)
-            result[partition] = sorted(rows, key=lambda r: -r["more"])
+
+        def measured(names: list[str]) -> dict[str, Any]:
+            more = drift_of(side, replace(base, coarse=tuple(names)), domains) - total
+            return {"more": more, "activations": len(names)}
+
+        result |= each_group(partitions, measured, "more", progress)
     result["keep"] = [r["group"] for r in result["kinds"] if r["more"] > NEEDED * total]
     return result
 

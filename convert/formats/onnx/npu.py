@@ -67,12 +67,9 @@ class Folder:
 def for_target(usual: Format, target: str) -> Format:
     """The format of a folder for `target`, made of that for processors."""
     if target in rknn.CHIPS:
-        from . import rockchip
+        from .rockchip import for_chip
 
-        return replace(
-            rockchip.for_chip(usual, target), kept=_kept.plain, holds=rockchip.holds, compiled=rockchip.compiled,
-            copies=len(TOKENS),
-        )  # fmt: skip
+        return for_chip(usual, target)
     plan = partial(_plan, target, qnn.versions(target))
     portable = {"int4": "a16w4", "int8": "a16w8"}
     return replace(usual, portable=portable, plan=plan, kept=_kept.static, holds=holds, copies=len(TOKENS))

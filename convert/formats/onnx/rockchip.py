@@ -29,6 +29,7 @@ from ...binding import Binding
 from ...environments import Environment, Step, ask, find
 from ...family import Family
 from ...plan import Finish, Format, Plan, PlannedTensor, Request
+from .. import _kept
 from .channels import Channels
 from .forms.plain import Plain
 from .forms.static import Static, check_blocks
@@ -81,7 +82,11 @@ LIMIT, MOST = 400_000_000, 900_000_000  # bytes of a part's float16 weights, whi
 
 def for_chip(usual: Format, chip: str) -> Format:
     """The format of a folder for a chip, made of that for processors."""
-    return replace(usual, portable={"int8": "w8a8", "int4": "w4a16", "fp16": "f16"}, plan=partial(_plan, chip))
+    portable = {"int8": "w8a8", "int4": "w4a16", "fp16": "f16"}
+    return replace(
+        usual, portable=portable, plan=partial(_plan, chip), kept=_kept.plain, holds=holds, compiled=compiled,
+        copies=len(TOKENS),
+    )  # fmt: skip
 
 
 def _plan(
@@ -103,7 +108,8 @@ def _plan(
     more = len(TOKENS) * sum(d.end for d in laid.data)
     notes = (*laid.notes, f"compiled graphs come on top, about {human(more)}: two for each part")
     finish = partial(_finish, laid, arch, chip, kind, place)
-    return Plan(request.scheme_name, arch, laid.files, (laid.embedding, *weights.tensors), notes, finish)
+    tensors = (laid.embedding, *weights.tensors)
+    return Plan(request.scheme_name, arch, laid.files, tensors, notes, finish, later=more)
 
 
 def holds(scheme: Scheme) -> bool:
