@@ -2,11 +2,18 @@
 """The number type of the key/value cache in ONNX Runtime's GroupQueryAttention on CPUs.
 
     python benchmarks/kv.py [--runs 30] [--threads 2]
+    python benchmarks/kv.py drift F32 INT8 [--reference MODEL.gguf] [--threads 2]
+    python benchmarks/kv.py speed F32 INT8 [--runs 6] [--threads 2]
 
-One layer's attention at Qwen3-0.6B's shape (16 heads, 8 for keys and values, 128 dimensions each), with its cache bound
-in place: decode of one token at several depths. Types take turns; medians of milliseconds, and the largest error
-against float32, relative to its largest output. int8 scales are inputs of the operator, one for a tensor or one
-for each channel, the same for all tokens; here they are exact for what is in the cache, which nobody knows beforehand.
+F32 and INT8 are conversions of one model, with float32 and with int8 caches. `drift`: KLD and agreement of the most
+probable token over 512 positions of each of validate's texts, all of them behind 512 tokens or more, also from a
+reference. `speed`: decode and prefill behind several numbers of tokens, in turns in one process; caches hold zeros.
+
+Without these words one layer's attention at Qwen3-0.6B's shape (16 heads, 8 for keys and values, 128 dimensions
+each), with its cache bound in place: decode of one token at several depths. Types take turns; medians of milliseconds,
+and the largest error against float32, relative to its largest output. int8 scales are inputs of the operator, one for
+a tensor or one for each channel, the same for all tokens; here they are exact for what is in the cache, which nobody
+knows beforehand.
 """
 
 from __future__ import annotations
@@ -14,16 +21,22 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from sampan import runtime
 from sampan.table import table
+from sampan.validate.metrics._scores import score
+from sampan.validate.windows import built_in
 
 HEADS, KV, WIDTH = 16, 8, 128
 DEPTHS = (16, 512, 4096)
+TEXTS, WINDOW, SCORED = ("en", "zh", "code"), 1024, 512
+STEPS, PREFILL = 8, 128  # tokens of a turn, one by one and together
 TYPES = {
     "f32": (TensorProto.FLOAT, ""), "f16": (TensorProto.FLOAT16, ""), "int8 tensor": (TensorProto.INT8, "PER_TENSOR"),
     "int8 channel": (TensorProto.INT8, "PER_CHANNEL"),
@@ -95,11 +108,88 @@ class Attention:
         return time.perf_counter() - began, binding.get_outputs()[0].numpy().astype(np.float32)
 
 
+def drift(paths: dict[str, Path], threads: int) -> None:
+    """KLD from the folder with float32 caches, and of that from a reference."""
+    options = runtime.EngineOptions(context=WINDOW, threads=threads)
+    exact = runtime.EngineOptions(context=WINDOW, threads=threads, kv="f32", flash_attention=False)
+    opened = {n: runtime.open(p, exact if n == "reference" else options) for n, p in paths.items()}
+    pairs = [("reference", "f32"), ("f32", "int8"), ("reference", "int8")]
+    lines: list[list[object]] = [["text", "from", "to", "KLD", "±", "same token"]]
+    found: dict[tuple[str, str], list[np.ndarray]] = {p: [] for p in pairs if set(p) <= set(opened)}
+    for text in TEXTS:
+        ids = opened["f32"].tokenize(built_in(f"{text}.txt"))[: WINDOW + 1]
+        following = np.array(ids[WINDOW - SCORED + 1 :])
+        slices = {n: s.logit_slices(ids[:WINDOW], first=WINDOW - SCORED) for n, s in opened.items()}
+        logits = {n: np.concatenate(list(s)) for n, s in slices.items()}
+        for pair, all_of_them in found.items():
+            all_of_them.append(score(logits[pair[0]], logits[pair[1]], following)[:, :2])
+            lines.append([text, *pair, *_means(all_of_them[-1])])
+            print(*lines[-1], flush=True)
+    print()
+    lines += [["all", *pair, *_means(np.concatenate(parts))] for pair, parts in found.items()]
+    print(table(lines, right="def"))
+    for session in opened.values():
+        session.close()
+
+
+def _means(scores: np.ndarray) -> list[str]:
+    """KLD, its standard error and the share of positions with the same first token; `scores` [n, 2]."""
+    kld, same = scores.T
+    return [f"{kld.mean():.5f}", f"{kld.std() / len(kld) ** 0.5:.5f}", f"{same.mean():.4f}"]
+
+
+def speed(paths: dict[str, Path], runs: int, threads: int) -> None:
+    """Decode and prefill behind so many tokens, in turns; the first turn counts for nothing."""
+    context = DEPTHS[-1] + PREFILL
+    how = runtime.EngineOptions(context=context, threads=threads)
+    sessions = {n: runtime.open(p, how) for n, p in paths.items()}
+    engines = {n: s._engine for n, s in sessions.items()}
+    ids = np.random.default_rng(0).integers(0, 1000, context).tolist()
+    lines: list[list[object]] = [
+        ["behind", "cache", "ms a token", "least – greatest", f"prefill of {PREFILL}, tokens/s"]
+    ]
+    for depth in DEPTHS:
+        found: dict[str, list[tuple[float, float]]] = {n: [] for n in engines}
+        for e in engines.values():
+            e.restore(depth, np.zeros(e.state_limit(depth), np.uint8))
+        for _ in range(runs + 1):
+            for n, e in engines.items():
+                e.keep(depth)
+                began = time.perf_counter()
+                for step in range(STEPS):
+                    e.evaluate([ids[depth + step]], 1)
+                decoded = time.perf_counter()
+                e.keep(depth)
+                middle = time.perf_counter()
+                e.evaluate(ids[depth : depth + PREFILL], 1)
+                found[n].append(((decoded - began) / STEPS, PREFILL / (time.perf_counter() - middle)))
+        for n, both in found.items():
+            decode, prefill = zip(*both[1:], strict=True)
+            span = f"{1e3 * min(decode):.1f} – {1e3 * max(decode):.1f}"
+            middle, rate = statistics.median(decode), statistics.median(prefill)
+            lines.append([depth, n, f"{1e3 * middle:.1f}", span, f"{rate:.0f}"])
+            print(*lines[-1], flush=True)
+    print()
+    print(table(lines, right="ace"))
+    for session in sessions.values():
+        session.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("what", nargs="?", choices=("drift", "speed"))
+    parser.add_argument("folders", nargs="*", type=Path, metavar="F32 INT8")
+    parser.add_argument("--reference", type=Path)
     options = parser.parse_args()
+    if options.what:
+        paths = dict(zip(("f32", "int8"), options.folders, strict=True))
+        if options.what == "speed":
+            speed(paths, options.runs, options.threads)
+        else:
+            drift(paths | ({"reference": options.reference} if options.reference else {}), options.threads)
+        return
     rng = np.random.default_rng(0)
     forms: dict[str, Attention] = {}
     for name in TYPES:

@@ -44,6 +44,10 @@ def _resumable() -> Iterator[None]:
     help="Of an ONNX graph's products: 4 rounds activations to int8, which is fast, 0 does not.  [default: 4]",
 )  # fmt: skip
 @click.option(
+    "--kv", type=click.Choice(["f32", "int8"]),
+    help="Number type of an ONNX graph's cache: int8 is a quarter of the memory.  [default: f32]",
+)  # fmt: skip
+@click.option(
     "--target", help="An NPU to compile for, with --to onnx: qnn, or qnn-v73, -v75, -v79, -v81; rk3588 or rk3576."
 )
 @click.option("--make-rknn", is_flag=True, help="Make the environment of Rockchip's compiler with pip: about 2 GB.")
@@ -67,9 +71,9 @@ def _resumable() -> Iterator[None]:
 @_resumable()
 def command(
     source: str, output: Path | None, to: str, quant: str, plan_only: bool, jobs: int | None, max_memory: str,
-    split_size: str | None, context: int | None, accuracy_level: str | None, target: str | None, make_rknn: bool,
-    exporter: str | None, make_exporter: bool, revision: str | None, stream: bool, allow_zero: bool, lossless: bool,
-    stats: Path | None, no_mtp: bool, overwrite: bool, check: bool, as_json: bool,
+    split_size: str | None, context: int | None, accuracy_level: str | None, kv: str | None, target: str | None,
+    make_rknn: bool, exporter: str | None, make_exporter: bool, revision: str | None, stream: bool, allow_zero: bool,
+    lossless: bool, stats: Path | None, no_mtp: bool, overwrite: bool, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Convert SOURCE, a checkpoint folder or a hub id, in one pass.
 
@@ -107,7 +111,7 @@ def command(
         raise wrong("--validate", "a checkpoint that stays on the disk", "--stream", "validate the output by itself")
     if exporter:
         refused: dict[str, object] = {"--plan": plan_only, "--split-size": split_size, "--validate": check}
-        refused |= {"--lossless": lossless, "--stream": stream, "--stats": stats, "--target": target}
+        refused |= {"--lossless": lossless, "--stream": stream, "--stats": stats, "--target": target, "--kv": kv}
         place = _export.environment(exporter, to, refused, make_exporter)
     if make_rknn:
         _export.make_rknn()
@@ -121,7 +125,7 @@ def command(
         return
     conversion = prepare(
         checkpoint, output, to, quant, jobs=jobs, max_memory=memory, split=split, context=context, accuracy=accuracy,
-        lossless=lossless, stats=stats, target=target, mtp=not no_mtp,
+        kv=kv, lossless=lossless, stats=stats, target=target, mtp=not no_mtp,
     )  # fmt: skip
     if plan_only:
         show_json(_plan_data(conversion), indent=1) if as_json else block(_plan_text(conversion))

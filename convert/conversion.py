@@ -43,7 +43,7 @@ class Conversion:
     out: Path
     jobs: int
     lossless: bool
-    options: dict[str, int]  # what was asked of the format
+    options: dict[str, int | str]  # what was asked of the format
     stats: Stats | None = None
 
     @property
@@ -88,6 +88,7 @@ def prepare(
     split: int | None = None,
     context: int | None = None,
     accuracy: int | None = None,
+    kv: str | None = None,
     lossless: bool = False,
     stats: Path | None = None,
     target: str | None = None,
@@ -116,7 +117,7 @@ def prepare(
     if found is not None:
         check_source(found, {s.name: s.sha256 for s in checkpoint.shards})
         binding = weigh(found, form, family, arch, binding)
-    request = Request(out, scheme_name, scheme, split, context, accuracy, weighted=found is not None)
+    request = Request(out, scheme_name, scheme, split, context, accuracy, kv, weighted=found is not None)
     plan = form.plan(checkpoint, family, arch, binding, request)
     if found is not None and not any(t.type.weighted for t in plan.tensors):
         raise wrong("--stats", "a scheme that can use statistics, such as int4", scheme_name)
@@ -127,7 +128,8 @@ def prepare(
         plan.tensors, len(checkpoint.shards), jobs, max_memory, compare=lossless or scheme.native,
         streamed=is_streamed(checkpoint),
     )  # fmt: skip
-    options = {k: v for k, v in (("context", context), ("accuracy", accuracy)) if v is not None}
+    asked: tuple[tuple[str, int | str | None], ...] = ("context", context), ("accuracy", accuracy), ("kv", kv)
+    options = {k: v for k, v in asked if v is not None}
     return Conversion(checkpoint, plan, binding, work, out, jobs, lossless, options, found)
 
 

@@ -108,6 +108,7 @@ class Request:
 
     `split`: the largest number of data bytes in one file. `context`: positions that an artifact with position tables
     is made for. `accuracy`: ONNX Runtime's accuracy level of matrix products, 0 (float32) or 4 (int8 activations).
+    `kv`: the number type of a graph's cache, "f32" or "int8".
     `weighted`: there are statistics of the matrices' inputs. `dry`: nothing will be written, so that what only the
     writing needs, such as a compiler, may be missing. `tokenizer`: the checkpoint's, where it has been read already.
     """
@@ -118,6 +119,7 @@ class Request:
     split: int | None = None
     context: int | None = None
     accuracy: int | None = None
+    kv: str | None = None
     weighted: bool = False
     dry: bool = False
     tokenizer: Tokenizer | None = None

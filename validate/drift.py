@@ -36,8 +36,9 @@ class Side:
     coarse: tuple[str, ...] = ()
 
     def exact(self) -> Side:
-        """The same with what the engine computes most exactly: float32 cache, no flash attention."""
-        return replace(self, kv="f32", flash_attention=False)
+        """The same with what the engine computes most exactly: no flash attention, a float32 cache but for graphs."""
+        graph = self.path.is_dir() or self.path.suffix == ".onnx"
+        return replace(self, kv=None if graph else "f32", flash_attention=False)
 
 
 @dataclass(frozen=True, slots=True)

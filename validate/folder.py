@@ -13,6 +13,7 @@ import numpy as np
 from sampan.artifact import MANIFEST
 from sampan.checkpoint import Checkpoint
 from sampan.convert.conversion import places, prepare
+from sampan.convert.formats.onnx.caches import SCALE
 from sampan.convert.formats.onnx.folder import COPIED
 from sampan.convert.formats.onnx.graph import DATA_FILE
 from sampan.errors import InputError, brief
@@ -31,9 +32,11 @@ def check_folder(checkpoint: Checkpoint, artifact: Artifact) -> Check:
     folder, manifest = artifact.path, artifact.manifest
     if manifest["sampan"] != version("sampan"):
         return Check("metadata", f"written by version {brief(manifest['sampan'])}", (), compared=False)
-    options, known = manifest.get("options"), ("context", "accuracy")
-    if not isinstance(options, dict) or not all(k in known and type(v) is int for k, v in options.items()):
-        return Check("metadata", "nothing", (f"{MANIFEST}: options: expected numbers, found {brief(options)}",))
+    options, known = manifest.get("options"), {"context": int, "accuracy": int, "kv": str}
+    if not isinstance(options, dict) or not all(type(v) is known.get(k) for k, v in options.items()):
+        return Check(
+            "metadata", "nothing", (f"{MANIFEST}: options: expected {brief(list(known))}, found {brief(options)}",)
+        )
     try:
         # nothing is written: the name only must not be one of the checkpoint's
         planned = prepare(checkpoint, folder / "planned", "onnx", str(manifest.get("scheme")), **options)
@@ -101,13 +104,34 @@ def _graph(folder: Path, wanted: bytes) -> list[str]:
     import onnx
 
     found, planned = read_graph(folder).model, onnx.ModelProto.FromString(wanted)
+    findings = _scales(planned, found)
     if found == planned:
-        return []
+        return findings
     for what in ("node", "initializer", "input", "output"):
         a, b = (list(getattr(m.graph, what)) for m in (planned, found))
         if a != b:
             return [f"{GRAPH}: {_first(what, a, b)}"]
     return [f"{GRAPH}: expected the graph of this version, found another opset, producer or value_info"]
+
+
+def _scales(planned: Any, found: Any) -> list[str]:
+    """Take the scales of int8 caches, which a plan leaves zero, over from `found`; those that are no scales."""
+    from onnx import numpy_helper
+
+    findings = []
+    arrays = {t.name: t for t in found.graph.initializer}
+    for tensor in planned.graph.initializer:
+        given = arrays.get(tensor.name)
+        if not SCALE.fullmatch(tensor.name) or given is None:
+            continue
+        if (given.data_type, given.dims) != (tensor.data_type, tensor.dims):
+            continue  # told as another initializer
+        values = numpy_helper.to_array(given)
+        bad = values[~(np.isfinite(values) & (values > 0))]
+        if bad.size:
+            findings.append(f"{GRAPH}: {brief(tensor.name)}: expected scales above 0, found {bad[0]:g}")
+        tensor.raw_data = given.raw_data
+    return findings
 
 
 def _first(what: str, a: Sequence[Any], b: Sequence[Any]) -> str:

@@ -53,7 +53,9 @@ ROPE_FACTORS = "rope_freqs.weight"
 def plan(checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Binding, request: Request) -> Plan:
     """Types, offsets and headers."""
     scheme, out = request.scheme, request.out
-    for option, value in (("--context", request.context), ("--accuracy-level", request.accuracy)):
+    for option, value in (
+        ("--context", request.context), ("--accuracy-level", request.accuracy), ("--kv", request.kv)
+    ):  # fmt: skip
         if value is not None:
             raise wrong(option, "none with --to gguf: it is for ONNX graphs", value)
     if not holds(scheme):

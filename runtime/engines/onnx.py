@@ -34,6 +34,8 @@ PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 STATE = re.compile(r"past_(conv|recurrent)\.\d+")  # of fixed size, and no positions that could be cut off
 TRAINED = "max_position_embeddings"  # of config.json, where there is no genai_config.json
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+CACHES = TYPES | {"tensor(int8)": np.int8}  # with scales inside the graph
+KV = {"tensor(float)": "f32", "tensor(float16)": "f16", "tensor(int8)": "int8"}
 
 
 def claims(path: Path) -> bool:
@@ -80,8 +82,8 @@ class OnnxEngine:
     kv = "f32"
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
-        if options.kv not in (None, "f32"):
-            raise wrong("kv", "f32, the cache of ONNX graphs", options.kv)
+        if options.kv not in (None, *KV.values()):
+            raise wrong("kv", f"one of {', '.join(KV.values())}, the caches of ONNX graphs", options.kv)
         if options.flash_attention:
             raise wrong("flash_attention", "None or False: ONNX graphs name their attention themselves", "True")
         self._graph, path = graph_file(path), home(path)
@@ -156,6 +158,9 @@ class OnnxEngine:
                 raise wrong(graph, f"an output {name}", f"only {', '.join(list(outputs)[:4])} …")
         if not self._past:
             raise wrong(graph, "inputs past_key_values.0.key, …", "a graph without a cache")
+        self.kv = " and ".join(dict.fromkeys(KV.get(i.type, i.type) for i in self._past.values()))
+        if options.kv not in (None, self.kv):
+            raise wrong("kv", f"{self.kv}, the cache of {graph}", options.kv)
         logits = outputs["logits"]
         if logits.type not in TYPES or len(logits.shape) != 3:
             raise wrong(f"{graph}: logits", "float [1, tokens, words]", f"{logits.type} {logits.shape}")
@@ -179,9 +184,9 @@ class OnnxEngine:
         shape = list(past.shape)
         if len(shape) == 4 and type(shape[3]) is not int:  # onnxruntime-genai's graphs leave it open
             shape[3] = self._config.get("model", {}).get("decoder", {}).get("head_size")
-        if past.type not in TYPES or len(shape) != 4 or not all(type(shape[d]) is int for d in (1, 3)):
-            raise wrong(f"{self._graph}: {past.name}", "float [1, heads, tokens, head size]", past.shape)
-        return np.zeros((1, shape[1], tokens, shape[3]), TYPES[past.type])
+        if past.type not in CACHES or len(shape) != 4 or not all(type(shape[d]) is int for d in (1, 3)):
+            raise wrong(f"{self._graph}: {past.name}", "float or int8 [1, heads, tokens, head size]", past.shape)
+        return np.zeros((1, shape[1], tokens, shape[3]), CACHES[past.type])
 
     def _zeros(self, state: Any) -> NDArray[Any]:
         """A state before the first token."""

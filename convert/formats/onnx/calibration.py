@@ -84,8 +84,10 @@ def _by_layer(
     return static(weights, arch, TOKENS[0] * calls, TOKENS[0], lie, layers)
 
 
-def encoded(folder: Path, vocab: int, calls: int, each: int) -> list[list[NDArray[np.int64]]]:
-    """Ids of the texts, 128 to a call, `each` times so many calls of every text."""
+def encoded(folder: Path, vocab: int, calls: int, each: int, *, special: bool = False) -> list[list[NDArray[np.int64]]]:
+    """Ids of the texts, 128 to a call, `each` times so many calls of every text. `special`: with the tokens that the
+    tokenizer puts around a text.
+    """
     import tokenizers
 
     try:
@@ -96,7 +98,7 @@ def encoded(folder: Path, vocab: int, calls: int, each: int) -> list[list[NDArra
     n = TOKENS[0] * calls
     for name in TEXT:
         text = read_text(Path(str(files("sampan.calibrate") / "texts" / name)))
-        ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        ids = np.array(tokenizer.encode(text, add_special_tokens=special).ids, np.int64)
         if ids.max(initial=0) >= vocab:
             raise InputError(f"tokenizer.json: token {ids.max()} is beyond the vocabulary of {vocab}")
         found += [list(part.reshape(calls, -1)) for part in np.resize(ids, n * each).reshape(each, n)]

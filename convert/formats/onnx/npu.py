@@ -90,6 +90,8 @@ def _plan(
     request: Request,
 ) -> Plan:
     """Every byte but those of the compiled contexts, which are bounded part by part."""
+    if request.kv is not None:
+        raise wrong("--kv", f"none with --target {target}, whose caches have 8 bits", request.kv)
     if not request.dry:
         qnn.check()
     check_blocks(arch)

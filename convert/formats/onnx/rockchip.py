@@ -92,6 +92,8 @@ def for_chip(usual: Format, chip: str) -> Format:
 def _plan(
     chip: str, checkpoint: Checkpoint, family: Family, arch: Architecture, binding: Binding, request: Request
 ) -> Plan:
+    if request.kv is not None:
+        raise wrong("--kv", f"none with --target {chip}", request.kv)
     place = Path() if request.dry else find(ENVIRONMENT, ENVIRONMENT.place)
     check_blocks(arch)
     if request.accuracy is not None:

@@ -16,16 +16,22 @@ from sampan.quantize import TensorType, tensor_type
 from sampan.quantize.blocked import BlockType
 
 from ....architecture import EMBEDDING, Architecture, MoE, Rope
-from ..graph import CONTRIB, FLOAT, INT32, INT64, Edge, Graph
+from ..graph import CONTRIB, FLOAT, INT8, INT32, INT64, Edge, Graph
 from ..rope import tables
 from ..weights import Weights
 
+SCALES = 12  # GroupQueryAttention's input from which the scales of an int8 cache stand
+
 
 class Cpu:
-    """Writes into `graph` with the weights of `weights`. `accuracy`: every product's level."""
+    """Writes into `graph` with the weights of `weights`. `accuracy`: every product's level. `int8`: caches of that
+    type, whose scales, one for each channel, are left zero for `caches.scales` to find.
+    """
 
-    def __init__(self, graph: Graph, weights: Weights, arch: Architecture, context: int, accuracy: int) -> None:
-        self.graph, self.weights = graph, weights
+    def __init__(
+        self, graph: Graph, weights: Weights, arch: Architecture, context: int, accuracy: int, *, int8: bool = False
+    ) -> None:
+        self.graph, self.weights, self._int8 = graph, weights, int8
         self._eps, self._accuracy = arch.norm_eps, accuracy
         self._tables = {
             rope: [
@@ -173,17 +179,21 @@ class Cpu:
             q, k, v = qkv
             v = self._pad(f"{path}/value", v, head_dim)
             qkv = [q, self._joined(f"{path}/key/join", k), self._joined(f"{path}/value/join", v)]
-        past = [g.input(f"past_key_values.{layer}.{n}", FLOAT, (1, kv_heads, "past", head_dim)) for n in parts]
-        present = [g.output(f"present.{layer}.{n}", FLOAT, (1, kv_heads, "total", head_dim)) for n in parts]
-        query = [*qkv, None, None][:3]
+        kind = INT8 if self._int8 else FLOAT
+        past = [g.input(f"past_key_values.{layer}.{n}", kind, (1, kv_heads, "past", head_dim)) for n in parts]
+        present = [g.output(f"present.{layer}.{n}", kind, (1, kv_heads, "total", head_dim)) for n in parts]
+        inputs: list[Edge | None] = [*[*qkv, None, None][:3], *past, self._last, self._total]
         more: dict[str, Any] = {} if scale is None else {"scale": scale}
         if rope:
             more |= {"do_rotary": 1, "rotary_interleaved": int(rope.interleaved)}
+            inputs += self._tables[rope]
+        if self._int8:
+            inputs += [None] * (SCALES - len(inputs))
+            inputs += [g.constant(f"{path}/{n}/scale", np.zeros(kv_heads * head_dim, np.float32)) for n in parts]
+            more |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         y = g.node(
-            "GroupQueryAttention", path,
-            [*query, *past, self._last, self._total, *(self._tables[rope] if rope else ())],
-            (1, "sequence", heads * head_dim), domain=CONTRIB, more=present, num_heads=heads, kv_num_heads=kv_heads,
-            **more,
+            "GroupQueryAttention", path, inputs, (1, "sequence", heads * head_dim), domain=CONTRIB, more=present,
+            num_heads=heads, kv_num_heads=kv_heads, **more,
         )  # fmt: skip
         if v_dim == head_dim:
             return y
