@@ -83,6 +83,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         told, more = config.get("extra_special_tokens") or [], older.get("extra_special_tokens")
         if isinstance(told, list) and isinstance(more, list):
             older["extra_special_tokens"] = [*told, *(t for t in more if t not in told)]
+        elif isinstance(told, dict) and isinstance(more, list):
+            older["additional_special_tokens"] = older.pop("extra_special_tokens")
         config |= older
     if config.get("extra_special_tokens") is None and "additional_special_tokens" in config:
         config["extra_special_tokens"] = config.pop("additional_special_tokens")
@@ -221,7 +223,7 @@ def _tokens(config: dict[str, Any], folder: Path, kind: str, known: Collection[s
             f"{folder / 'tokenizer_config.json'}: extra_special_tokens: {brief(extra)} is no list of texts"
         )
     special = {content(t) for t in [*named.values(), *extra]}
-    bare = [{"content": content(t), "special": True} for t in [*named.values(), *extra]]
+    bare: list[dict[str, Any]] = [{"content": content(t), "special": True} for t in [*named.values(), *extra]]
     if kind != "Qwen2Tokenizer":  # which adds the texts alone
         flags = [t if isinstance(t, dict) and t["content"] not in known else {} for t in [*named.values(), *extra]]
         bare = [{f: bool(t[f]) for f in FLAGS if f in t} | b for t, b in zip(flags, bare, strict=True)]

@@ -111,6 +111,30 @@ def test_named_tokens_get_their_ids_in_transformers_order(folder: Path) -> None:
     assert theirs.convert_tokens_to_ids(["<|a|>", "<|b|>", "<|c|>"]) == [2040, 2041, 2042]
 
 
+FURTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a list and older names": ({"extra_special_tokens": ["<|a|>"], "additional_special_tokens": ["<|b|>"]}, {}),
+    "names and a list": ({"extra_special_tokens": {"own": "<|a|>"}, "additional_special_tokens": ["<|b|>"]}, {}),
+    "a list in two files": ({"extra_special_tokens": ["<|a|>"]}, {"extra_special_tokens": ["<|b|>", "<|a|>"]}),
+    "older names in two files": (
+        {"additional_special_tokens": ["<|a|>"]}, {"additional_special_tokens": ["<|b|>"]}
+    ),
+    "names, and a list in the other file": (
+        {"extra_special_tokens": {"own": "<|a|>"}}, {"extra_special_tokens": ["<|b|>"]}
+    ),
+    "only in the other file": ({}, {"additional_special_tokens": ["<|b|>"], "pad_token": "<|c|>"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "Qwen2Tokenizer"])
+@pytest.mark.parametrize("case", FURTHER)
+def test_further_tokens_of_two_keys_and_two_files(case: str, kind: str, folder: Path) -> None:
+    """special_tokens_map.json counts where there is no added_tokens_decoder."""
+    own, older = FURTHER[case]
+    says(folder, tokenizer_class=kind, added_tokens_decoder=None, **own)
+    (folder / "special_tokens_map.json").write_text(json.dumps(older))
+    compare(folder)
+
+
 @pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "Qwen2Tokenizer"])
 def test_flags_of_a_named_token(kind: str, folder: Path) -> None:
     """A token that stands in no other file; Qwen2Tokenizer takes its text alone."""

@@ -88,8 +88,11 @@ class Assembled:
             config["extra_special_tokens"] = config.pop("additional_special_tokens", None)
         if "added_tokens_decoder" not in config:
             older = read_json_if_there(folder / "special_tokens_map.json")
-            if config["extra_special_tokens"] and isinstance(more := older.pop("extra_special_tokens", None), list):
-                config["extra_special_tokens"] += more
+            more = older.get("extra_special_tokens")
+            if (told := config["extra_special_tokens"]) and isinstance(more, list):
+                key = "additional_special_tokens" if isinstance(told, dict) else "extra_special_tokens"
+                older = {k: v for k, v in older.items() if k != "extra_special_tokens"}
+                older[key] = more if isinstance(told, dict) else [*told, *more]
             config |= older
         stored = read_json_if_there(folder / "tokenizer.json")
         try:
@@ -180,8 +183,8 @@ def _added(folder: Path, config: dict[str, Any], stored: dict[str, Any], kind: s
     told = usual.get(kind, {}) | config
     named = [told[k] for k in keys if told.get(k)]
     for key, value in config.items():  # a model's own; an object counts as save_pretrained writes it
-        text = isinstance(value, str) or (isinstance(value, dict) and "__type" in value)
-        named += [value] if value and text and key.endswith("_token") and key not in keys else []
+        one = isinstance(value, str) or (isinstance(value, dict) and "__type" in value)
+        named += [value] if value and one and key.endswith("_token") and key not in keys else []
     named += more.values()
     texts = [*named, *further]
     special = [t["content"] if isinstance(t, dict) else t for t in texts]
