@@ -157,6 +157,12 @@ def test_a_class_that_names_tokens_itself(folder: Path) -> None:
     assert compare(folder).convert_tokens_to_ids("<|endoftext|>") == 2040
 
 
+def test_a_class_of_other_words_names_none(folder: Path) -> None:
+    """Of a byte-level tokenizer.json transformers takes no LlamaTokenizer, so no `<s>` and `</s>` either."""
+    says(folder, tokenizer_class="LlamaTokenizer", bos_token=None, eos_token=None, unk_token=None)
+    assert compare(folder).convert_tokens_to_ids("</s>") is None
+
+
 @pytest.mark.parametrize(
     ("key", "line"),
     [

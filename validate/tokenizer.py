@@ -101,7 +101,9 @@ class Assembled:
             self._reader: Any = (
                 _qwen(folder, stored, split, config) if split else Tokenizer.from_str(json.dumps(stored))
             )
-            if kind == "Llama" and "ByteLevel" not in str(self._reader.pre_tokenizer):
+            if kind == "Llama" and "ByteLevel" in str(self._reader.pre_tokenizer):
+                kind = ""  # transformers sees that the file cannot be its
+            elif kind == "Llama":
                 self._reader.normalizer, self._reader.pre_tokenizer = None, _metaspace(config)
             for token in _added(folder, config, stored if split else {}, kind):
                 self._reader.add_tokens([AddedToken(token.pop("content"), **token)])
