@@ -23,8 +23,8 @@ MOST = 4  # that are opened where nobody says how many
 
 def fitting(path: Path, context: int | None, kv: KV | None) -> int:
     """How many lanes this machine has memory for, MOST at most; 1 for what is no GGUF file."""
-    available = memory(look()).available
-    for count in range(MOST, 1, -1) if path.is_file() and available is not None else ():
+    available = memory(look()).available or 0
+    for count in range(MOST, 1, -1) if path.is_file() else ():
         try:
             needed = need(path, context, count)
         except InputError:  # in several files, or the engine says what is wrong
