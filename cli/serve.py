@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from . import _options
 from ._out import line, said
 
 if TYPE_CHECKING:
@@ -33,21 +34,19 @@ if TYPE_CHECKING:
     "--prompt-cache", type=click.IntRange(0), default=512, show_default=True, metavar="MB",
     help="Memory for what was evaluated of other conversations.",
 )  # fmt: skip
-@click.option("--context", type=click.IntRange(1), help="Tokens of context.  [default: the model's, up to 4096]")
+@_options.context
 @click.option(
     "--shift", type=click.IntRange(0), metavar="N",
     help="Where the context is full, leave out the oldest turns; in an answer, keep N tokens and half of the others.",
 )  # fmt: skip
-@click.option(
-    "--kv", type=click.Choice(["f32", "f16", "q8_0"]), help="Number type of the cache.  [default: the engine's]"
-)
+@_options.kv
 @click.option(
     "--parallel", type=click.IntRange(1, 64), metavar="N",
     help="Answers whose tokens llama.cpp computes together, each with a context of its own; with 1 they take turns.  "
     "[default: 4, or as many as fit into memory]",
 )  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each fast core]")
-@click.option("--target", default="cpu", show_default=True, help="Where it runs; `sampan doctor` lists what is there.")
+@_options.threads
+@_options.target
 def command(
     model: Path, host: str, port: int, api_key: str | None, cors: tuple[str, ...], name: str | None, queue: int,
     max_tokens: int | None, max_body: int, timeout: float, context: int | None, kv: KV | None, threads: int | None,
