@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import transformers
+from test_tokens import slow
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -161,6 +162,13 @@ def test_a_class_of_other_words_names_none(folder: Path) -> None:
     """Of a byte-level tokenizer.json transformers takes no LlamaTokenizer, so no `<s>` and `</s>` either."""
     says(folder, tokenizer_class="LlamaTokenizer", bos_token=None, eos_token=None, unk_token=None)
     assert compare(folder).convert_tokens_to_ids("</s>") is None
+
+
+def test_merges_with_the_line_ends_of_windows(folder: Path) -> None:
+    slow(folder)
+    path = folder / "merges.txt"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    compare(folder)
 
 
 @pytest.mark.parametrize(

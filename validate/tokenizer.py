@@ -150,7 +150,9 @@ def _qwen(folder: Path, stored: dict[str, Any], split: str, config: dict[str, An
     else:
         words = read_json(folder / "vocab.json")
         lines = [
-            m for m in read_bytes(folder / "merges.txt").decode().split("\n") if m and not m.startswith("#version")
+            m.rstrip("\r")
+            for m in read_bytes(folder / "merges.txt").decode().split("\n")
+            if m and not m.startswith("#version")
         ]
     pairs: Any = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in lines]
     reader = Tokenizer(BPE(words, pairs))
