@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import math
 import os
 import re
 import unicodedata
@@ -108,6 +109,17 @@ def _without_space_prefix(lib: Any) -> Any:
     return found
 
 
+def _number(text: str, key: str) -> float:
+    """The value of a key as llama.cpp tells it; InputError for another kind of value."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise wrong(key, "a number", brief(text))
+    return value
+
+
 def amx(lib: Any) -> bool:
     """Whether ggml's AMX kernels are compiled in and the processor has them.
 
@@ -210,8 +222,8 @@ class LlamaEngine:
             p.cb_eval = recorder.callback
         rope = f"{self._meta('general.architecture')}.rope.scaling"
         for end in ("fast", "slow"):  # llama.cpp's graphs do not read these keys from the file
-            if (beta := self._meta(f"{rope}.yarn_beta_{end}")) is not None:
-                setattr(p, f"yarn_beta_{end}", float(beta))
+            if (beta := self._meta(key := f"{rope}.yarn_beta_{end}")) is not None:
+                setattr(p, f"yarn_beta_{end}", _number(beta, key))
         flash = options.flash_attention
         if flash is None and self.kv == "f32":
             flash = False  # its flash attention rounds a float32 cache to float16
