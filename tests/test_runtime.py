@@ -12,6 +12,7 @@ import tiny
 
 from sampan import runtime
 from sampan.errors import ContextLengthError, InputError
+from sampan.gguf import Kind, Value, encode, read_header
 from sampan.runtime import Options, Sampling
 
 NASTY = (
@@ -153,3 +154,17 @@ def test_a_model_without_template(model: Callable[[str], Path], tmp_path: Path) 
     to_gguf(folder, tmp_path / "n.gguf", "q8_0")
     with runtime.open(tmp_path / "n.gguf") as s:
         assert s.render_chat([{"role": "user", "content": "x"}]) == "x!"
+
+
+@pytest.mark.parametrize("value", ["abc", float("nan")])
+def test_a_key_of_another_kind(value: str | float, gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """Of those that the engine reads itself, since llama.cpp's graphs do not."""
+    source, key = gguf("trained", "q8_0"), "qwen3.rope.scaling.yarn_beta_fast"
+    header = read_header(source)
+    kind = Kind.STRING if isinstance(value, str) else Kind.FLOAT32
+    data = source.read_bytes()[header.data_start :]
+    (bad := tmp_path / "bad.gguf").write_bytes(
+        encode({**header.metadata, key: Value(kind, value)}, list(header.tensors)) + data
+    )
+    with pytest.raises(InputError, match=f"^{key}: expected a number, found {value}$"):
+        runtime.open(bad)

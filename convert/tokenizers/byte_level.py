@@ -105,7 +105,7 @@ def form(folder: Path, vocab: int) -> dict[str, Any]:
             "with transformers' save_pretrained()"
         )
     text = read_bytes(merges).decode("utf-8", errors="replace")
-    lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
+    lines = [line.removesuffix("\r") for line in text.split("\n") if line and not line.startswith("#version")]
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
         "fuse_unk": False, "byte_fallback": False, "vocab": read_json(words), "merges": lines,
