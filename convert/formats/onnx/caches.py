@@ -103,4 +103,5 @@ def _scales(reached: Floats) -> Floats:
     """Of [heads, width], flat; all one where nothing but zeros was seen."""
     scale = reached / np.float32(CODES)
     least = float(scale.max()) * LEAST or 1.0
-    return np.maximum(scale, np.float32(least)).reshape(-1)
+    flat: Floats = np.maximum(scale, np.float32(least)).reshape(-1)
+    return flat
