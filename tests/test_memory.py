@@ -25,13 +25,15 @@ def say(level, text, _): print(text.decode(errors="replace"), end="", flush=True
 lib.llama_log_set(say, ctypes.c_void_p(0))
 model = lib.llama_model_load_from_file(sys.argv[1].encode(), lib.llama_model_default_params())
 params = lib.llama_context_default_params()
-params.n_ctx, params.n_batch, params.n_ubatch = int(sys.argv[2]), 512, 512
+params.n_seq_max = int(sys.argv[3])
+params.n_ctx, params.n_batch, params.n_ubatch = int(sys.argv[2]) * params.n_seq_max, 512, 512
+params.kv_unified = params.n_seq_max > 1
 assert lib.llama_init_from_model(model, params)
 """
 
 
-@pytest.mark.everyday("*-1000")
-@pytest.mark.parametrize("context", [1000, 8192])
+@pytest.mark.everyday("*-1000-1")
+@pytest.mark.parametrize(("context", "sequences"), [(1000, 1), (8192, 1), (1024, 4)])
 @pytest.mark.parametrize(
     "name",
     [
@@ -45,14 +47,15 @@ assert lib.llama_init_from_model(model, params)
         "qwen3_5_moe",
     ],
 )
-def test_the_cache_is_what_llama_cpp_allocates(gguf: Callable[[str, str], Path], name: str, context: int) -> None:
+def test_the_cache_is_what_llama_cpp_allocates(
+    gguf: Callable[[str, str], Path], name: str, context: int, sequences: int
+) -> None:
     path = gguf(name, "q8_0")
-    log = subprocess.run(
-        [sys.executable, "-c", PEER, str(path), str(context)], capture_output=True, text=True, timeout=120, check=True
-    ).stdout
+    command = [sys.executable, "-c", PEER, str(path), str(context), str(sequences)]
+    log = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     caches = re.findall(r"^(?:llama_kv_cache|llama_memory_recurrent): size = +([\d.]+) MiB", log, re.MULTILINE)
     assert caches, log
-    found = need(path, context)
+    found = need(path, context, sequences)
     assert found.cache / 2**20 == pytest.approx(sum(map(float, caches)), abs=0.006 * len(caches))
     weights = re.findall(r"(?:Mapped|CPU) model buffer size = +([\d.]+) MiB", log)
     assert weights and found.weights / 2**20 == pytest.approx(sum(map(float, weights)), rel=0.02, abs=0.05)

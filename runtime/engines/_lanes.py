@@ -90,6 +90,9 @@ class Lanes:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Nothing is computed inside of the block; it goes before calls that wait."""
+        if self._thread is None:
+            yield
+            return
         user = object()
         try:
             with self._changed:
