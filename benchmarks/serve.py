@@ -2,7 +2,8 @@
 """The server under load, and what it costs one client.
 
     python benchmarks/serve.py load [--clients 200] [--requests 10000]
-    python benchmarks/serve.py overhead MODEL [--tokens 128] [--rounds 5]
+    python benchmarks/serve.py overhead MODEL [--tokens 128] [--rounds 5] [--parallel 1]
+    python benchmarks/serve.py together MODEL [--tokens 64] [--rounds 3] [--parallel 4]
 
 `load`: a model that says its question backwards, in a process of its own, behind the real server. Clients ask whole and
 streamed, some read slowly, some leave, some send what is no request; a full queue is asked again after what Retry-After
@@ -10,12 +11,16 @@ says. It prints how the requests ended, the answers that were another's, and the
 
 `overhead`: tokens a second of a streamed answer of MODEL, from its first to its last event, against those of the same
 Session without a server, in alternating rounds in one process.
+
+`together`: tokens a second of all answers together, for 1, 2 and more clients at once, from the first question to the
+last answer's end: by `sampan serve --parallel 1` and by `--parallel N`, in alternating rounds. Prompts are cached.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import subprocess
@@ -139,7 +144,7 @@ async def load(clients: int, requests: int, queue: int) -> None:
     print("  memory, MB, at every tenth:", *(f"{m / 1e6:.1f}" for m in memory))
 
 
-def overhead(model: Path, tokens: int, rounds: int, threads: int | None) -> None:
+def overhead(model: Path, tokens: int, rounds: int, threads: int | None, parallel: int) -> None:
     sys.path.insert(0, str(TESTS))
     import openai
     from server_engine import serving
@@ -147,7 +152,7 @@ def overhead(model: Path, tokens: int, rounds: int, threads: int | None) -> None
     messages: list[Any] = [{"role": "user", "content": "Tell a long story."}]
     rates: dict[str, list[float]] = {"Session": [], "server": []}
     with (
-        runtime.open(model, EngineOptions(threads=threads)) as session,
+        runtime.open(model, EngineOptions(threads=threads, sequences=parallel)) as session,
         serving(session, name="m") as (url, _),
         openai.OpenAI(base_url=f"{url}/v1", api_key="none") as ai,
     ):
@@ -170,6 +175,45 @@ def overhead(model: Path, tokens: int, rounds: int, threads: int | None) -> None
     print(f"server / Session: median {median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
 
 
+async def together(model: Path, tokens: int, rounds: int, threads: int | None, parallel: int) -> None:
+    import openai
+
+    command = [sys.executable, "-c", "from sampan.cli import main; main()", "serve", str(model), "--port", "0"]
+    command += ["--threads", str(threads)] if threads else []
+    crowds = [n for n in (1, 2, 4, 8) if n <= parallel]
+    rates: dict[tuple[int, int], list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        servers = {}
+        for n in (1, parallel):
+            process = stack.enter_context(
+                subprocess.Popen([*command, "--parallel", str(n)], stdout=subprocess.PIPE, text=True)
+            )
+            stack.callback(process.terminate)
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[-1]
+            servers[n] = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+        async def ask(ai: openai.AsyncOpenAI, client: int) -> int:
+            given = await ai.chat.completions.create(
+                model=model.stem, max_tokens=tokens, temperature=0,
+                messages=[{"role": "user", "content": f"Tell a long story with {client + 2} cats in it."}],
+            )  # fmt: skip
+            assert given.usage is not None
+            return given.usage.completion_tokens
+
+        for _ in range(rounds + 1):
+            for n, ai in servers.items():
+                for crowd in crowds:
+                    began = time.perf_counter()
+                    counts = await asyncio.gather(*(ask(ai, client) for client in range(crowd)))
+                    rates.setdefault((n, crowd), []).append(sum(counts) / (time.perf_counter() - began))
+    for crowd in crowds:
+        for n in servers:
+            found = rates[n, crowd][1:]
+            spread = f"{min(found):.2f} to {max(found):.2f}"
+            print(f"{crowd} clients, --parallel {n}: median {median(found):.2f} tokens/s together, {spread}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
@@ -178,18 +222,22 @@ def main() -> None:
     loads.add_argument("--requests", type=int, default=10_000)
     loads.add_argument("--queue", type=int, default=64)
     kinds.add_parser("server").add_argument("--queue", type=int, default=64)
-    over = kinds.add_parser("overhead")
-    over.add_argument("model", type=Path)
-    over.add_argument("--tokens", type=int, default=128)
-    over.add_argument("--rounds", type=int, default=5)
-    over.add_argument("--threads", type=int)
+    for name, tokens, rounds, parallel in (("overhead", 128, 5, 1), ("together", 64, 3, 4)):
+        timed = kinds.add_parser(name)
+        timed.add_argument("model", type=Path)
+        timed.add_argument("--tokens", type=int, default=tokens)
+        timed.add_argument("--rounds", type=int, default=rounds)
+        timed.add_argument("--threads", type=int)
+        timed.add_argument("--parallel", type=int, default=parallel)
     a = parser.parse_args()
     if a.kind == "load":
         asyncio.run(load(a.clients, a.requests, a.queue))
     elif a.kind == "server":
         serve_forever(a.queue)
+    elif a.kind == "overhead":
+        overhead(a.model, a.tokens, a.rounds, a.threads, a.parallel)
     else:
-        overhead(a.model, a.tokens, a.rounds, a.threads)
+        asyncio.run(together(a.model, a.tokens, a.rounds, a.threads, a.parallel))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import traceback
 from typing import NoReturn
 
 import click
 
-from sampan.errors import InputError
+from sampan.errors import MEND, InputError
 from sampan.extras import advice
 from sampan.printable import printable
 from sampan.registry import load, names
@@ -76,13 +77,20 @@ def main() -> None:
     except OSError as e:
         if debug:
             traceback.print_exc()
-        if e.filename is None:
+        if e.filename is not None:
+            _fail(f"{e.filename}: {e.strerror}", EXIT_BAD_INPUT)
+        if e.errno not in MEND:
             _internal(e, debug)
-        _fail(f"{e.filename}: {e.strerror}", EXIT_BAD_INPUT)
+        _fail(f"{_places()}: {e.strerror}: {MEND[e.errno]} and run again", EXIT_BAD_INPUT)
     except Exception as e:
         if debug:
             traceback.print_exc()
         _internal(e, debug)
+
+
+def _places() -> str:
+    """Where a file may lie of which an error does not tell the name."""
+    return f"the output's folder, or that of temporary files, {tempfile.gettempdir()}"
 
 
 def _internal(e: Exception, debug: bool) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -22,6 +23,15 @@ def said(text: str) -> None:
 def block(text: str, *, err: bool = False) -> None:
     """Print lines that were put together by us, such as a table."""
     click.echo("\n".join(map(printable, text.split("\n"))), err=err)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file; an OSError names it, also where the disk is full."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as e:
+        e.filename = str(path)
+        raise
 
 
 def show_json(value: object, indent: int | None = None) -> None:

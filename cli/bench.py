@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import _options
 from ._out import block, line, said, show_json
 from ._progress import Progress
 
@@ -25,9 +26,9 @@ UNITS = {"tokens/s": ("tokens/s", 1.0), "s": ("ms", 1e-3), "bytes": ("MB", 1e6)}
 @click.option("--depth", "depths", type=int, multiple=True, default=(0,), show_default=True,
               help="Decode behind so many tokens. Can be repeated.")  # fmt: skip
 @click.option("--repetitions", type=int, default=5, show_default=True, help="Of each measurement.")
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each fast core]")
+@_options.threads
 @click.option("--kv", type=click.Choice(["f32", "f16", "q8_0"]), help="As for `sampan run`.")
-@click.option("--target", default="cpu", show_default=True, help="Where it runs; `sampan doctor` lists what is there.")
+@_options.target
 @click.option("--compare", type=click.Path(path_type=Path), metavar="FILE", help="Beside an earlier --json.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(

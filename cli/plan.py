@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import _options
 from ._out import block, show_json
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @click.command("plan", short_help="Tell whether a model fits a device, and how fast it may be.")
 @click.argument("source", required=False)
 @click.option("--device", "name", help="Such as pi5, 8-elite, rk3588.  [default: this machine]")
-@click.option("--context", type=click.IntRange(1), help="Tokens of context.  [default: the model's, up to 4096]")
+@_options.context
 @click.option("--memory", help="Of the device, where it is sold with several, such as 16G.")
 @click.option("--quant", multiple=True, help="A scheme, or all; can be repeated.  [default: int4 and int8]")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import _options
 from ._out import line, show_json
 from ._progress import Progress
 from ._terminal import plain_text
@@ -23,7 +24,7 @@ BENCH_PROMPT = "Tell the story of a small boat that carries cargo from the big s
 @click.command("push", short_help="Bring a GGUF file onto a phone, into the demo app.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--serial", envvar="ANDROID_SERIAL", show_envvar=True, help="Which device, where adb lists several.")
-@click.option("--context", type=click.IntRange(1), help="Tokens of context.  [default: the model's, up to 4096]")
+@_options.context
 @click.option("--overwrite", is_flag=True, help="Replace another file of that name on the phone.")
 @click.option("--run", "prompt", metavar="PROMPT", help="Then answer PROMPT there, greedily, and stream the answer.")
 @click.option("--bench", is_flag=True, help="Then measure tokens per second there, of PROMPT or of one of our own.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import _options
 from ._answer import Show
 from ._out import said
 from ._terminal import piped_text, plain_text
@@ -56,16 +57,14 @@ LONGEST = 512  # tokens of an answer that nobody can stop
 @click.option("--think/--no-think", default=None, help="Switch reasoning on or off, where the template can.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, with reasoning, reason and usage.")
 @click.option("--stats", is_flag=True, help="Print the seed, counts and speeds on standard error.")
-@click.option("--context", type=click.IntRange(1), help="Tokens of context.  [default: the model's, up to 4096]")
+@_options.context
 @click.option(
     "--shift", type=click.IntRange(0), metavar="N",
     help="Where the context is full, keep its first N tokens, drop half of the others and go on.",
 )  # fmt: skip
-@click.option(
-    "--kv", type=click.Choice(["f32", "f16", "q8_0"]), help="Number type of the cache.  [default: the engine's]"
-)
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each fast core]")
-@click.option("--target", default="cpu", show_default=True, help="Where it runs; `sampan doctor` lists what is there.")
+@_options.kv
+@_options.threads
+@_options.target
 def command(
     model: Path, prompt: str | None, chat: bool, file: Path | None, system: str | None, system_file: Path | None,
     variables: tuple[str, ...], raw: bool,
@@ -157,6 +156,8 @@ def _variable(text: str) -> tuple[str, Any]:
         raise InputError(f"--var: {name} is no variable of a template: the conversation has it; give another name")
     try:
         return name, json.loads(value)
+    except RecursionError:
+        raise InputError(f"--var: {name}: {brief(value, 20)} is nested too deeply; mend it") from None
     except ValueError:
         pass
     if not re.fullmatch(r"[\w.+-]+", value) or value.lower() in ("true", "false", "null", "none", "nan"):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from . import _options
 from ._out import line, said
 
 if TYPE_CHECKING:
@@ -33,25 +34,28 @@ if TYPE_CHECKING:
     "--prompt-cache", type=click.IntRange(0), default=512, show_default=True, metavar="MB",
     help="Memory for what was evaluated of other conversations.",
 )  # fmt: skip
-@click.option("--context", type=click.IntRange(1), help="Tokens of context.  [default: the model's, up to 4096]")
+@_options.context
 @click.option(
     "--shift", type=click.IntRange(0), metavar="N",
     help="Where the context is full, leave out the oldest turns; in an answer, keep N tokens and half of the others.",
 )  # fmt: skip
+@_options.kv
 @click.option(
-    "--kv", type=click.Choice(["f32", "f16", "q8_0"]), help="Number type of the cache.  [default: the engine's]"
-)
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: one for each fast core]")
-@click.option("--target", default="cpu", show_default=True, help="Where it runs; `sampan doctor` lists what is there.")
+    "--parallel", type=click.IntRange(1, 64), metavar="N",
+    help="Answers whose tokens llama.cpp computes together, each with a context of its own; with 1 they take turns.  "
+    "[default: 4, or as many as fit into memory]",
+)  # fmt: skip
+@_options.threads
+@_options.target
 def command(
     model: Path, host: str, port: int, api_key: str | None, cors: tuple[str, ...], name: str | None, queue: int,
     max_tokens: int | None, max_body: int, timeout: float, context: int | None, kv: KV | None, threads: int | None,
-    target: str, shift: int | None, prompt_cache: int,
+    target: str, shift: int | None, prompt_cache: int, parallel: int | None,
 ) -> None:  # fmt: skip
     """Serve MODEL, as `sampan run` takes it, until Ctrl-C or SIGTERM.
 
     Clients of OpenAI's API get the address with /v1 as their base URL; a browser gets a chat page at the address
-    itself. A few answers take turns, the other requests wait in order.
+    itself. A few answers are made at once, the other requests wait in order.
 
     \b
     Examples:
@@ -62,7 +66,7 @@ def command(
     import uvicorn  # noqa: F401
 
     from sampan.model import find_model
-    from sampan.runtime import EngineOptions, open
+    from sampan.runtime import EngineOptions, lanes, open
     from sampan.runtime.server import app
     from sampan.runtime.server.settings import Settings
 
@@ -70,7 +74,10 @@ def command(
     name = name or (model.resolve().stem if model.exists() else str(model))
     settings = Settings(name, host, port, api_key, cors, queue, max_body, max_tokens, timeout, shift, prompt_cache > 0)
     sock = app.bind(settings)
-    how = EngineOptions(context=context, threads=threads, kv=kv, prompt_cache=prompt_cache * 1_000_000)
+    parallel = parallel or (lanes.fitting(found, context, kv) if target == "cpu" else 1)
+    how = EngineOptions(
+        context=context, threads=threads, kv=kv, prompt_cache=prompt_cache * 1_000_000, sequences=parallel
+    )
     with sock, open(found, how, target=target) as session:
         service = app.service(session, settings)
         sock.listen()

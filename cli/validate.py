@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ._out import block, said
+from ._out import block, said, show_json, write
 
 
 @click.command("validate", short_help="Measure the drift of an artifact from its reference, with a verdict.")
@@ -52,7 +52,9 @@ from ._out import block, said
 )
 @click.option("--strict", is_flag=True, help="Fail for known limits of the engine too.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of the engines.  [default: one for each fast core]")
+@click.option(
+    "--threads", type=click.IntRange(1, 512), help="Threads of the engines.  [default: one for each fast core]"
+)
 @click.option(
     "--json",
     "json_file",
@@ -105,14 +107,14 @@ def command(
         strict=strict, stats=stats, target=target,
     )  # fmt: skip
     report = validate(reference, [find_model(c, say=said) for c in candidates], options, Progress)
-    if json_file is not None:
-        text = printable_json(json.dumps(report, indent=1, ensure_ascii=False)) + "\n"
-        with click.open_file(str(json_file), "w", encoding="utf-8") as f:
-            f.write(text)
+    if str(json_file) == "-":
+        show_json(report, indent=1)
+    elif json_file is not None:
+        write(json_file, printable_json(json.dumps(report, indent=1, ensure_ascii=False)) + "\n")
     if html_file is not None:
         from sampan.validate.html import html_report
 
-        html_file.write_text(html_report(report), encoding="utf-8")
+        write(html_file, html_report(report))
     if json_file is None or str(json_file) != "-":
         block(text_report(report))
     sys.exit(0 if report["verdict"] == "passed" else 1)

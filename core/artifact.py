@@ -114,6 +114,8 @@ def _replaced_files(out: Path, files: tuple[OutputFile, ...], overwrite: bool) -
     for path in [*new, *older]:
         if path.is_dir():
             raise wrong(path, "a file name for the output", "a folder")
+        if path.exists() and not path.is_file():  # of root's even /dev/null would be replaced
+            raise wrong(path, "a file name for the output", "a device or a pipe")
         if os.path.lexists(path) and not overwrite:
             raise wrong(path, "a new file name", "an existing file", "use --overwrite to replace it")
     orphans = [path for path in older if path not in new and os.path.lexists(path)]
@@ -140,11 +142,12 @@ def write_durably(path: Path, data: bytes, flags: int = os.O_TRUNC) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """A small file, complete or not there."""
+    """A small file, complete or not there; an OSError names it, also where the disk is full."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         write_durably(part, data, os.O_EXCL)
         part.replace(path)
-    except OSError:
+    except OSError as e:
         part.unlink(missing_ok=True)
+        e.filename = str(path)
         raise

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 from .printable import excerpt, printable
+
+# What to do about a disk that takes no more, by number of the error
+MEND = {errno.ENOSPC: "make room", errno.EDQUOT: "make room in your quota", errno.EFBIG: "raise ulimit -f"}
 
 
 class InputError(Exception):

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from .artifact import MANIFEST, OutputFile, manifest_beside, replaced, write_durably
-from .errors import InputError, UnfinishedError, brief, wrong
+from .errors import MEND, InputError, UnfinishedError, brief, wrong
 from .journal import Journal
 from .units import human
 
 JOURNAL, DATA, OLD, SHARD = "sampan.journal", "data", "old", "shard"
-MEND = {errno.ENOSPC: "make room", errno.EDQUOT: "make room in your quota", errno.EFBIG: "raise ulimit -f"}
 
 
 def work_folder(out: Path) -> Path:
@@ -236,6 +235,10 @@ def _lay_out(job: Job, identity: dict[str, Any]) -> None:
     """Open the files; new ones get their headers and all their room, so that a full disk shows at once."""
     assert job.journal is not None  # noqa: S101 - it was locked
     data = work_folder(job.out) / DATA
+    if data.is_symlink():
+        raise UnfinishedError(
+            f"{data}: expected the folder that we made, found a link: put the folder itself back there"
+        )
     if job.records:
         job.fds += [os.open(data / f.path.name, os.O_RDWR | os.O_NOFOLLOW) for f in job.files]
         return

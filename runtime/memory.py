@@ -39,12 +39,15 @@ class Need:
         return self.weights + self.cache + self.margin
 
 
-def need(path: Path, context: int | None = None) -> Need:
-    """What a model in one GGUF file needs; InputError where the header does not tell."""
+def need(path: Path, context: int | None = None, sequences: int = 1) -> Need:
+    """What a model in one GGUF file needs, with a context for each of so many sequences.
+
+    Raises InputError where the header does not tell.
+    """
     asked, trained = asks(path)
     context = min(DEFAULT_CONTEXT, trained) if context is None else context
-    rest = margin(asked.words, asked.hidden, asked.inner, context)
-    return Need(context, asked.weights, asked.cache(padded(context, CELLS)), rest)
+    rest = margin(asked.words, asked.hidden, asked.inner, sequences * context)
+    return Need(context, asked.weights, sequences * asked.cache(padded(context, CELLS)), rest)
 
 
 def asks(path: Path) -> tuple[Demand, int]:

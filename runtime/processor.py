@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .machine import Machine, cores_of, quota
 
 CPU = "/sys/devices/system/cpu"
 ALIKE = 0.9  # cores that reach this share of the fastest one's speed are of its kind, whatever its boost
+SAME = 0.5  # the same for those of its part number
 # What /proc/cpuinfo calls what engines have kernels for, by the name in use; `flags` on x86, `Features` on ARM.
 X86 = {
     "avx2": "avx2", "fma": "fma", "f16c": "f16c", "avx512": "avx512f", "avx512_vnni": "avx512_vnni",
@@ -78,15 +80,24 @@ def processor(machine: Machine) -> Processor:
         siblings = tuple(cores_of(machine.text(f"{CPU}/cpu{n}/topology/thread_siblings_list")))
         cores.append(Core(n, _name(blocks.get(n, common)), speeds[n], siblings if n in siblings else (n,)))
     names = dict.fromkeys(c.name for c in cores if c.name)
-    return Processor(" + ".join(names), _features(list(blocks.values())), tuple(cores), _fast(cores), quota(machine))
+    parts = {n: _part(block) for n, block in blocks.items()}
+    return Processor(
+        " + ".join(names), _features(list(blocks.values())), tuple(cores), _fast(cores, parts), quota(machine)
+    )
 
 
-def _fast(cores: list[Core]) -> tuple[Core, ...]:
-    """The big cores where they differ: the middle ones of three kinds count where they are nearer to the fastest."""
+def _fast(cores: list[Core], parts: Mapping[int, tuple[int, int] | None]) -> tuple[Core, ...]:
+    """The big cores where they differ: the middle ones of three kinds count where they are nearer to the fastest.
+
+    Cores of the fastest one's part are big ones too at a lower frequency, such as six of the eight of an 8 Elite.
+    """
     top, low = max(c.speed for c in cores), min(c.speed for c in cores)
     if not low or low >= ALIKE * top:
         return tuple(cores)
-    return tuple(c for c in cores if c.speed - low >= top - c.speed)
+    big = {parts.get(c.number) for c in cores if c.speed == top} - {None}
+    return tuple(
+        c for c in cores if c.speed - low >= top - c.speed or (parts.get(c.number) in big and c.speed >= SAME * top)
+    )
 
 
 def _speeds(machine: Machine) -> dict[int, int]:
@@ -122,9 +133,16 @@ def _features(blocks: list[dict[str, str]]) -> tuple[str, ...]:
     return ()
 
 
-def _name(block: dict[str, str]) -> str:
+def _part(block: dict[str, str]) -> tuple[int, int] | None:
+    """Implementer and part number, which x86 does not tell."""
     try:
-        implementer, part = int(block["CPU implementer"], 16), int(block["CPU part"], 16)
+        return int(block["CPU implementer"], 16), int(block["CPU part"], 16)
     except (KeyError, ValueError):
+        return None
+
+
+def _name(block: dict[str, str]) -> str:
+    part = _part(block)
+    if part is None:
         return block.get("model name", "") or block.get("Hardware", "")
-    return PARTS.get((implementer, part), f"implementer {implementer:#x} part {part:#x}")
+    return PARTS.get(part, f"implementer {part[0]:#x} part {part[1]:#x}")

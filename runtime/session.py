@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -64,7 +64,7 @@ class Session:
         self._added: dict[str, bool] = {}  # as `Engine.added`, once it was asked for
         self._user: object = None  # whose tokens those are
         self._stash = Stash(prompt_cache)
-        self._words: Words | None = None  # the vocabulary for grammars, once one was asked for
+        self._words = cache(partial(Words, engine))  # the vocabulary for grammars
         self.metadata = engine.metadata()
 
     @property
@@ -307,16 +307,16 @@ class Session:
         reply = reply or Reply((), None, "")
         constraint = self._constraint(options, reply)
         cancelled = threading.Event()
-        sampler = Sampler(sampling, tokens, seed)
-        return Stream(answer(self, tokens, sampler, options, cancelled, reply, constraint, gone), cancelled, seed)
+        given = tokens, Sampler(sampling, tokens, seed), options, cancelled, reply, constraint, gone
+        return Stream(lambda session: answer(session, *given), self, tokens, cancelled, seed)
 
     def _constraint(self, options: Options, reply: Reply) -> Constraint | None:
         """What the options hold an answer to; None where it is free."""
         if not calls.held(options, reply):
             return None
         with self._turn:
-            self._words = self._words or Words(self._engine)
-        return calls.constraint(self._words, options, reply)
+            words = self._words()
+        return calls.constraint(words, options, reply)
 
     def render_chat(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,11 +25,12 @@ class _Entry:
 
 
 class Stash:
-    """States of one engine, `limit` bytes at most; those that were used last stay."""
+    """States of one engine's model, `limit` bytes at most; those that were used last stay. Any thread may use it."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._entries: list[_Entry] = []  # the one that was used last is the last
+        self._lock = threading.Lock()
 
     def swap(self, engine: Engine, cached: list[int], wanted: Sequence[int]) -> list[int]:
         """The engine's cache is to hold the beginning of `wanted`; what it holds then, of `cached` or of the stash.
@@ -37,6 +39,10 @@ class Stash:
         """
         if not self.limit:
             return cached
+        with self._lock:
+            return self._swap(engine, cached, wanted)
+
+    def _swap(self, engine: Engine, cached: list[int], wanted: Sequence[int]) -> list[int]:
         here = shared(cached, wanted)
         best = max(self._entries, key=lambda e: shared(e.tokens, wanted), default=None)
         if len(cached) - here >= LEAST and engine.keep(len(cached)) == len(cached):

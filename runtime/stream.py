@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from sampan.errors import InputError, wrong
 from .grammar import Schema, source
 from .reply import ToolCall, ToolDelta, whole_calls
 from .sampling import Sampling, log_probabilities
+
+if TYPE_CHECKING:
+    from .session import Session
 
 FinishReason = Literal["stop", "tool_calls", "stop_string", "length", "context", "cancelled"]
 """The model ended; it ended behind calls of tools; a stop string came; `max_tokens`; no room is left; `cancel`."""
@@ -163,8 +166,12 @@ def _object(arguments: str) -> Any:
 class Stream(Iterator[Chunk]):
     """An answer as chunks, computed as they are asked for. `finish_reason` and `usage` stand once it has ended."""
 
-    def __init__(self, chunks: Generator[Chunk, None, None], cancelled: threading.Event, seed: int) -> None:
-        self._chunks, self._cancelled, self.seed = chunks, cancelled, seed
+    def __init__(
+        self, begin: Callable[[Session], Generator[Chunk, None, None]], session: Session, prompt: Sequence[int],
+        cancelled: threading.Event, seed: int,
+    ) -> None:  # fmt: skip
+        self._begin, self._cancelled, self.prompt, self.seed = begin, cancelled, prompt, seed
+        self._chunks = begin(session)
         self.finish_reason: FinishReason | None = None
         self.usage: Usage | None = None
 
@@ -173,6 +180,10 @@ class Stream(Iterator[Chunk]):
         if chunk.finish_reason is not None:
             self.finish_reason, self.usage = chunk.finish_reason, chunk.usage
         return chunk
+
+    def move(self, session: Session) -> None:
+        """Let another Session of the same artifact answer, before the first chunk was asked for."""
+        self._chunks = self._begin(session)
 
     def cancel(self) -> None:
         """End the answer behind the token, or the part of the prompt, that is being computed; from any thread."""

@@ -13,6 +13,7 @@ from .engine import Engine, EngineOptions
 from .machine import Machine
 
 DEFAULT = "cpu"
+MOST_THREADS = 512  # ggml's own limit; beyond what an integer of theirs holds both libraries end the process
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,5 +35,7 @@ def open_engine(path: Path, options: EngineOptions, target: str) -> Engine:
     """Open an artifact on a target by its file's name; InputError where there is no such target or artifact."""
     if not path.exists():
         raise wrong(path, "an artifact", "no such file")
+    if options.threads is not None and not 0 < options.threads <= MOST_THREADS:
+        raise wrong("threads", f"1 to {MOST_THREADS}", options.threads)
     chosen: Target = load("sampan.runtime.targets", target, "TARGET", "target")
     return chosen.open(path, options)

@@ -113,7 +113,7 @@ def serving(session: Session, **settings: Any) -> Iterator[tuple[str, Service]]:
         service.worker.stop()
         server.should_exit = server.force_exit = True
         thread.join()
-        service.worker.join()
+        service.close()
 
 
 def call(name: str, **arguments: Any) -> str:

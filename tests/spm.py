@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 TEXTS = Path(__file__).parents[1] / "validate" / "texts"
 sys.path.insert(0, str(Path(__file__).parent / "hostile"))
 
-from pieces import field, piece, spm  # noqa: E402
+from pieces import field, piece, spm, varint  # noqa: E402
 
 CONTROL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 RUNS = ("▁▁", "▁▁▁▁", "▁▁▁")  # of the lowest score, though their ids are low: as Llama's
@@ -40,4 +40,4 @@ def model(size: int, *, prefix: bool = True, own: tuple[str, ...] = (), **settin
     return spm(body, start, normalizer={3: int(prefix)}, **settings)
 
 
-__all__ = ["field", "model", "words"]
+__all__ = ["field", "model", "varint", "words"]

@@ -14,6 +14,7 @@ import tiny
 import watched
 from onnx import helper
 from onnx_peer import to_onnx
+from spm import field, varint
 from test_bombs import GB, JSONS, NO_FILE, held, sparse
 
 from sampan import gguf
@@ -105,15 +106,6 @@ def test_json(name: str, kind: str, folder: Path) -> None:
         held(watched.run("validate", str(tiny.FIXTURE), str(folder)), 2)
 
 
-def field(number: int, raw: bytes) -> bytes:
-    """A length-delimited field of the wire format."""
-    size, out = len(raw), bytearray([number << 3 | 2])
-    while size > 127:
-        out.append(size & 127 | 128)
-        size >>= 7
-    return bytes([*out, size]) + raw
-
-
 def nested(depth: int) -> bytes:
     graph = b""
     for _ in range(depth):
@@ -161,14 +153,6 @@ def test_a_graph_of_two_gigabytes(folder: Path) -> None:
     result = watched.run("inspect", str(folder), "--json", "--tensors")
     held(result, 0)
     assert json.loads(result.out)["tensors"][0] == {"name": "w", "shape": [500_000_000], "type": "float", "bytes": size}
-
-
-def varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
 
 
 def test_a_graph_is_read_as_protobuf_reads_it(made: Path, tmp_path: Path) -> None:

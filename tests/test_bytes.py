@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import tiny
 from conftest import to_gguf
+from describe import stored
 from numpy.typing import NDArray
 
 from sampan import registry
-from sampan.gguf import Header, read_header
+from sampan.gguf import read_header
 from sampan.quantize import get_scheme
-from sampan.quantize.types import number_type_by_id
 
 # those that llama.cpp has too
 SCHEMES = [n for n in registry.names("sampan.quantize.schemes") if get_scheme(n).file_type is not None]
@@ -50,18 +50,12 @@ def quantize_with_llama(
 
 def tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Name → type, shape and bytes."""
-    header: Header = read_header(path)
-    data = np.memmap(path, np.uint8, "r")
     found = {}
-    for t in header.tensors:
-        kind = number_type_by_id(t.type_id)
-        assert kind is not None
-        start = header.data_start + t.offset
-        nbytes = int(np.prod(t.shape)) // kind.block * kind.block_bytes
+    for t, kind, data in stored(path, read_header(path)):
         shape = t.shape
         while shape[0] == 1 and len(shape) > 1:  # [1, n] and [n] are one in ggml
             shape = shape[1:]
-        found[t.name] = (kind.name, shape, data[start : start + nbytes].tobytes())
+        found[t.name] = (kind, shape, data.tobytes())
     return found
 
 

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import tiny
 from conftest import run_cli, to_gguf
+from onnx_peer import to_onnx
 
 from sampan import runtime
-from sampan.cli import _progress
+from sampan.cli import _out, _progress
 
 
 def test_convert_then_run(tmp_path: Path) -> None:
@@ -125,6 +126,23 @@ def test_inspect_a_gguf(gguf: Callable[[str, str], Path]) -> None:
     assert data["types"]["q6_k"]["tensors"] == 5 and data["parameters"] == 3673344
 
 
+def test_inspect_an_onnx_folder(tmp_path: Path) -> None:
+    folder = to_onnx(tiny.FIXTURE, tmp_path / "m", "int4").artifact
+    ours = json.loads(run_cli("inspect", str(folder), "--json", "--tensors").stdout)
+    assert (ours["scheme"], ours["family"], ours["context"]) == ("int4", "qwen3", 1024)
+    assert ours["opset"] == {"ai.onnx": 23, "com.microsoft": 1}
+    assert ours["inputs"] == {"input_ids": "int64 [1, sequence]", "attention_mask": "int64 [1, total]"}
+    assert ours["cache"] == "8 of float [1, 2, past, 128]"
+    assert ours["types"]["u4_32"]["tensors"] == 29 and len(ours["tensors"]) == 46
+    assert ours["tokenizer"] == "BPE, 2033 tokens" and ours["chat template"] is True
+    for file in ("manifest.json", "genai_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    foreign = json.loads(run_cli("inspect", str(folder), "--json").stdout)
+    assert foreign["types"]["4 bits, block 32"]["values"] == ours["types"]["u4_32"]["values"]
+    assert foreign["chat template"] is False and "tokenizer" not in foreign
+    assert foreign["bits per weight"] == pytest.approx(ours["bits per weight"], abs=0.001)
+
+
 def test_a_gguf_written_by_another_program(tmp_path: Path) -> None:
     """Types, alignment and keys that we never write."""
     import gguf as package
@@ -207,6 +225,24 @@ def test_a_bug_of_ours_is_not_blamed_on_the_user() -> None:
     assert plain.stderr.startswith("error: internal error: ZeroDivisionError: oops; run with `sampan --debug")
     debug = subprocess.run([*run, "--debug", "convert", "a/b", "--plan"], capture_output=True, text=True)
     assert debug.returncode == 3 and "Traceback" in debug.stderr
+
+
+def test_a_full_disk_is_no_bug_of_ours() -> None:
+    """Wherever a file lies whose name the system does not tell, such as validate's own temporary ones."""
+    code = (
+        "import sampan.hub\ndef full(*a, **k): raise OSError(28, 'No space left on device')\n"
+        "sampan.hub.open_source = full\nfrom sampan.cli import main; main()"
+    )
+    run = subprocess.run([sys.executable, "-c", code, "convert", "a/b", "--plan"], capture_output=True, text=True)
+    line = (
+        r"error: the output's folder, or that of temporary files, \S+: No space left on device: make room and run again"
+    )
+    assert run.returncode == 2 and re.fullmatch(line + "\n", run.stderr)
+
+
+def test_a_file_on_a_full_disk_is_named() -> None:
+    with pytest.raises(OSError, match="/dev/full"):
+        _out.write(Path("/dev/full"), "x")
 
 
 def test_a_truncated_gguf_is_refused_by_run(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import tiny
 from click.testing import CliRunner, Result
 from conftest import to_gguf
 from machines import (
+    A55,
     BOOSTED,
     CONTAINER,
     CPU,
@@ -24,6 +25,7 @@ from machines import (
     PI5,
     RK3588,
     THREADED,
+    V9,
     Files,
     arm,
     write,
@@ -122,6 +124,19 @@ def test_a_snapdragon_phone(tmp_path: Path) -> None:
     assert ('pip install "sampan[qnn]"' in npu["needs"]) == (find_spec("onnxruntime_qnn") is None)
     assert any(line.startswith("llama.cpp was compiled without i8mm,") for line in found["advice"])
     assert not any("KleidiAI" in line for line in found["advice"])
+
+
+def test_cores_of_one_part_are_big_ones_at_two_frequencies(tmp_path: Path) -> None:
+    """Of a Snapdragon 8 Elite, whose eight cores are Oryons; and of one part beside little cores."""
+    (a, b, c) = (tmp_path / n for n in "abc")
+    elite = [("0x001", V9, 3_532_800)] * 6 + [("0x001", V9, 4_320_000)] * 2
+    files = arm(elite, speed="cpufreq/cpuinfo_max_freq")
+    files["proc/cpuinfo"] = files["proc/cpuinfo"].replace("0x41", "0x51")
+    found = processor(machine(a, files))
+    assert found.name == "Oryon" and found.threads == 8
+    phone = [("0xd80", V9, 300)] * 2 + [("0xd81", V9, 500)] * 4 + [("0xd81", V9, 800)] * 2
+    assert processor(machine(b, arm(phone))).threads == 6, "the little cores' part is another"
+    assert processor(machine(c, arm([("0xd05", A55, 250)] * 4 + [("0xd05", A55, 1024)] * 4))).threads == 4
 
 
 def test_a_feature_counts_where_every_core_has_it(tmp_path: Path) -> None:

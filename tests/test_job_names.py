@@ -146,6 +146,39 @@ def test_what_an_older_manifest_does_not_name_stays(changes: Files, text: str, t
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_pipe_or_a_device_is_never_replaced(link: bool, tmp_path: Path) -> None:
+    """Whoever writes to /dev/null as root, to see how long it takes, keeps it."""
+    out = pipe = tmp_path / "model.gguf"
+    if link:
+        pipe = tmp_path / "pipe"
+        out.symlink_to(pipe)
+    os.mkfifo(pipe)
+    with (
+        pytest.raises(InputError, match="expected a file name for the output, found a device or a pipe"),
+        open_job(out, (OutputFile(out, b"", 1),), IDENTITY, overwrite=True),
+    ):
+        pass
+    assert pipe.is_fifo() and not work_folder(out).exists()
+
+
+def test_unfinished_files_that_somebody_moved_to_another_disk(tmp_path: Path) -> None:
+    """A link in their place is named, and what lies behind it stays."""
+    out, moved = tmp_path / "model.gguf", tmp_path / "moved"
+
+    def run() -> None:
+        with open_job(out, (OutputFile(out, b"x", 1),), IDENTITY, overwrite=False):
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run()
+    (work_folder(out) / "data").rename(moved)
+    (work_folder(out) / "data").symlink_to(moved)
+    with pytest.raises(UnfinishedError, match=r"data: expected the folder that we made, found a link: put the folder "):
+        run()
+    assert (moved / out.name).read_bytes() == b"x"
+
+
 def test_a_strangers_manifest_removes_nothing(tmp_path: Path) -> None:
     """It may name anything; only files that carry the output's name are taken for its parts."""
     put(tmp_path, {"thesis.txt": b"years", "sub/x.gguf": b"years"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -22,15 +23,16 @@ from sampan.checkpoint import open_folder
 from sampan.convert.conversion import Conversion, convert, prepare
 from sampan.convert.family import read_architecture
 from sampan.convert.formats.onnx import compiled, npu
+from sampan.convert.formats.onnx.centres import fill
 from sampan.convert.formats.onnx.channels import Channels, DataFile
 from sampan.convert.formats.onnx.forms.static import Static
 from sampan.convert.formats.onnx.qdq import quantity
-from sampan.convert.formats.onnx.ranges import Observed, _shared
+from sampan.convert.formats.onnx.ranges import Observed, _shared, _starts
 from sampan.convert.work import cut
 from sampan.errors import InputError
 from sampan.quantize import decode_rows, encode_rows, get_scheme, tensor_type
 from sampan.quantize.channel import CHANNEL_TYPES
-from sampan.static import TOKENS
+from sampan.static import TOKENS, read_quantities
 
 Model = Callable[[str], Path]
 CONTEXT = 256
@@ -119,6 +121,31 @@ def test_float_graphs_equal_transformers(name: str, model: Model, tmp_path: Path
     assert_close(np.concatenate(found), reference(model(name), ids))
 
 
+def test_no_share_depends_on_what_all_keys_have_in_common(model: Model, tmp_path: Path) -> None:
+    """Any centre gives the same logits, over the cache too."""
+    forms, ids = float_graphs(model("qwen2"), tmp_path / "out"), tokens()[:120]
+    plain = Floats(tmp_path / "out", forms)
+    plain(ids[:100], 128)
+    rng, shapes = np.random.default_rng(0), {e.name: e.shape[2:] for e in forms[1].graph.edges}
+    centres = {name: rng.standard_normal(shapes[name]).astype(np.float32) for name in forms[1].keys}
+    for form in forms.values():
+        size = len(form.graph.model("test", "").SerializeToString())
+        fill(form.graph, centres)
+        assert len(form.graph.model("test", "").SerializeToString()) == size
+    run = Floats(tmp_path / "out", forms)
+    found = [run(ids[:100], 128), *(run([i], 1) for i in ids[100:])]
+    assert_close(np.concatenate(found), reference(model("qwen2"), ids))
+    for layer, centre in enumerate(centres.values()):
+        a, b = (r.cache[f"past_key.{layer}"][..., :100] for r in (plain, run))
+        assert np.allclose((a - b)[0], centre[:, :, None], atol=1e-3), "it is left out of the cache"
+
+
+def test_texts_lie_in_all_of_the_context() -> None:
+    starts = _starts(8, 512, {"cos": np.zeros((4096, 2), np.float32)})
+    assert starts[0] == 0 and starts[-1] + 512 == 4096 and len({*np.diff(starts)}) == 7
+    assert _starts(8, 512, {}) == _starts(8, 512, {"cos": np.zeros((512, 2), np.float32)}) == [0] * 8
+
+
 def test_latent_attention_equals_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a DeepSeek whose layers are all dense: keys and values have other widths, pairs stand next to each other."""
     monkeypatch.setitem(tiny.MODELS, "dense", tiny._deepseek(first_k_dense_replace=4, v_head_dim=64))
@@ -202,6 +229,27 @@ def test_a_range_has_no_more_error_than_all_values_have() -> None:
     assert error(low, high) < 0.8 * error(-plain, plain)
     low, high = seen.range(cache=False)  # 65,536 steps leave nothing out
     assert (low, high) == (values.min(), values.max())
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_large_bias_of_keys_takes_no_codes(model: Model, tmp_path: Path) -> None:
+    """In a pair that hardly turns, as Qwen2.5-1.5B has it: codes of keys would be 2.4 apart."""
+    from safetensors.torch import load_file, save_file
+
+    source = Path(shutil.copytree(model("qwen2"), tmp_path / "source"))
+    config = json.loads((source / "config.json").read_text())
+    (file,) = source.glob("*.safetensors")
+    stored, name = load_file(file), "model.layers.0.self_attn.k_proj.bias"
+    stored[name].view(config["num_key_value_heads"], 2, -1)[:, :, -1] = 300
+    save_file(stored, file, metadata={"format": "pt"})
+    out = to_npu(source, tmp_path / "out").out
+    assert read_quantities(out)["past_key.0"][1] < 0.2
+    ids = tokens()[:140]
+    exact = reference(source, ids).logits
+    with runtime.open(out) as session:
+        error = np.square(session.logits(ids) - exact).sum() / np.square(exact).sum()
+    print(f"{10 * np.log10(error):.1f} dB")
+    assert error < 1e-4
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import onnx
 import pytest
 from conftest import run_cli
 from reference import assert_close, reference
+from rknn_board import StandIn, install
 from test_logits import tokens
 from test_npu import CONTEXT, Floats, Model, float_graphs
 from test_qnn import snr
@@ -67,66 +67,11 @@ def noise(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return values + 1e-4 * np.abs(values).max() * np.random.default_rng(0).standard_normal(values.shape)
 
 
-class StandIn:
-    """What RKNNLite of rknn-toolkit-lite2 2.5 takes and gives, by the graph that a file was compiled from."""
-
-    answers: tuple[int, int] = (0, 0)  # of load_rknn and init_runtime
-    nothing = False
-    released: list[str]
-
-    def __init__(self, verbose: bool = False, verbose_file: str | None = None) -> None:
-        self.path: Path | None = None
-
-    def load_rknn(self, path: str, key_path: str | None = None) -> int:
-        self.path = Path(path)
-        assert self.path.read_bytes()
-        self.graph = self.path.with_name(self.path.name.replace(".rk3588.rknn", ".onnx"))
-        return self.answers[0]
-
-    def init_runtime(
-        self, target: str | None = None, device_id: str | None = None, async_mode: bool = False, core_mask: int = 0
-    ) -> int:
-        assert target is None
-        self.start()
-        return self.answers[1]
-
-    def inference(
-        self, inputs: list[Any], data_type: object = None, data_format: object = None,
-        inputs_pass_through: object = None, get_frame_id: bool = False, reuse_outputs: bool = False,
-    ) -> list[Any] | None:  # fmt: skip
-        assert all(type(i) is np.ndarray and i.flags.c_contiguous and i.dtype == np.float16 for i in inputs)
-        assert all(i.ndim <= 3 for i in inputs), "four dimensions are an image, in an order that differs by release"
-        return None if self.nothing else self.run(inputs)
-
-    def start(self) -> None:
-        import onnxruntime as ort
-
-        self.session = ort.InferenceSession(self.graph, providers=["CPUExecutionProvider"])
-
-    def run(self, inputs: list[Any]) -> list[Any]:
-        values = [i.astype(np.float32) for i in inputs]
-        names = [i.name for i in self.session.get_inputs()]
-        found = self.session.run(None, dict(zip(names, values, strict=True)))
-        return [f.astype(np.float16).astype(np.float32) for f in found]
-
-    def release(self) -> None:
-        self.released.append(str(self.path))
-
-
 @pytest.fixture
 def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
     """A machine with rknn-toolkit-lite2."""
     lite = type("RKNNLite", (StandIn,), {"released": []})
-    yield _install(monkeypatch, lite)
-
-
-def _install(monkeypatch: pytest.MonkeyPatch, lite: Any) -> Any:
-    package, api = ModuleType("rknnlite"), ModuleType("rknnlite.api")
-    api.RKNNLite = lite  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "rknnlite", package)
-    monkeypatch.setitem(sys.modules, "rknnlite.api", api)
-    monkeypatch.setattr(rknn, "installed", lambda name: "2.5.0")
-    return lite
+    yield install(monkeypatch, lite)
 
 
 def answer(session: Any, count: int = 24) -> tuple[Any, list[int]]:
@@ -382,7 +327,7 @@ def test_greedy_tokens_in_the_simulator_are_those_of_the_processor(
             return [np.load(folder / f"out-{n}.npy") for n in range(len(list(folder.glob("out-*"))))]
 
     out = to_rknn(model("trained"), tmp_path / "out").out
-    _install(monkeypatch, type("RKNNLite", (Simulated,), {"released": []}))
+    install(monkeypatch, type("RKNNLite", (Simulated,), {"released": []}))
     try:
         with runtime.open(out) as on_cpu, runtime.open(out, target="rk3588") as on_npu:
             exact, found = answer(on_cpu), answer(on_npu)

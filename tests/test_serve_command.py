@@ -84,7 +84,7 @@ def test_an_interrupt_ends_it_as_it_ends_other_commands(start: Callable[..., Ser
 
 
 def test_sigterm_finishes_what_runs_and_refuses_what_waits(start: Callable[..., Served]) -> None:
-    served = start(code=SLOW + MAIN)
+    served = start("--parallel", "1", code=SLOW + MAIN)
     events: list[Any] = []
 
     def ask() -> None:

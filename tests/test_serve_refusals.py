@@ -189,7 +189,7 @@ def test_paths_methods_and_models(url: str) -> None:
     refused(post(url, CHAT | {"model": "gpt-9"}), 404, "expected tiny", "model")
     refused(answered(exchange(url, request("/v1/models/a/b"))), 404, "tiny only", "model")
     assert answered(exchange(url, request("/v1/models/tiny")))[2]["context_length"] == 4096
-    assert answered(exchange(url, request("/health")))[:3:2] == (200, {"status": "ok"})
+    assert answered(exchange(url, request("/health")))[:3:2] == (200, {"status": "ok", "parallel": 1})
     assert exchange(url, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
 
 

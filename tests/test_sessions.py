@@ -184,6 +184,13 @@ def test_without_weights_nothing_is_computed(path: Path) -> None:
             session.stream(ONE)
 
 
+@pytest.mark.parametrize("threads", [0, -1, 513, 10**20])
+def test_threads_that_no_engine_can_start(threads: int, path: Path) -> None:
+    """Some of them end the process in llama.cpp, or are a fault inside ONNX Runtime's bindings."""
+    with pytest.raises(InputError, match=f"^threads: expected 1 to 512, found {threads}$"):
+        runtime.open(path, runtime.EngineOptions(threads=threads))
+
+
 def test_more_context_than_the_model_was_made_for(path: Path) -> None:
     with pytest.raises(InputError, match="a context of 100000 tokens cannot be had, since the model was made for 1 to"):
         runtime.open(path, runtime.EngineOptions(context=100_000))

@@ -229,6 +229,7 @@ def test_variables_of_the_template(model: Path, monkeypatch: pytest.MonkeyPatch)
             '--var: a: False is neither JSON (true, false, 3, "two words") nor a plain word; mend it',
         ),
         ("a=b c", '--var: a: b c is neither JSON (true, false, 3, "two words") nor a plain word; mend it'),
+        ("a=" + "[" * 100_000, "--var: a: " + "[" * 19 + "… is nested too deeply; mend it"),
         ("messages=1", "--var: messages is no variable of a template: the conversation has it; give another name"),
     ],
 )

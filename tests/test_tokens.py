@@ -164,7 +164,7 @@ def test_texts_of_tokens_that_are_not_special_come_out(form: str, copy: Path) ->
 def test_validate_finds_a_token_that_the_converter_forgot(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check does not read with the converter's eyes."""
     PLACES["extra_special_tokens"](copy)
-    monkeypatch.setattr("sampan.convert.added._tokens", lambda config, folder: [])
+    monkeypatch.setattr("sampan.convert.added._tokens", lambda *_: [])
     with opened(copy, "gguf"):
         pass
     (found, _) = check_tokenizer(open_folder(copy), open_artifact(copy.parent / "m.gguf"), list(TEXTS))

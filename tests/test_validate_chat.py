@@ -58,7 +58,7 @@ def test_a_refusal_is_a_fact_to_compare(folder: Path, tmp_path: Path) -> None:
 def test_validate_measures_all_the_same(folder: Path, tmp_path: Path) -> None:
     """Conversations that a template refuses are no text; the run goes on and there is a verdict."""
     report = run(converted(folder, LLAMA.replace("bos_token", "eos_token"), tmp_path / "m.gguf"), folder, ONE)
-    assert report["verdict"] in ("pass", "undecided")
+    assert report["verdict"] in ("passed", "undecided")
     assert list(report["domains"]) == ["zh", "en", "code", "chat"]
     nothing = "{{ raise_exception('no') }}"
     report = run(converted(folder, nothing, tmp_path / "n.gguf"), folder, ONE)

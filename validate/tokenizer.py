@@ -84,15 +84,26 @@ class Assembled:
         from tokenizers import AddedToken, Tokenizer
 
         config = read_json_if_there(folder / "tokenizer_config.json")
+        if not config.get("extra_special_tokens"):
+            config["extra_special_tokens"] = config.pop("additional_special_tokens", None)
         if "added_tokens_decoder" not in config:
-            config |= read_json_if_there(folder / "special_tokens_map.json")
+            older = read_json_if_there(folder / "special_tokens_map.json")
+            more = older.get("extra_special_tokens")
+            if (told := config["extra_special_tokens"]) and isinstance(more, list):
+                key = "additional_special_tokens" if isinstance(told, dict) else "extra_special_tokens"
+                older = {k: v for k, v in older.items() if k != "extra_special_tokens"}
+                older[key] = more if isinstance(told, dict) else [*told, *more]
+            config |= older
         stored = read_json_if_there(folder / "tokenizer.json")
         try:
-            split = _qwen_split(folder, config)
-            self._reader: Any = _qwen(folder, stored, split) if split else Tokenizer.from_str(json.dumps(stored))
-            if _is_llama(folder, config) and "ByteLevel" not in str(self._reader.pre_tokenizer):
+            kind = _class(folder, config)
+            split = {"Qwen2": QWEN2, "Qwen3_5": QWEN3_5}.get(kind)
+            self._reader: Any = (
+                _qwen(folder, stored, split, config) if split else Tokenizer.from_str(json.dumps(stored))
+            )
+            if kind == "Llama" and "ByteLevel" not in str(self._reader.pre_tokenizer):
                 self._reader.normalizer, self._reader.pre_tokenizer = None, _metaspace(config)
-            for token in _added(folder, config, stored if split else {}):
+            for token in _added(folder, config, stored if split else {}, kind):
                 self._reader.add_tokens([AddedToken(token.pop("content"), **token)])
         except InputError:
             raise
@@ -107,16 +118,27 @@ class Assembled:
         return ids
 
 
-def _qwen_split(folder: Path, config: dict[str, Any]) -> str | None:
-    """Of Qwen2Tokenizer or Qwen3_5Tokenizer; Qwen3.5's files name the former, and transformers takes the latter."""
-    named = str(config.get("tokenizer_class")).removesuffix("Fast")
-    kind = str(read_json_if_there(folder / "config.json").get("model_type"))
-    if named == "Qwen3_5Tokenizer" or (kind.startswith("qwen3_5") and kind != "qwen3_5_text"):
-        return QWEN3_5
-    return QWEN2 if named == "Qwen2Tokenizer" else None
+def _class(folder: Path, config: dict[str, Any]) -> str:
+    """Which of the classes with steps of their own AutoTokenizer takes; another name where tokenizer.json holds.
+
+    A name in the files counts unless the model's type is known for wrong ones; without one the type decides.
+    """
+    model = read_json_if_there(folder / "config.json")
+    kind, said = str(model.get("model_type")), config.get("tokenizer_class") or model.get("tokenizer_class")
+    remote = config.get("auto_map")
+    if isinstance(said, str) and (remote.get("AutoTokenizer") if isinstance(remote, dict) else remote):
+        return said.removesuffix("Fast").removesuffix("Tokenizer")
+    if config.get("tokenizer_class") == "":
+        return ""
+    if kind.startswith("glm4") or kind in ("mistral", "minimax_m2", "kimi_k25", "kimi_linear"):
+        return ""
+    typical = "Qwen3_5" if kind.startswith("qwen3_5") else "Qwen2" if kind.startswith(("qwen2", "qwen3")) else ""
+    if not isinstance(said, str) or kind == "qwen2" or (typical == "Qwen3_5" and kind != "qwen3_5_text"):
+        return typical
+    return said.removesuffix("Fast").removesuffix("Tokenizer")
 
 
-def _qwen(folder: Path, stored: dict[str, Any], split: str) -> Any:
+def _qwen(folder: Path, stored: dict[str, Any], split: str, config: dict[str, Any]) -> Any:
     """These take words and merges from tokenizer.json, or vocab.json and merges.txt; steps they have themselves."""
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import BPE
@@ -131,18 +153,13 @@ def _qwen(folder: Path, stored: dict[str, Any], split: str) -> Any:
     pairs: Any = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in lines]
     reader = Tokenizer(BPE(words, pairs))
     reader.normalizer, reader.decoder = normalizers.NFC(), decoders.ByteLevel()
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    spaced = bool(config.get("add_prefix_space"))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=spaced, use_regex=False)
     reader.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated"), byte_level])
     if stored.get("post_processor"):
         empty = stored | {"model": stored["model"] | {"vocab": {}, "merges": []}, "added_tokens": []}
         reader.post_processor = Tokenizer.from_str(json.dumps(empty)).post_processor
     return reader
-
-
-def _is_llama(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether transformers takes LlamaTokenizer, which does not take the steps that the file has."""
-    named = str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
-    return named and read_json_if_there(folder / "config.json").get("model_type") != "mistral"
 
 
 def _metaspace(config: dict[str, Any]) -> Any:
@@ -153,12 +170,23 @@ def _metaspace(config: dict[str, Any]) -> Any:
     return pre_tokenizers.Metaspace("▁", scheme if asked else "never", split=False)
 
 
-def _added(folder: Path, config: dict[str, Any], stored: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Tokens to add, in transformers' order, as arguments of AddedToken."""
+def _added(folder: Path, config: dict[str, Any], stored: dict[str, Any], kind: str) -> Iterator[dict[str, Any]]:
+    """Tokens to add, in transformers' order, as arguments of AddedToken; some classes name tokens of their own."""
     keys = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-    further = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    named = [v for k, v in config.items() if v and (k in keys or (k.endswith("_token") and isinstance(v, str | dict)))]
-    texts = [*named, *(further.values() if isinstance(further, dict) else further)]
+    more, further = config.get("extra_special_tokens"), config.get("additional_special_tokens") or []
+    more, further = (more, further) if isinstance(more, dict) else ({}, more if more is not None else further)
+    usual = {
+        "Qwen2": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
+        "Qwen3_5": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
+        "Llama": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    }
+    told = usual.get(kind, {}) | config
+    named = [told[k] for k in keys if told.get(k)]
+    for key, value in config.items():  # a model's own; an object counts as save_pretrained writes it
+        one = isinstance(value, str) or (isinstance(value, dict) and "__type" in value)
+        named += [value] if value and one and key.endswith("_token") and key not in keys else []
+    named += more.values()
+    texts = [*named, *further]
     special = [t["content"] if isinstance(t, dict) else t for t in texts]
     listed: dict[int, dict[str, Any]] = {}
     if "added_tokens_decoder" in config:

@@ -1,4 +1,4 @@
-"""What a layer keeps of earlier tokens, by engine: `Format.kept`. tests/test_plan.py compares it with theirs."""
+"""What a layer keeps of earlier tokens, by engine: `Format.kept`. tests/test_demand.py compares it with theirs."""
 
 from __future__ import annotations
 

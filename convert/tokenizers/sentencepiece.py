@@ -175,9 +175,7 @@ def form(folder: Path, vocab: int) -> dict[str, Any]:
 
 def _legacy(folder: Path, config: dict[str, Any]) -> bool:
     """Whether a space goes in front of every text between special tokens, not only of the first."""
-    kind = read_json_if_there(folder / "config.json").get("model_type")
-    own = config.get("tokenizer_class") in added.LLAMA and kind not in added.OWN_CLASS
-    return bool(config.get("legacy", not own))
+    return bool(config.get("legacy", added.own_class(config, folder) != added.LLAMA))
 
 
 def _template(p: Pieces, config: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 import re
@@ -22,6 +23,7 @@ from sampan.prefix import PREFIX_KEY, WAYS, put
 from ..chat import LARGEST
 from ._experts import ExpertRecorder
 from ._inputs import InputRecorder, Sums
+from ._lanes import Lanes, Part
 from ._process import errors, hear
 
 if TYPE_CHECKING:
@@ -121,19 +123,24 @@ def _bytes(array: NDArray[np.uint8]) -> Any:
 
 
 class LlamaEngine:
-    """One llama.cpp model and context; implements `Engine`."""
+    """One llama.cpp model and context; implements `Engine` for one of its sequences, as `lanes` do for the others."""
 
     batch = BATCH
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
         if options.kv is not None and options.kv not in KV_TYPES:
             raise wrong("kv", f"one of {', '.join(KV_TYPES)}", options.kv)
+        if options.sequences < 1 or (options.sequences > 1 and (options.record_experts or options.record_inputs)):
+            raise wrong("sequences", "1 or more, and 1 where experts or inputs are recorded", options.sequences)
         self.kv: str = options.kv or DEFAULT_KV
         self.library = f"{PACKAGE} {installed(PACKAGE)}"
         self._lib = lib = _library(quiet=options.process_wide)
         self._model: Any = None
         self._ctx: Any = None
         self._batch: Any = None
+        self._lanes = Lanes(self._compute, BATCH)
+        self._seq = self._position = 0
+        self._sequences = options.sequences
         try:
             self._load(lib, path, options)
         except BaseException:
@@ -175,7 +182,6 @@ class LlamaEngine:
         self._apart = {s: self._special_texts(s) for s in (True, False)} if self._prefix in WAYS else {}
         self._ends = self._end_tokens()
         self._batch = lib.llama_batch_init(BATCH, 0, 1)
-        self._position = 0
 
     def _trained(self) -> int:
         """The positions that the file tells of; llama.cpp itself reads them with the weights only."""
@@ -195,19 +201,25 @@ class LlamaEngine:
 
     def _context_params(self, options: EngineOptions) -> Any:
         p = self._lib.llama_context_default_params()
-        p.n_ctx, p.n_batch, p.n_ubatch = self.context, BATCH, BATCH
+        p.n_ctx, p.n_batch, p.n_ubatch = self.context * self._sequences, BATCH, BATCH
+        p.n_seq_max = self._sequences
         if options.threads:
             p.n_threads = p.n_threads_batch = options.threads
         p.type_k = p.type_v = KV_TYPES[self.kv]
         if recorder := self._inputs or self._experts:
             p.cb_eval = recorder.callback
+        rope = f"{self._meta('general.architecture')}.rope.scaling"
         for end in ("fast", "slow"):  # llama.cpp's graphs do not read these keys from the file
-            if (beta := self._meta(f"{self._meta('general.architecture')}.rope.scaling.yarn_beta_{end}")) is not None:
+            if (beta := self._meta(f"{rope}.yarn_beta_{end}")) is not None:
                 setattr(p, f"yarn_beta_{end}", float(beta))
         flash = options.flash_attention
         if flash is None and self.kv == "f32":
             flash = False  # its flash attention rounds a float32 cache to float16
         p.flash_attn_type = -1 if flash is None else int(flash)
+        # One buffer for all sequences lets any of them into one pass. Without flash attention each would compute with
+        # all others' cells; and long-rope factors are chosen by the buffer's size.
+        whole = flash is not False and self._meta(f"{rope}.original_context_length") is None
+        p.kv_unified = self._sequences > 1 and whole
         return p
 
     def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
@@ -258,31 +270,51 @@ class LlamaEngine:
         ids = None if text is None else [int(i) if i.isdecimal() else i for i in text.split(",")]
         return None if ids is None else frozenset(end_ids(ids, self.vocab, ENDS_KEY))
 
+    def lanes(self) -> list[LlamaEngine]:
+        """Engines for the other sequences, to be asked for once. Whichever closes last frees the model."""
+        found = [copy.copy(self) for _ in range(1, self._sequences)]
+        for seq, lane in enumerate(found, 1):
+            lane._seq, lane._position = seq, 0
+            self._lanes.enter(seq)
+        return found
+
     def keep(self, n: int) -> int:
+        with self._lanes.alone():
+            return self._keep(n)
+
+    def _keep(self, n: int) -> int:
         memory = self._lib.llama_get_memory(self._ctx)
-        if not self._lib.llama_memory_seq_rm(memory, 0, n, -1):  # a recurrent state
-            self._lib.llama_memory_clear(memory, True)
+        if not self._lib.llama_memory_seq_rm(memory, self._seq, n, -1):  # a recurrent state
+            self._lib.llama_memory_seq_rm(memory, self._seq, -1, -1)
             n = 0
         self._position = n
         return n
 
     def evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
-        b = self._batch
-        b.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            b.token[i], b.pos[i], b.n_seq_id[i], b.seq_id[i][0] = token, self._position + i, 1, 0
-            b.logits[i] = i >= len(tokens) - wanted
+        logits = self._lanes.evaluate(Part(self._seq, self._position, tokens, wanted))
+        self._position += len(tokens)
+        return logits
+
+    def _compute(self, parts: Sequence[Part]) -> NDArray[np.float32]:
+        """As `Lanes` wants it."""
+        b, n = self._batch, 0
+        for part in parts:
+            for i, token in enumerate(part.tokens):
+                b.token[n], b.pos[n], b.n_seq_id[n], b.seq_id[n][0] = token, part.position + i, 1, part.seq
+                b.logits[n] = i >= len(part.tokens) - part.wanted
+                n += 1
+        b.n_tokens = n
         errors.clear()
         if (code := self._lib.llama_decode(self._ctx, b)) != 0:
             raise InputError(f"llama.cpp cannot evaluate (code {code}): {'; '.join(errors) or 'no reason given'}")
-        self._position += len(tokens)
-        if not wanted:
+        if not (rows := sum(part.wanted for part in parts)):
             return np.empty((0, self.vocab), np.float32)
         pointer = self._lib.llama_get_logits(self._ctx)
-        return np.ctypeslib.as_array(pointer, shape=(wanted * self.vocab,)).reshape(wanted, self.vocab)
+        return np.ctypeslib.as_array(pointer, shape=(rows * self.vocab,)).reshape(rows, self.vocab)
 
     def state_bytes(self) -> int:
-        return int(self._lib.llama_state_seq_get_size(self._ctx, 0))
+        with self._lanes.alone():
+            return int(self._lib.llama_state_seq_get_size(self._ctx, self._seq))
 
     def state_limit(self, tokens: int) -> int:
         self.keep(0)
@@ -295,20 +327,22 @@ class LlamaEngine:
         return sizes[0] + (tokens - 1) * (sizes[-1] - sizes[0])
 
     def copy_state(self, out: NDArray[np.uint8]) -> None:
-        written = self._lib.llama_state_seq_get_data(self._ctx, _bytes(out), out.nbytes, 0)
+        with self._lanes.alone():
+            written = self._lib.llama_state_seq_get_data(self._ctx, _bytes(out), out.nbytes, self._seq)
         if written != out.nbytes:
             raise InputError(f"llama.cpp wrote {written} of the {out.nbytes} bytes of its state")
 
     def restore(self, tokens: int, state: NDArray[np.uint8]) -> None:
-        self.keep(0)
-        errors.clear()
-        read = self._lib.llama_state_seq_set_data(self._ctx, _bytes(state), state.nbytes, 0)
-        last = self._lib.llama_memory_seq_pos_max(self._lib.llama_get_memory(self._ctx), 0)
-        if (read, last) != (state.nbytes, tokens - 1):
-            self.keep(0)
-            reason = "; ".join(errors) or f"it read {read} of {state.nbytes} bytes, up to position {last}"
-            raise InputError(f"llama.cpp does not take this state: {reason}")
-        self._position = tokens
+        with self._lanes.alone():
+            self._keep(0)
+            errors.clear()
+            read = self._lib.llama_state_seq_set_data(self._ctx, _bytes(state), state.nbytes, self._seq)
+            last = self._lib.llama_memory_seq_pos_max(self._lib.llama_get_memory(self._ctx), self._seq)
+            if (read, last) != (state.nbytes, tokens - 1):
+                self._keep(0)
+                reason = "; ".join(errors) or f"it read {read} of {state.nbytes} bytes, up to position {last}"
+                raise InputError(f"llama.cpp does not take this state: {reason}")
+            self._position = tokens
 
     def take_experts(self) -> dict[int, NDArray[np.int32]]:
         return {} if self._experts is None else self._experts.take()
@@ -343,6 +377,8 @@ class LlamaEngine:
             room = min(n, LONGEST) + 1
 
     def close(self) -> None:
+        if not self._lanes.leave(self._seq):
+            return
         if self._batch is not None:
             self._lib.llama_batch_free(self._batch)
         if self._ctx:

@@ -84,6 +84,8 @@ class OnnxEngine:
             raise wrong("kv", "f32, the cache of ONNX graphs", options.kv)
         if options.flash_attention:
             raise wrong("flash_attention", "None or False: ONNX graphs name their attention themselves", "True")
+        if options.sequences != 1:
+            raise wrong("sequences", "1: only llama.cpp computes several together", options.sequences)
         self._graph, path = graph_file(path), home(path)
         self._path = path
         self._tokenizer = JsonTokenizer(path / "tokenizer.json")

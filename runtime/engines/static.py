@@ -100,6 +100,8 @@ class StaticEngine:
         self.kv = "f16" if self._floats else "q8_0"
         if options.kv not in (None, self.kv):
             raise wrong("kv", f"{self.kv}, the cache of static graphs", options.kv)
+        if options.sequences != 1:
+            raise wrong("sequences", "1: only llama.cpp computes several together", options.sequences)
         if options.record_experts:
             raise wrong("record_experts", "no experts in a static graph", "asked for")
         self.library, self.threads = library, options.threads or 0

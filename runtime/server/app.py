@@ -61,7 +61,7 @@ def application(service: Service) -> Starlette:
     async def health(request: Request) -> Response:
         if service.worker.stopping:
             return JSONResponse({"status": "stopping"}, 503)
-        return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "ok", "parallel": len(service.lanes.sessions)})
 
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [card]})
@@ -225,5 +225,4 @@ def run(service: Service, sock: socket.socket) -> None:
         asyncio.run(main())
     finally:
         signal.signal(signal.SIGTERM, before)
-        service.worker.stop()
-        service.worker.join()
+        service.close()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..lanes import Lanes
 from ..session import Session
 from ..stream import Chunk
 from .fields import Asked
@@ -27,7 +28,7 @@ REASONS = {"stop": "stop", "stop_string": "stop", "tool_calls": "tool_calls", "l
 JSON = [(b"content-type", b"application/json")]
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store"),
           (b"x-accel-buffering", b"no")]  # fmt: skip
-AT_ONCE = 4  # answers that take turns
+AT_ONCE = 4  # answers that take turns where there is one lane
 DISCARDED = 16 << 20  # bytes of a body beyond the limit: who still sends when we close sees no answer
 
 
@@ -40,17 +41,25 @@ class Service:
 
     def __init__(self, session: Session, settings: Settings) -> None:
         self.session, self.settings = session, settings
-        self.worker = Worker(session.at_once(AT_ONCE) if settings.turns else 1)
+        self.lanes = Lanes(session)
+        turns = settings.turns and len(self.lanes.sessions) == 1
+        self.worker = Worker(self.lanes, session.at_once(AT_ONCE) if turns else 1)
         self.metrics = Metrics()
         self.inside = 0
         self.created = int(time.time())
+
+    def close(self) -> None:
+        """Finish what runs, refuse what waits, and give up the lanes."""
+        self.worker.stop()
+        self.worker.join()
+        self.lanes.close()
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
         """One of the places; refused where none is left."""
         if self.worker.stopping:
             raise STOPPING
-        if self.inside > self.settings.queue:
+        if self.inside >= self.settings.queue + len(self.lanes.sessions):
             seconds = min(60, max(1, math.ceil(self.worker.mean)))
             raise RefusalError(
                 429, f"{self.settings.queue} requests wait already; ask again in {seconds} s", None, "queue_full",
@@ -78,7 +87,7 @@ class Endpoint:
                 await _read(receive, 0)
                 raise
             asked: Asked = self._form.parse(await body(scope, receive, settings.max_body), service.session, settings)
-            turn = Turn(lambda: self._form.begin(asked, service.session))
+            turn = Turn(lambda session: self._form.begin(asked, session))
             reply = _Reply(self._form, asked, settings.name, send)
             watch = asyncio.create_task(_left(receive, turn))
             try:

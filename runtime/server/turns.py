@@ -1,5 +1,6 @@
-"""One thread answers: requests begin in the order in which they came, and a few take turns; what it makes goes to the
-loop.
+"""Threads answer: requests begin in the order in which they came; what a thread makes goes to the loop.
+
+Where an engine has several lanes, each answer has a thread and a lane. Else one thread lets a few answers take turns.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable
 
 from sampan.errors import InputError
 
+from ..lanes import Lanes
+from ..session import Session
 from ..stream import Chunk, Stream
 from .refusals import RefusalError, refusal
 
@@ -25,12 +28,12 @@ STOPPING = RefusalError(503, "the server is about to end; ask again later", None
 
 
 class Turn:
-    """One request: `begin` starts its answer in the worker, `events` are for the loop that made it.
+    """One request: `begin` starts its answer in a worker's thread, `events` are for the loop that made it.
 
     What a reader does not take waits here, not in the engine: the context bounds it.
     """
 
-    def __init__(self, begin: Callable[[], Stream]) -> None:
+    def __init__(self, begin: Callable[[Session], Stream]) -> None:
         self._begin, self._loop = begin, asyncio.get_running_loop()
         self._left = threading.Event()
         self.events: asyncio.Queue[Chunk | RefusalError | None] = asyncio.Queue()  # None: the client left
@@ -54,13 +57,13 @@ class Turn:
         """Whether nobody waits any more."""
         return self._left.is_set()
 
-    def run(self, pause: Callable[[], bool]) -> bool:
+    def run(self, lanes: Lanes, pause: Callable[[], bool]) -> bool:
         """Answer until the end, or until `pause` after a token; whether it is the end. The last event tells of that."""
         try:
             if self.stream is None:
-                self.stream = self._begin()
+                self.stream = lanes.begin(self._begin)
                 if self.left:  # since `cancel` looked for a stream
-                    return self._end()
+                    return self._end(lanes)
             for chunk in self.stream:
                 self._tell(chunk)
                 if pause():
@@ -70,11 +73,12 @@ class Turn:
         except Exception:
             LOG.exception("a request ended in a bug of ours")
             self._tell(BROKEN)
-        return self._end()
+        return self._end(lanes)
 
-    def _end(self) -> bool:
+    def _end(self, lanes: Lanes) -> bool:
         if self.stream is not None:
             self.stream.close()
+            lanes.end(self.stream)
         return True
 
     def _tell(self, event: Chunk | RefusalError) -> None:
@@ -83,17 +87,21 @@ class Turn:
 
 
 class Worker:
-    """The thread, and the turns that wait for it. Up to `at_once` of them are answered by turns."""
+    """A thread for each lane, and the turns that wait for one. Where there is one, `at_once` are answered by turns."""
 
-    def __init__(self, at_once: int = 1) -> None:
+    def __init__(self, lanes: Lanes, at_once: int = 1) -> None:
         self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        self._begun: deque[Turn] = deque()
-        self._at_once = at_once
+        self._lanes, self._at_once = lanes, at_once
+        self._count = threading.Lock()
         self.running = 0  # turns that have begun
         self.mean = 1.0  # seconds of an answer, the last ones more than the first
-        self._thread = threading.Thread(target=self._work, name="sampan-answers", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"sampan-answers-{n}", daemon=True)
+            for n, _ in enumerate(lanes.sessions)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -108,34 +116,38 @@ class Worker:
             self._turns.put(turn)
 
     def _work(self) -> None:
-        more = True
-        while more or self._begun:
-            while more and len(self._begun) < self._at_once and (self._turns.qsize() or not self._begun):
-                more = self._begin(self._turns.get())
-            if not self._begun:
+        begun: deque[Turn] = deque()
+        more, over = True, 0.0
+
+        def pause() -> bool:
+            """Whether somebody else could have a turn."""
+            return time.monotonic() > over and (bool(begun) or (self._at_once > 1 and self._turns.qsize() > 0))
+
+        while more or begun:
+            while more and len(begun) < self._at_once and (self._turns.qsize() or not begun):
+                more = self._begin(self._turns.get(), begun)
+            if not begun:
                 continue
-            turn, began = self._begun.popleft(), time.monotonic()
+            turn, began = begun.popleft(), time.monotonic()
             over = began + QUANTUM
-            ended = turn.run(lambda over=over: time.monotonic() > over and self._others())  # type: ignore[misc]
+            ended = turn.run(self._lanes, pause)
             turn.seconds += time.monotonic() - began
             if ended:
-                self.running -= 1
-                self.mean += 0.1 * (turn.seconds - self.mean)
+                with self._count:
+                    self.running -= 1
+                    self.mean += 0.1 * (turn.seconds - self.mean)
             else:
-                self._begun.append(turn)
+                begun.append(turn)
 
-    def _others(self) -> bool:
-        """Whether somebody else could have a turn."""
-        return bool(self._begun) or (self._at_once > 1 and self._turns.qsize() > 0)
-
-    def _begin(self, turn: Turn | None) -> bool:
+    def _begin(self, turn: Turn | None, begun: deque[Turn]) -> bool:
         if turn is None:
             return False
         if self.stopping:
             turn.refuse(STOPPING)
         elif not turn.left:
-            self._begun.append(turn)
-            self.running += 1
+            begun.append(turn)
+            with self._count:
+                self.running += 1
         return True
 
     @property
@@ -146,8 +158,10 @@ class Worker:
     def stop(self) -> None:
         """Finish what runs, refuse what waits."""
         self._stopping.set()
-        self._turns.put(None)
+        for _ in self._threads:
+            self._turns.put(None)
 
     def join(self) -> None:
-        """Wait for the thread."""
-        self._thread.join()
+        """Wait for the threads."""
+        for thread in self._threads:
+            thread.join()

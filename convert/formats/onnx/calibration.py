@@ -16,6 +16,7 @@ from sampan.files import read_text
 from sampan.static import EMBEDDING_FILE, TOKENS
 
 from ...architecture import Architecture
+from .centres import Centres
 from .channels import Channels, DataFile
 from .forms.static import Static
 from .graph import FLOAT, Edge
@@ -40,8 +41,8 @@ def measure(
     positions: Mapping[str, NDArray[np.float32]],
     folder: Path,
     threads: int,
-) -> dict[str, Quantity]:
-    """Quantities of every activation of the graphs in `form`, from the weights as they are stored.
+) -> tuple[dict[str, Quantity], Centres]:
+    """Quantities of every activation of the graphs in `form`, from the weights as they are stored; centres of keys.
 
     One layer is in memory at a time.
     """
@@ -49,8 +50,8 @@ def measure(
     embedding = np.memmap(folder / EMBEDDING_FILE, np.float16, "r").reshape(arch.vocab, arch.hidden)
     ids = encoded(folder, arch.vocab, calls, EACH)
     hidden = [[np.asarray(embedding[piece], np.float32) for piece in text] for text in ids]
-    ranges = observe(_by_layer(weights, arch, parts, data, calls), folder, hidden, positions, threads)
-    return quantities(form.graphs, form, ranges, _range(embedding))
+    ranges, centres = observe(_by_layer(weights, arch, parts, data, calls), folder, hidden, positions, threads)
+    return quantities(form.graphs, form, ranges, _range(embedding)), centres
 
 
 def needs(weights: Channels, arch: Architecture, parts: Sequence[Part], data: Sequence[DataFile], context: int) -> int:

@@ -30,6 +30,7 @@ from ...plan import Finish, Format, Plan, PlannedTensor, Request
 from ...tokenizer import read_tokenizer
 from .. import _kept
 from .calibration import measure, needs
+from .centres import fill
 from .channels import Channels, DataFile, by_layer
 from .compiled import needs as compiler_needs
 from .decoder import write
@@ -262,9 +263,10 @@ def _finish(
     """Measure the ranges, write them into the graphs, compile."""
     from .compiled import compiled
 
-    found = measure(forms[TOKENS[0]], weights, arch, parts, data, positions, folder, threads)
+    found, centres = measure(forms[TOKENS[0]], weights, arch, parts, data, positions, folder, threads)
     for tokens, form in forms.items():
         for n, graph in enumerate(form.graphs):
+            fill(graph, centres)
             path = folder / graph_name(n, tokens)
             made = _bytes(graph, {e.name: found[e.name] for e in activations(graph)}, form)
             if len(made) != path.stat().st_size:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sampan.static import visible
 
+from .centres import before, fill
 from .forms.static import HIDDEN, MASK, Static
 from .graph import FLOAT, Graph
 from .qdq import Quantity, Range, activations, groups, quantity
@@ -59,25 +60,30 @@ class Observed:
 
 def observe(
     form: Static, folder: Path, hidden: list[list[Floats]], tables: Mapping[str, Floats], threads: int
-) -> dict[str, Range]:
-    """Ranges of all activations of `form`, whose graphs are a layer each, over the arrays in `folder`.
+) -> tuple[dict[str, Range], dict[str, Floats]]:
+    """Ranges of all activations of `form`, whose graphs are a layer each, over the arrays in `folder`; centres of keys,
+    which are filled in.
 
     `hidden`: for each text the hidden states of each call, [tokens, width], which are replaced layer by layer.
     `tables`: cos and sin of the positions [context, half].
     """
     found: dict[str, Range] = {}
+    centres: dict[str, Floats] = {}
+    starts = _starts(len(hidden), len(hidden[0]) * form.tokens, tables)
     for graph in form.graphs:
-        session = _session(graph, folder, threads)
-        names = [o.name for o in session.get_outputs()]
+        own = _centres(graph, form, folder, hidden, tables, threads)
+        fill(graph, own)
+        centres |= own
+        whole = _all_outputs(graph)
+        session, names = _session(whole, folder, threads), [o.name for o in whole.outputs]
         seen = {n: Observed() for n in names}
         border = graph.outputs[-1].name  # the hidden states, or the logits
-        first = next(e.name for e in graph.inputs if len(e.shape) == 2)
         pasts = {e.name: [int(n) for n in e.shape] for e in graph.inputs if e.name.startswith("past_")}
-        for text in hidden:
+        for start, text in zip(starts, hidden, strict=True):
             cache = {n: np.zeros(shape, np.float32) for n, shape in pasts.items()}
             for call, x in enumerate(text):
                 position = call * form.tokens
-                feeds = {first: x, **cache, **_shared(graph, form, position, tables)}
+                feeds = {_first(graph): x, **cache, **_shared(graph, form, position, tables, start)}
                 values = dict(zip(names, session.run(names, feeds), strict=True))
                 for name, value in values.items():
                     seen[name].add(value[value > FAR / 2] if name in form.masked else value)
@@ -89,34 +95,75 @@ def observe(
                 text[call] = values[border]
         caches = set(form.caches)
         found |= {n: o.range(cache=n in caches) for n, o in seen.items()}
+    return found, centres
+
+
+def _starts(texts: int, tokens: int, tables: Mapping[str, Floats]) -> list[int]:
+    """What each text's positions begin at: the first at 0, the last ends with the context.
+
+    They do not lie evenly, or a rotation might be in step with them.
+    """
+    last = min((len(t) for t in tables.values()), default=tokens) - tokens
+    return [round(last * (i / max(1, texts - 1)) ** 2) for i in range(texts)]
+
+
+def _centres(
+    graph: Graph, form: Static, folder: Path, hidden: list[list[Floats]], tables: Mapping[str, Floats], threads: int
+) -> dict[str, Floats]:
+    """Means of keys [heads, width], over the texts and over all positions of the context for each of their tokens.
+
+    A rotation is linear in cos and sin, so it is done once, with their means.
+    """
+    found: dict[str, Floats] = {}
+    means = {
+        name: np.tile(t.mean(axis=0, dtype=np.float64).astype(np.float32), (form.tokens, 1))
+        for name, t in tables.items()
+    }
+    for name in (e.name for e in graph.edges if e.name in form.keys):
+        part = before(graph, name)
+        session, turns = _session(part, folder, threads), _shared(part, form, 0, means)
+        calls = [session.run([name], {_first(part): x, **turns})[0] for text in hidden for x in text]
+        found[name] = np.mean([c.mean(axis=(0, 1), dtype=np.float64) for c in calls], axis=0).astype(np.float32)
     return found
 
 
-def _shared(graph: Graph, form: Static, position: int, tables: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Mask and rotary tables of a call, where the graph takes them."""
+def _first(graph: Graph) -> str:
+    """The input for the hidden states."""
+    return next(e.name for e in graph.inputs if len(e.shape) == 2)
+
+
+def _shared(
+    graph: Graph, form: Static, position: int, tables: Mapping[str, Floats], start: int = 0
+) -> dict[str, Floats]:
+    """Mask and rotary tables of a call, where the graph takes them; positions count from `start`."""
     found: dict[str, Floats] = {}
+    at = start + position
     for e in graph.inputs:
         if e.name == MASK:
             found[MASK] = np.where(visible(position, form.tokens, form.context), np.float32(0), FAR)
         elif e.name in tables:
-            found[e.name] = tables[e.name][position : position + form.tokens].reshape([int(n) for n in e.shape])
+            found[e.name] = tables[e.name][at : at + form.tokens].reshape([int(n) for n in e.shape])
     return found
 
 
-def _session(graph: Graph, folder: Path, threads: int) -> Any:
+def _all_outputs(graph: Graph) -> Graph:
     """The graph with all its activations as outputs, the hidden states last."""
-    import onnxruntime as ort
-
     known = {e.name for e in (*graph.inputs, *graph.outputs)}
     more = Graph(graph.data_file)
     more.nodes, more.initializers, more.inputs, more.edges = graph.nodes, graph.initializers, graph.inputs, []
     more.outputs = [*(e for e in activations(graph) if e.name not in known and e.type == FLOAT), *graph.outputs]
+    return more
+
+
+def _session(graph: Graph, folder: Path, threads: int) -> Any:
+    import onnxruntime as ort
+
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = threads
     settings.add_session_config_entry("session.disable_quant_qdq", "1")  # products of floats, as they stand
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    model = more.model("sampan", "").SerializeToString()
+    model = graph.model("sampan", "").SerializeToString()
     return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
 
 

@@ -13,7 +13,7 @@ from .static import Static
 
 
 class Plain(Static):
-    """`Static` without constants as codes, and with norms of older operators."""
+    """`Static` without constants as codes and without centres, and with norms of older operators."""
 
     opset = 19
 
@@ -34,6 +34,9 @@ class Plain(Static):
         )  # fmt: skip
         root = g.node("Sqrt", path, [g.node("Add", f"{path}/eps", [mean, self._factor(eps)], mean.shape)], mean.shape)
         return g.node("Mul", path, [g.node("Div", path, [x, root], x.shape), scale], x.shape)
+
+    def _centred(self, path: str, keys: Edge) -> Edge:
+        return keys  # floats need none
 
     def _factor(self, value: float) -> Edge:
         return self.graph.constant(f"/constants/{value!r}", np.array([value], np.float32))

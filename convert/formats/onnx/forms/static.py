@@ -14,6 +14,7 @@ from sampan.errors import wrong
 from sampan.quantize.channel import ChannelType
 
 from ....architecture import Architecture, Rope
+from ..centres import subtracted
 from ..channels import Channels, DataFile
 from ..graph import FLOAT, OPSET, UINT16, Edge, Graph
 from ..rope import tables
@@ -26,7 +27,7 @@ class Static:
     """`files`: the data file of each part; `cuts`: the norm that a part begins with → its number.
 
     What it notes for `qdq`: `fixed`, ranges that are known; `caches`, edges that stand in the cache; `masked`, scores
-    after the mask was added.
+    after the mask was added; `keys`, edges that a centre is subtracted from.
     """
 
     opset = OPSET
@@ -45,6 +46,7 @@ class Static:
         self.fixed: dict[str, tuple[float, float]] = {}
         self.caches: list[str] = []
         self.masked: list[str] = []
+        self.keys: list[str] = []
         self._arch, self._files, self._cuts = arch, files, cuts
         self._inputs: dict[str, Edge] = {}  # and constants of the current graph
 
@@ -164,7 +166,7 @@ class Static:
         q = g.node("Mul", f"{path}/query/scale", [q, self._factor(scale or head_dim**-0.5)], q.shape)
         q = self._transpose(f"{path}/query", q, 0, 2, 1, 3)
         q = self._reshape(f"{path}/query/groups", q, 1, kv_heads, each * self.tokens, head_dim)
-        k = self._cached(path, layer, "key", k, (0, 2, 3, 1))
+        k = self._cached(path, layer, "key", self._centred(f"{path}/key", k), (0, 2, 3, 1))
         v = self._cached(path, layer, "value", v, (0, 2, 1, 3))
         scores = g.node("MatMul", f"{path}/scores", [q, k], (1, kv_heads, each * self.tokens, slots))
         scores = self._reshape(f"{path}/scores", scores, 1, heads, self.tokens, slots)
@@ -177,6 +179,10 @@ class Static:
         y = g.node("MatMul", f"{path}/mix", [shares, v], (1, kv_heads, each * self.tokens, v_dim))
         y = self._reshape(f"{path}/mix", y, 1, heads, self.tokens, v_dim)
         return self.join(f"{path}/join", self._transpose(f"{path}/mix", y, 0, 2, 1, 3))
+
+    def _centred(self, path: str, keys: Edge) -> Edge:
+        self.keys.append(keys.name)
+        return subtracted(self.graph, path, keys)
 
     def _factor(self, value: float) -> Edge:
         """A constant as the largest of 65,536 codes."""
