@@ -1,7 +1,8 @@
 """What is done on both processors and compared: `on_arm.py` imports it here and runs it as a program there.
 
 both.py convert MODEL OUT FORMAT:SCHEME…   # each into OUT/FORMAT-SCHEME
-both.py answer OUT ARTIFACT…               # greedy answers and logits to the prompts of OUT.prompts, in OUT.json, .npz
+both.py answer OUT ARTIFACT…               # greedy answers and logits to the prompts of OUT.prompts, in OUT.json, .npz;
+                                           # prints what llama.cpp was compiled for
 """
 
 from __future__ import annotations
@@ -20,9 +21,7 @@ sys.path.insert(0, str(TESTS / "fixtures"))
 import facts  # noqa: E402
 
 from sampan import runtime  # noqa: E402
-from sampan.checkpoint import open_folder  # noqa: E402
-from sampan.convert import trial  # noqa: E402
-from sampan.convert.conversion import convert, prepare  # noqa: E402
+from sampan.runtime.engines import llama  # noqa: E402
 
 QUESTIONS = (*facts.capital_questions()[::80], *facts.sum_questions()[::40])
 LONGEST = 40  # tokens of an answer
@@ -34,6 +33,9 @@ def artifact(folder: Path, kind: str) -> Path:
 
 
 def convert_all(model: Path, folder: Path, kinds: list[str]) -> None:
+    from sampan.checkpoint import open_folder  # imports much, and imports are slow there
+    from sampan.convert.conversion import convert, prepare
+
     for kind in kinds:
         convert(prepare(open_folder(model), artifact(folder, kind), *kind.split(":"), jobs=1), overwrite=True)
 
@@ -63,12 +65,15 @@ def answers(path: Path, asked: list[str]) -> tuple[list[list[int]], NDArray[np.f
 
 def main(command: str, first: str, *arguments: Any) -> None:
     if command == "convert":
+        from sampan.convert import trial
+
         trial.trial = lambda job, name: contextlib.nullcontext(lambda: None)  # as conftest.py has it: no child for each
         convert_all(Path(first), Path(arguments[0]), list(arguments[1:]))
         return
     asked = json.loads(Path(f"{first}.prompts").read_text())
     found = {path: answers(Path(path), asked[path]) for path in arguments}
     Path(f"{first}.json").write_text(json.dumps({p: ids for p, (ids, _) in found.items()}))
+    print(*llama.about()["compiled_for"])
     np.savez(f"{first}.npz", **{str(n): logits for n, (_, logits) in enumerate(found.values())})
 
 

@@ -2,6 +2,8 @@
 
 python tests/arm/machine.py          # make what is missing, and install sampan
 python tests/arm/machine.py --pin    # write wheels.txt anew, for the versions of pyproject.toml
+
+It ends with 75 where pip or apt reached no server, with 1 for everything else that is wrong.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +21,7 @@ import time
 import tomllib
 import zipfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -41,20 +45,30 @@ COMMANDS = {"qemu-aarch64-static": "qemu-user-static", "cmake": "cmake", "ninja"
 # fullfp16 is what zig calls fp16.
 DOTPROD, I8MM = "armv8.2-a+dotprod+fullfp16", "armv8.2-a+dotprod+fullfp16+i8mm"
 CPUS = {"dotprod": "neoverse-n1", "i8mm": "max,sme=off"}  # qemu's names; N1 is A76 for servers
-FLAGS = "-O3 -g0 -target aarch64-linux-gnu.2.28"  # glibc 2.28, as PyPI's wheels
+# glibc 2.28, as PyPI's wheels. -s from CMake's first trial on: else zig makes one more C++ library, in 2 minutes
+FLAGS = "-O3 -g0 -s -target aarch64-linux-gnu.2.28"
 OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON",
-    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN", "-DCMAKE_SHARED_LINKER_FLAGS=-s",
+    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN",
     *(f"-D{off}=OFF" for off in (
         "GGML_NATIVE", "GGML_OPENMP", "GGML_LLAMAFILE", "LLAMA_OPENSSL", "LLAMA_BUILD_COMMON", "LLAMA_BUILD_TOOLS",
         "LLAMA_BUILD_SERVER", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_APP",
     )),
 )  # fmt: skip
-# folder of the libraries → CMake's target, the processor, more flags for C
-BUILDS = {
-    "dotprod": ("llama", DOTPROD, ""), "i8mm": ("ggml-cpu", I8MM, ""),
-    "unfused": ("ggml-base", DOTPROD, "-ffp-contract=off"),
-}  # fmt: skip
+UNFUSED = "cmake_language(DEFER CALL target_compile_options ggml-base PRIVATE -ffp-contract=off)\n"
+# CMake's target, the processor, what llama.cpp's project includes. The second build is for ggml-cpu with i8mm and,
+# since that needs a ggml-base, for one without fused multiply-add.
+BUILDS = {"first": ("llama", DOTPROD, ""), "second": ("ggml-cpu", I8MM, UNFUSED)}
+# folder of the libraries → which of them are of the second build
+FOLDERS = {"dotprod": "", "i8mm": "libggml-cpu.so", "unfused": "libggml-base.so"}
+
+UNREACHABLE = 75  # sysexits.h: try again later
+# what pip and apt say then, and not where a file that came has another hash
+OFFLINE = re.compile(
+    r"\A(?:python[\d.]*|apt-get) ended with (?!.*DO NOT MATCH THE HASHES).*"
+    r"(?:NewConnectionError|ProxyError|NameResolutionError|[Tt]imed out|Temporary failure|Could not (?:connect|resolve)"
+    r"|Connection (?:refused|reset|failed)|unreachable|No route to host|\b50[234]\b)", re.DOTALL,
+)  # fmt: skip
 
 # onnxruntime dies at import where the kernel names no ARM processor
 CPUINFO = """\
@@ -103,15 +117,18 @@ def root() -> Path:
                 "APT::Architecture=arm64", "APT::Architectures=arm64", "APT::Sandbox::User=root",
             )  # fmt: skip
             apt = ["apt-get", "-qq", *(a for setting in private for a in ("-o", setting))]
-            run(*apt, "update")
+            run(*apt, "update", "--error-on=any")
             run(*apt, "install", "-y", "--download-only", "--no-install-recommends", *GUEST)
             for package in sorted((Path(state) / "cache" / "archives").glob("*.deb")):
                 run("dpkg-deb", "-x", package, folder)
+        # Debian does so on installing. Of use where this Python is of that version; else the guest does it, slowly
+        for library in (folder / "usr" / "lib").glob("python3*"):
+            run(sys.executable, "-m", "compileall", "-q", "-j0", library)
         (folder / "proc").mkdir()
         (folder / "proc" / "cpuinfo").write_text("".join(CPUINFO.format(n=n) for n in range(os.cpu_count() or 1)))
 
     release = Path("/etc/os-release").read_text()
-    return made("root", f"{GUEST}{CPUINFO}{release}", build)
+    return made("root", f"{GUEST}{CPUINFO}{release}{sys.version_info[:2]}", build)
 
 
 def llama() -> Path:
@@ -125,24 +142,24 @@ def llama() -> Path:
         with alone():
             environment = toolchain(folder.parent)
             source = unpacked("llama-cpp-python", "vendor/llama.cpp")
-        for name, (target, cpu, more) in BUILDS.items():
-            tree = folder.parent / name
+        first, second = (folder.parent / name for name in BUILDS)
+        for tree, (target, cpu, included) in zip((first, second), BUILDS.values(), strict=True):
+            (hook := tree.with_suffix(".cmake")).write_text(included)
             run(
                 "cmake", "-G", "Ninja", "-S", source, "-B", tree, *OPTIONS, f"-DGGML_CPU_ARM_ARCH={cpu}",
-                f"-DCMAKE_TOOLCHAIN_FILE={folder.parent}/zig.cmake", f"-DCMAKE_C_FLAGS={FLAGS} {more}",
-                f"-DCMAKE_CXX_FLAGS={FLAGS}", env=environment,
+                f"-DCMAKE_TOOLCHAIN_FILE={folder.parent}/zig.cmake", f"-DCMAKE_C_FLAGS={FLAGS}",
+                f"-DCMAKE_CXX_FLAGS={FLAGS}", f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={hook}", env=environment,
             )  # fmt: skip
             run("cmake", "--build", tree, "--target", target, env=environment)
-        libraries = {name: {p.name: p for p in (folder.parent / name / "bin").glob("lib*.so")} for name in BUILDS}
-        for name in BUILDS:
+        for name, other in FOLDERS.items():
             (folder / name).mkdir()
-            for library, path in (libraries["dotprod"] | libraries[name]).items():
-                shutil.copy(path, folder / name / library)
+            for path in (first / "bin").glob("lib*.so"):
+                shutil.copy((second if path.name == other else first) / "bin" / path.name, folder / name)
         llama_wheel(folder, folder / "dotprod")
 
     tools = digest([HERE.parents[1] / "android-demo" / "make" / name for name in TOOLCHAIN])
     pinned = {name: pins()[name] for name in ("ziglang", "llama-cpp-python")}
-    return made("llama", f"{tools}{pinned}{FLAGS}{OPTIONS}{BUILDS}", build)
+    return made("llama", f"{tools}{pinned}{FLAGS}{OPTIONS}{BUILDS}{FOLDERS}", build)
 
 
 def llama_wheel(folder: Path, libraries: Path) -> None:
@@ -199,7 +216,11 @@ def own_wheel(folder: Path) -> str:
 
 def install() -> None:
     """sampan of this checkout and what it needs, from the pinned wheels alone, and PYTHON, which runs it."""
-    guest, base = for_guest(), root()
+    with ThreadPoolExecutor() as pool:  # one waits for the network, the other computes
+        compiled = pool.submit(llama)
+        guest, base = for_guest(), root()
+        wheels()
+        compiled.result()
 
     def into(folder: Path, *what: str) -> None:
         offline = ("--no-index", "--find-links", wheels(), "--find-links", llama())
@@ -208,12 +229,11 @@ def install() -> None:
     key = f"{WHEELS.read_text()}{llama()}{guest}{(PROJECT / 'pyproject.toml').read_text()}"
     with tempfile.TemporaryDirectory() as work:
         wheel = own_wheel(Path(work))
-        site = made("site", key, lambda folder: into(folder, wheel))
-        tools = made("tools", key, lambda folder: into(folder, *TOOLS))
+        site = made("site", key, lambda folder: into(folder, wheel, *TOOLS))
         into(site, "--upgrade", "--no-deps", wheel.partition("[")[0])  # this checkout's, where the rest was there
     python = next(p for p in (base / "usr" / "bin").glob("python3.*") if p.name[8:].isdecimal())
     PYTHON.write_text(
-        f"#!/bin/sh\nexport QEMU_LD_PREFIX={base} PYTHONHOME={base}/usr PYTHONPATH=$ARM_FIRST{site}:{tools}\n"
+        f"#!/bin/sh\nexport QEMU_LD_PREFIX={base} PYTHONHOME={base}/usr PYTHONPATH=$ARM_FIRST{site}\n"
         f'exec qemu-aarch64-static -0 {PYTHON} {python} "$@"\n'
     )  # -0: sys.executable, so that a child process runs in the same way
     PYTHON.chmod(0o755)
@@ -257,4 +277,5 @@ if __name__ == "__main__":
     try:
         main()
     except BuildError as e:
-        sys.exit(f"error: {e}")
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(UNREACHABLE if OFFLINE.search(str(e)) else 1)
