@@ -138,7 +138,7 @@ def llama() -> Path:
     """
 
     def build(folder: Path) -> None:
-        print("Compiling llama.cpp for aarch64: about 10 minutes on 2 cores, once.", flush=True)
+        print("Compiling llama.cpp for aarch64: about 9 minutes of one core, once.", flush=True)
         with alone():
             environment = toolchain(folder.parent)
             source = unpacked("llama-cpp-python", "vendor/llama.cpp")
