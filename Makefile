@@ -14,7 +14,10 @@ CPU := $(shell { uname -m; grep -m 1 -E '^(flags|Features)' /proc/cpuinfo; } 2>/
 SAMPAN_ANDROID ?= build/android-cache
 WHEELS := $(SAMPAN_WHEELS)/$(CPU)
 
-.PHONY: demo android-demo android-sanitized test test-all lint types bench docs clean
+# The same for `make test-arm`: Debian packages and wheels for arm64, and llama.cpp, cross-compiled
+SAMPAN_ARM ?= build/arm-cache
+
+.PHONY: demo android-demo android-sanitized test test-all test-arm lint types bench docs clean
 
 demo: $(VENV)/sampan
 	$(BIN)/python examples/demo.py
@@ -28,6 +31,13 @@ test: $(VENV)/test
 
 test-all: $(VENV)/test
 	$(PYTEST)
+
+# On an emulated aarch64, compared with this machine (Debian: qemu-user-static)
+test-arm: export SAMPAN_ARM := $(SAMPAN_ARM)
+test-arm: export SAMPAN_ANDROID := $(SAMPAN_ANDROID)
+test-arm: $(VENV)/test
+	$(BIN)/python tests/arm/machine.py
+	$(PYTEST) -rP tests/arm/on_arm.py
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
