@@ -16,9 +16,9 @@ OPSET = 23  # the first with RMSNormalization
 IR_VERSIONS = {19: 9, 23: 11}  # of an opset's time
 CONTRIB = "com.microsoft"
 DATA_FILE = "model.onnx.data"
-FLOAT, FLOAT16, INT64, INT32, INT8, UINT8, UINT16, INT4 = (
-    TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.INT32, TensorProto.INT8, TensorProto.UINT8,
-    TensorProto.UINT16, TensorProto.INT4,
+FLOAT, FLOAT16, INT64, INT32, INT16, INT8, UINT8, UINT16, INT4 = (
+    TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.INT32, TensorProto.INT16, TensorProto.INT8,
+    TensorProto.UINT8, TensorProto.UINT16, TensorProto.INT4,
 )  # fmt: skip
 
 Shape = tuple[int | str, ...]

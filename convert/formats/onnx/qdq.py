@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from .graph import FLOAT, UINT8, UINT16, Edge, Graph
+from .graph import FLOAT, INT16, UINT8, UINT16, Edge, Graph
 
 MOVES = ("Reshape", "Transpose", "Split", "Slice", "Concat", "Expand")
 SMALLEST = 1e-9  # a range of zeros has a scale too
@@ -18,22 +18,25 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """value = scale · (code - zero), codes of `bits` bits."""
+    """value = scale · (code - zero), codes of `bits` bits, `signed` or not."""
 
     bits: int
     scale: float
     zero: int
+    signed: bool = False
 
     @property
     def type(self) -> int:
         """ONNX's number of the codes' type."""
-        return int(UINT8 if self.bits == 8 else UINT16)
+        return int(INT16 if self.signed else UINT8 if self.bits == 8 else UINT16)
 
 
-def quantity(low: float, high: float, *, cache: bool) -> Quantity:
+def quantity(low: float, high: float, *, cache: bool, signed: bool = False) -> Quantity:
     """Codes for values from `low` to `high`, and for zero."""
     if cache:
         return Quantity(8, max(-low, high, SMALLEST) / 127, 128)
+    if signed:
+        return Quantity(16, max(-low, high, SMALLEST) / 32767, 0, signed=True)
     low, high = min(low, 0.0), max(high, 0.0, low + SMALLEST)
     scale = (high - low) / 65535
     return Quantity(16, scale, round(-low / scale))
@@ -56,7 +59,7 @@ def activations(graph: Graph) -> Iterator[Edge]:
 
 
 def groups(graph: Graph) -> dict[str, str]:
-    """Name of an activation → that of the one whose range it has."""
+    """Name of an activation → that of the one whose range it has. What a graph gives for the cache it takes again."""
     leader = {e.name: e.name for e in activations(graph)}
 
     def find(name: str) -> str:
@@ -69,6 +72,8 @@ def groups(graph: Graph) -> dict[str, str]:
             first, *rest = (find(n) for n in (*node.input, *node.output) if n in leader)
             for name in rest:
                 leader[find(name)] = first
+    for name in (n for n in leader if n.startswith("past_")):
+        leader[find(name)] = find(name.replace("past", "present", 1))
     return {name: find(name) for name in leader}
 
 

@@ -181,7 +181,8 @@ def quantities(
             together.setdefault(leader, []).append(name)
         for names in together.values():
             spans = list(_spans(names, known, ranges))
-            q = quantity(min(s[0] for s in spans), max(s[1] for s in spans), cache=bool({*names} & {*form.caches}))
+            of = {"cache": bool({*names} & {*form.caches}), "signed": bool({*names} & {*form.signed})}
+            q = quantity(min(s[0] for s in spans), max(s[1] for s in spans), **of)
             found |= dict.fromkeys(names, q)
     return found
 

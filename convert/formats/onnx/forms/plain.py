@@ -38,5 +38,12 @@ class Plain(Static):
     def _centred(self, path: str, keys: Edge) -> Edge:
         return keys  # floats need none
 
+    def _seen(self, path: str, past: Edge, turned: Edge, new: Edge, order: tuple[int, ...]) -> list[Edge]:
+        """In one: floats lose nothing in the cache."""
+        axis = order.index(1)
+        shape = [int(n) for n in past.shape]
+        shape[axis] += self.tokens
+        return [self.graph.node("Concat", f"{path}/cache", [past, turned], tuple(shape), axis=axis)]
+
     def _factor(self, value: float) -> Edge:
         return self.graph.constant(f"/constants/{value!r}", np.array([value], np.float32))

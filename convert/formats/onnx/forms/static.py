@@ -27,7 +27,7 @@ class Static:
     """`files`: the data file of each part; `cuts`: the norm that a part begins with → its number.
 
     What it notes for `qdq`: `fixed`, ranges that are known; `caches`, edges that stand in the cache; `masked`, scores
-    after the mask was added; `keys`, edges that a centre is subtracted from.
+    after the mask was added; `keys`, edges that a centre is subtracted from; `signed`, edges of signed codes around 0.
     """
 
     opset = OPSET
@@ -47,6 +47,7 @@ class Static:
         self.caches: list[str] = []
         self.masked: list[str] = []
         self.keys: list[str] = []
+        self.signed: list[str] = []
         self._arch, self._files, self._cuts = arch, files, cuts
         self._inputs: dict[str, Edge] = {}  # and constants of the current graph
 
@@ -166,17 +167,27 @@ class Static:
         q = g.node("Mul", f"{path}/query/scale", [q, self._factor(scale or head_dim**-0.5)], q.shape)
         q = self._transpose(f"{path}/query", q, 0, 2, 1, 3)
         q = self._reshape(f"{path}/query/groups", q, 1, kv_heads, each * self.tokens, head_dim)
-        k = self._cached(path, layer, "key", self._centred(f"{path}/key", k), (0, 2, 3, 1))
-        v = self._cached(path, layer, "value", v, (0, 2, 1, 3))
-        scores = g.node("MatMul", f"{path}/scores", [q, k], (1, kv_heads, each * self.tokens, slots))
+        keys = self._cached(path, layer, "key", self._centred(f"{path}/key", k), (0, 2, 3, 1))
+        values = self._cached(path, layer, "value", v, (0, 2, 1, 3))
+        rows = (1, kv_heads, each * self.tokens)
+        parts = [g.node("MatMul", f"{path}/scores/{n}", [q, k], (*rows, k.shape[3])) for n, k in enumerate(keys)]
+        scores = self.concat(f"{path}/scores", *parts) if len(parts) > 1 else parts[0]
         scores = self._reshape(f"{path}/scores", scores, 1, heads, self.tokens, slots)
         mask = self._input(MASK, (1, 1, self.tokens, slots))
         scores = g.node("Add", f"{path}/scores", [scores, mask], scores.shape)
         self.masked.append(scores.name)
         shares = g.node("Softmax", path, [scores], scores.shape, axis=-1)
         self.fixed[shares.name] = (0, 1)
-        shares = self._reshape(f"{path}/shares", shares, 1, kv_heads, each * self.tokens, slots)
-        y = g.node("MatMul", f"{path}/mix", [shares, v], (1, kv_heads, each * self.tokens, v_dim))
+        shares = self._reshape(f"{path}/shares", shares, *rows, slots)
+        parts = (
+            self.split(f"{path}/shares", shares, *(int(v.shape[2]) for v in values)) if len(values) > 1 else [shares]
+        )
+        y, *more = (
+            g.node("MatMul", f"{path}/mix/{n}", [p, v], (*rows, v_dim))
+            for n, (p, v) in enumerate(zip(parts, values, strict=True))
+        )
+        for other in more:
+            y = self.add(f"{path}/mix", y, other)
         y = self._reshape(f"{path}/mix", y, 1, heads, self.tokens, v_dim)
         return self.join(f"{path}/join", self._transpose(f"{path}/mix", y, 0, 2, 1, 3))
 
@@ -195,8 +206,8 @@ class Static:
         self._inputs[at] = self.graph.node("DequantizeLinear", at, [codes, scale, zero], ())
         return self._inputs[at]
 
-    def _cached(self, path: str, layer: int, what: str, new: Edge, order: tuple[int, ...]) -> Edge:
-        """The cache and behind it what is new, which is an output too; `order` brings heads in front."""
+    def _cached(self, path: str, layer: int, what: str, new: Edge, order: tuple[int, ...]) -> list[Edge]:
+        """What attention looks at, one after the other; what is new is an output too. `order` brings heads in front."""
         g, axis = self.graph, order.index(1)
         codes = g.node("Identity", f"{path}/{what}/cache", [new], new.shape)
         shape = [int(new.shape[i]) for i in order]
@@ -207,8 +218,16 @@ class Static:
         self.caches.append(present.name)
         shape[axis] = self.context
         past = self._input(f"past_{what}.{layer}", tuple(shape))
-        shape[axis] += self.tokens
-        return g.node("Concat", f"{path}/{what}/cache", [past, turned], tuple(shape), axis=axis)
+        return self._seen(f"{path}/{what}", past, turned, new, order)
+
+    def _seen(self, path: str, past: Edge, turned: Edge, new: Edge, order: tuple[int, ...]) -> list[Edge]:
+        """The cache, and what is new with 16 bits, since engines round few but some of 8 to another code.
+
+        Signed: QNN's provider makes 8 bits of a product's second factor where both are unsigned.
+        """
+        codes = self.graph.node("Identity", f"{path}/new", [new], new.shape)
+        self.signed.append(codes.name)
+        return [past, self._transpose(f"{path}/new", codes, *order)]
 
     def _rotate(self, path: str, x: Edge, rope: Rope) -> Edge:
         """Pairs that stand next to each other end in two halves, in queries as in keys: their products are the same."""
