@@ -188,11 +188,12 @@ def test_scales_are_what_the_calibration_text_reaches(name: str, folder: Folder)
         np.testing.assert_allclose(found[f"/layers.{layer}/attn/{part}/scale"], (reached / 127).reshape(-1), rtol=1e-3)
 
 
-@pytest.mark.everyday("trained*", "qwen3_5", "deepseek_v3", "kimi_linear")
-@pytest.mark.parametrize("name", ["trained", "trained-kimi", *tiny.PLAIN])
+@pytest.mark.parametrize(
+    "name", ["trained", "trained-kimi", "qwen2", "qwen3", "qwen3_moe", "qwen3_5", "qwen3_5_moe", "kimi_linear"]
+)
 def test_drift_is_small(name: str, folder: Folder) -> None:
-    """Every family, latents and hybrids too, in one piece and token by token. A median: where the choice of experts of
-    a model without training tips over, a position is another one.
+    """Dense ones, latents (kimi), hybrids, in one piece and token by token. A median: where the choice of experts of a
+    model without training tips over, a position is another one; in other tiny mixtures that is so at most positions.
     """
     with runtime.open(folder(name, "f32")) as session:
         ids = session.tokenize(built_in("en.txt"))[:120]
