@@ -124,7 +124,7 @@ def test_logits_that_are_no_numbers(value: float, session: Session, monkeypatch:
     evaluate = session._engine.evaluate
     monkeypatch.setattr(session._engine, "evaluate", lambda t, w: np.full_like(evaluate(t, w), value))
     said = r"the model computed -?(nan|inf) in place of a number behind token \d+, so no answer can be chosen; "
-    with pytest.raises(InputError, match=said + "the cache is float32, so the weights are to blame"):
+    with pytest.raises(InputError, match=said + "the cache is f32, so the weights are to blame"):
         answer(session, ONE)
     monkeypatch.setattr(session._engine, "kv", "f16")
     with pytest.raises(InputError, match=said + "a likely cause is its f16 cache, .*: try --kv f32"):
