@@ -10,7 +10,8 @@ context = click.option(
 kv = click.option(
     "--kv", type=click.Choice(["f32", "f16", "q8_0"]), help="Number type of the cache.  [default: the engine's]"
 )
-threads = click.option("--threads", type=click.IntRange(1, 512), help="Threads.  [default: one for each fast core]")
+THREADS = click.IntRange(1, 512)
+threads = click.option("--threads", type=THREADS, help="Threads.  [default: one for each fast core]")
 target = click.option(
     "--target", default="cpu", show_default=True, help="Where it runs; `sampan doctor` lists what is there."
 )

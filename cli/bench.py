@@ -27,7 +27,7 @@ UNITS = {"tokens/s": ("tokens/s", 1.0), "s": ("ms", 1e-3), "bytes": ("MB", 1e6)}
               help="Decode behind so many tokens. Can be repeated.")  # fmt: skip
 @click.option("--repetitions", type=int, default=5, show_default=True, help="Of each measurement.")
 @_options.threads
-@click.option("--kv", type=click.Choice(["f32", "f16", "q8_0"]), help="As for `sampan run`.")
+@_options.kv
 @_options.target
 @click.option("--compare", type=click.Path(path_type=Path), metavar="FILE", help="Beside an earlier --json.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from . import _options
 from ._out import line
 
 NAMED = 8  # experts in a line
@@ -22,7 +23,7 @@ NAMED = 8  # experts in a line
     "--text", "texts", multiple=True, type=click.Path(path_type=Path),
     help="Your own text instead of the built-in one; may be repeated.",
 )  # fmt: skip
-@click.option("--threads", type=click.IntRange(1, 512), help="Threads of the engine.  [default: one for each core]")
+@click.option("--threads", type=_options.THREADS, help="Threads of the engine.  [default: one for each core]")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 def command(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from . import _options
 from ._out import block, said, show_json, write
 
 
@@ -52,9 +53,7 @@ from ._out import block, said, show_json, write
 )
 @click.option("--strict", is_flag=True, help="Fail for known limits of the engine too.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option(
-    "--threads", type=click.IntRange(1, 512), help="Threads of the engines.  [default: one for each fast core]"
-)
+@click.option("--threads", type=_options.THREADS, help="Threads of the engines.  [default: one for each fast core]")
 @click.option(
     "--json",
     "json_file",
