@@ -188,6 +188,7 @@ def test_scales_are_what_the_calibration_text_reaches(name: str, folder: Folder)
         np.testing.assert_allclose(found[f"/layers.{layer}/attn/{part}/scale"], (reached / 127).reshape(-1), rtol=1e-3)
 
 
+@pytest.mark.everyday("qwen3")
 @pytest.mark.parametrize(
     "name", ["trained", "trained-kimi", "qwen2", "qwen3", "qwen3_moe", "qwen3_5", "qwen3_5_moe", "kimi_linear"]
 )

@@ -232,6 +232,7 @@ def test_a_range_has_no_more_error_than_all_values_have() -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
+@pytest.mark.slow
 def test_a_large_bias_of_keys_takes_no_codes(model: Model, tmp_path: Path) -> None:
     """In a pair that hardly turns, as Qwen2.5-1.5B has it: codes of keys would be 2.4 apart, and 16 dB be left."""
     from safetensors.torch import load_file, save_file
