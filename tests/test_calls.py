@@ -86,6 +86,7 @@ def check(answer: Answer) -> None:
         jsonschema.validate(value, SCHEMAS[made.name])
 
 
+@pytest.mark.everyday("True-hermes", "False-kimi")
 @pytest.mark.parametrize("way", TEMPLATES)
 @pytest.mark.parametrize("many", [True, False])
 def test_a_call_that_must_come_comes_and_fits(way: str, many: bool) -> None:
@@ -100,6 +101,7 @@ def test_a_call_that_must_come_comes_and_fits(way: str, many: bool) -> None:
         assert all(c.name == "now" for a in answers(session, 8, must_call="now") for c in a.tool_calls)
 
 
+@pytest.mark.everyday("xml")
 @pytest.mark.parametrize("way", TEMPLATES)
 def test_a_call_that_may_come_fits_and_text_is_free(way: str) -> None:
     with Session(Random(way)) as session:

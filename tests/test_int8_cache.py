@@ -270,6 +270,7 @@ def test_what_else_is_refused(folder: Folder, tmp_path: Path) -> None:
         run(folder("trained", "int8"), options=replace(ONE, kv="f32"))
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     """The engine opens it while it is written, the manifest and `inspect` say what it is, the plan what it takes."""
     arguments = ("convert", str(tiny.FIXTURE), "--to", "onnx", "--quant", "int4", "--kv", "int8")

@@ -304,6 +304,7 @@ def test_heads_of_quantised_checkpoints(
     assert (tmp_path / "encoded.gguf").read_bytes() == (tmp_path / "meant.gguf").read_bytes()
 
 
+@pytest.mark.slow
 def test_files_with_it_and_without_it_are_what_the_checkpoint_is(model: Model, gguf: Gguf, tmp_path: Path) -> None:
     name = "qwen3_5-mtp"
     whole = run(gguf(name, "q8_0"), model(name), ONE)

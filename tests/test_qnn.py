@@ -267,6 +267,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.everyday("an unknown version of HTP", "a context", "a layer that no part holds", "another SDK")
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_leaves_nothing(case: str, model: Model, tmp_path: Path) -> None:
     patch, options, message = BAD[case]
@@ -296,6 +297,7 @@ def test_statistics_of_another_checkpoint(model: Model, gguf: Gguf, tmp_path: Pa
 
 
 @needs_qnn
+@pytest.mark.slow
 def test_a_part_over_its_limit_is_refused(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "FIXED", 0)
     monkeypatch.setattr(compiled, "SPARE", -0.9999)

@@ -59,6 +59,7 @@ def named(folder: Path, kind: str, tokenizer_class: str) -> None:
         (folder / "config.json").write_text(json.dumps(outer))
 
 
+@pytest.mark.everyday("*marked0-onnx", "*marked1-gguf", "*marked2-onnx", "*marked3-gguf")
 @pytest.mark.parametrize("form", ["gguf", "onnx"])
 @pytest.mark.parametrize(
     ("kind", "tokenizer_class", "marked"),

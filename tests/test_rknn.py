@@ -123,6 +123,7 @@ def test_what_is_asked_of_the_compiler_and_what_is_written(
     assert as_json["part 4"]["rk3588"] == 2 * len("compiled") and as_json["target"] == "rk3588"
 
 
+@pytest.mark.slow
 def test_calls_to_measure_on(asked: list[dict[str, Any]], model: Model, tmp_path: Path, monkeypatch: Any) -> None:
     """int8: the last piece and 16 tokens of each of four texts, the cache filled by the pieces before."""
     real, seen = rockchip.ask, {}

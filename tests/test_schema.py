@@ -348,6 +348,7 @@ def test_every_keyword_of_the_validator_is_held_or_refused() -> None:
     assert not {"not", "if", "uniqueItems", "contains", "dependentRequired", "unevaluatedProperties"} & held
 
 
+@pytest.mark.slow
 def test_the_command_holds_an_answer_to_a_schema(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     model = str(gguf("trained", "q8_0"))
     (tmp_path / "s.json").write_text(json.dumps(CITY))

@@ -320,6 +320,7 @@ def test_a_full_disk_keeps_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # Refusals
 
 
+@pytest.mark.everyday("hf_stranger")
 @pytest.mark.parametrize("token", ["", STRANGER])
 def test_a_gated_repository(token: str, single: Path, serve: Callable[..., Hub], sampan: Shell) -> None:
     hub = serve(single, tokens=(MEMBER, STRANGER), gated=True, members=frozenset({MEMBER}))

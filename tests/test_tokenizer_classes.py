@@ -56,6 +56,7 @@ def compare(folder: Path) -> Any:
     return theirs
 
 
+@pytest.mark.everyday("qwen2-*", "qwen3-*", "qwen3_5-*", "llama-*", "deepseek_v3-*")
 @pytest.mark.parametrize("named", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_class_is_the_one_that_transformers_takes(kind: str, named: str | None, folder: Path) -> None:

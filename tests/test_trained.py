@@ -43,6 +43,7 @@ def test_int4_answers_like_f16(name: str, gguf: Callable[[str, str], Path]) -> N
             assert share_right(gguf(name, quant), questions) >= 0.95, quant
 
 
+@pytest.mark.everyday("trained")
 @pytest.mark.parametrize("name", MODELS)
 def test_int4_answers_in_onnx(name: str, model: Callable[[str], Path], tmp_path: Path) -> None:
     to_onnx(model(name), tmp_path / "out", "int4")

@@ -92,6 +92,7 @@ def test_torch_as_the_reference(gguf: Callable[[str, str], Path]) -> None:
     assert a == pytest.approx(b, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_gguf_as_the_reference_and_its_floor(gguf: Callable[[str, str], Path]) -> None:
     report = run(gguf("trained", "q4_0"), gguf("trained", "bf16"))
     assert report["candidates"][0]["checks"] == []
@@ -295,6 +296,7 @@ def test_a_split_candidate(tmp_path: Path) -> None:
     assert len(report["candidates"][0]["tensors"]) == 46
 
 
+@pytest.mark.slow
 def test_the_reference_is_made_once(gguf: Callable[[str, str], Path]) -> None:
     run(gguf("trained", "q8_0"))
     Silent.asked = []

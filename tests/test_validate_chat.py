@@ -55,6 +55,7 @@ def test_a_refusal_is_a_fact_to_compare(folder: Path, tmp_path: Path) -> None:
     assert checked(folder, same).findings[0].endswith("found a refusal: chat template: One call at a time, please!")
 
 
+@pytest.mark.slow
 def test_validate_measures_all_the_same(folder: Path, tmp_path: Path) -> None:
     """Conversations that a template refuses are no text; the run goes on and there is a verdict."""
     report = run(converted(folder, LLAMA.replace("bos_token", "eos_token"), tmp_path / "m.gguf"), folder, ONE)

@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield to_npu(tiny.FIXTURE, tmp_path_factory.mktemp("npu") / "out", "a16w4").out
 
 
+@pytest.mark.slow
 def test_limits_follow_the_bits_of_its_weights(folder: Path) -> None:
     """Not those of the embedding's rows, which have 16."""
     artifact = open_artifact(folder)

@@ -113,6 +113,7 @@ def test_formats_are_compared(folder: Folders, gguf: Callable[[str, str], Path])
     assert float(ratio) > 2
 
 
+@pytest.mark.slow
 def test_a_folder_as_the_reference(folder: Folders, gguf: Callable[[str, str], Path]) -> None:
     report = run(folder("int8"), folder("fp32"), ONE)
     assert report["candidates"][0]["checks"] == []
