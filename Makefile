@@ -32,12 +32,13 @@ test: $(VENV)/test
 test-all: $(VENV)/test
 	$(PYTEST)
 
-# On an emulated aarch64, compared with this machine (Debian: qemu-user-static)
+# On an emulated aarch64, compared with this machine (Debian: qemu-user-static). The longest two tests are the first, and
+# loadgroup gives each to a worker of its own.
 test-arm: export SAMPAN_ARM := $(SAMPAN_ARM)
 test-arm: export SAMPAN_ANDROID := $(SAMPAN_ANDROID)
 test-arm: $(VENV)/test
 	$(BIN)/python tests/arm/machine.py
-	$(PYTEST) -rP tests/arm/on_arm.py
+	$(PYTEST) --dist=loadgroup --durations=12 -rP tests/arm/on_arm.py
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
