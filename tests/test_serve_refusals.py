@@ -131,6 +131,7 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": "1"}, "temperature", "from 0 to 100"),
     ({"temperature": -1}, "temperature", "from 0 to 100"),
     ({"temperature": True}, "temperature", "from 0 to 100"),
+    ({"temperature": 10**400}, "temperature", "from 0 to 100"),
     ({"top_p": 1.5}, "top_p", "from 0 to 1"),
     ({"max_tokens": 0}, "max_tokens", "from 1"),
     ({"max_completion_tokens": 1.5}, "max_completion_tokens", "from 1"),
@@ -139,6 +140,7 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": ["x"] * 17}, "stop", "up to 16"),
     ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
     ({"logit_bias": {"1": 200}}, "logit_bias.1", "from -100"),
+    ({"logit_bias": {"1": -(10**400)}}, "logit_bias.1", "from -100"),
     ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
     ({"logprobs": 2}, "logprobs", "true or false"),
     ({"stream": "yes"}, "stream", "true or false"),
@@ -166,6 +168,8 @@ def test_what_the_session_refuses_is_an_error_of_the_request(url: str) -> None:
     refused(post(url, {"prompt": ""}, "/v1/completions"), 400, "at least one token")
     refused(post(url, {"messages": [{"role": "user", "content": "\ud800"}]}), 400, "half a character")
     refused(post(url, CHAT | {"logit_bias": {"999": 1}}), 400, "token ids from 0 to 256")
+    deep = {"chat_template_kwargs": {"note": json.loads("[" * 900 + "]" * 900)}}
+    refused(post(url, CHAT | deep), 400, "nested too deep")
 
 
 @pytest.mark.parametrize("prompt", [None, 1, ["a", "b"], [1, "a"], [True]])
