@@ -342,6 +342,24 @@ def test_who_leaves_the_queue_is_not_answered() -> None:
         assert given[0][0] == 200 and len(seen) == 1 and "gone" not in seen[0]
 
 
+def test_who_waits_when_the_server_ends_is_told_at_once() -> None:
+    gate = threading.Event()
+    with serving(Session(Scripted(lambda text: "yes" if gate.wait(30) else "no"))) as (url, service):
+        running: list[Any] = []
+        waiting: list[Any] = []
+        threads = [ask_aside(url, running)]
+        wait(lambda: service.worker.running > 0)
+        threads.append(ask_aside(url, waiting))
+        wait(lambda: service.worker.waiting == 1)
+        service.worker.stop()
+        threads[1].join(5)
+        early = list(waiting)
+        gate.set()
+        threads[0].join()
+        refused(early[0], 503, "about to end")
+        assert running[0][0] == 200
+
+
 def test_a_slow_reader_holds_up_nobody_and_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer waits in memory; who takes nothing for a while loses it."""
     monkeypatch.setattr(endpoint, "BODY_SECONDS", 1.0)
