@@ -181,6 +181,14 @@ def test_tools_of_a_model_that_knows_none() -> None:
     with serving(Session(Scripted(lambda text: "", template="{{ messages[0].content }}"))) as (url, _):
         tools = [{"type": "function", "function": {"name": "f"}}]
         refused(post(url, CHAT | {"tools": tools}), 400, "knows no tools", "tools")
+        named = {"chat_template_kwargs": {"chat_template": "rag"}}
+        for more in (named, named | {"tools": tools}):
+            refused(post(url, CHAT | more), 400, "chat_template: expected one of default, found rag")
+    session = Session(Scripted(lambda text: ""))
+    session.metadata = {}
+    with serving(session) as (url, _):
+        for more in ({}, {"tools": tools}):
+            refused(post(url, CHAT | more), 400, "the artifact has no chat template")
     with serving(Session(Scripted(lambda text: "", template="{% for i in range(10**9) %}{% endfor %}"))) as (url, _):
         refused(post(url, CHAT), 400, "chat template: ")
 

@@ -152,7 +152,8 @@ def parse(body: Any, session: Session, settings: Settings) -> Asked:
         raise bad("tool_choice", f"no tool has the name {brief(chosen)}")
     if chosen and not called:
         raise bad("tool_choice", "there are no tools that could be called; give tools, or auto")
-    if called and "tools" not in choose(session.chat_templates, tools=True):
+    name = found.get("chat_template_kwargs", {}).get("chat_template")
+    if called and "tools" not in choose(session.chat_templates, tools=True, name=name):
         raise bad("tools", "this model's chat template knows no tools; leave them out")
     if called and found.get("response_format") is not None:
         raise bad("response_format", "an answer that is held to a schema calls no tools; leave it out, or the tools")
