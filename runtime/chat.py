@@ -23,6 +23,7 @@ LARGEST = LIMITS["chat_template.jinja"]  # characters
 PATIENCE = 20.0  # seconds for an answer, where the process gets no processor to compute on
 PLAIN = "a plain prompt (--raw) needs no template"
 RESERVED = ("messages", "tools")
+ARGUMENTS = (*RESERVED, "self", "options", "sanitize_control_tokens")  # of Session.chat: no variables of a template
 
 
 def render(

@@ -9,6 +9,7 @@ from typing import Any
 from sampan.chat_template import choose
 from sampan.errors import brief
 
+from ..chat import ARGUMENTS
 from ..session import Session
 from ..stream import Chunk, Stream
 from .fields import COMMON, TOKENS, TOP_LOGPROBS, Asked, Check, integer, mapping, options, read, switch
@@ -119,7 +120,7 @@ def choice(name: str, value: Any) -> bool | str | None:
 def variables(name: str, value: Any) -> dict[str, Any]:
     """A check: variables of the chat template, none of them a part of the conversation."""
     for key in mapping(name, value):
-        if key in ("self", "messages", "tools", "options", "sanitize_control_tokens"):
+        if key in ARGUMENTS:
             raise bad(f"{name}.{key}", "this is no variable of a template; leave it out")
     return dict(value)
 
