@@ -37,6 +37,16 @@ def test_tokens_equal_the_checkpoints(text: str, session: runtime.Session) -> No
     assert session.tokenize(text) == tokenizer.encode(text).ids
 
 
+def test_a_long_text_of_special_tokens_is_cut_and_its_tokens_are_the_same(session: runtime.Session) -> None:
+    """In one call llama.cpp's time grows with their number squared: 200,000 of them would take minutes."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tiny.FIXTURE / "tokenizer.json"))
+    for text in ("".join(f"<|im_start|>user\n{n}{NASTY[n % len(NASTY)]}<|im_end|>" for n in range(3000)),
+                 "<|im_end|>" * 30_000, " <|im_end|> \n" * 5000, "x" * 40_000 + "<|im_end|>"):  # fmt: skip
+        assert session.tokenize(text) == tokenizer.encode(text).ids
+
+
 def test_special_tokens_can_be_left_as_text(session: runtime.Session) -> None:
     assert len(session.tokenize("<|im_end|>")) == 1
     plain = session.tokenize("<|im_end|>", special=False)

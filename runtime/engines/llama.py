@@ -9,6 +9,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from ._experts import ExpertRecorder
 from ._inputs import InputRecorder, Sums
 from ._lanes import Lanes, Part
 from ._process import errors, hear
+from ._special import LONG, cut, pattern, put_around
 
 if TYPE_CHECKING:
     from ..engine import EngineOptions
@@ -191,7 +193,7 @@ class LlamaEngine:
         self._prefix = self._meta(PREFIX_KEY)
         if spaced != (self._prefix in WAYS):  # else its texts would get other ids in silence
             raise wrong(f"{path}: {PREFIX_KEY}", f"{' or '.join(WAYS)}, among the first keys", brief(self._prefix))
-        self._apart = {s: self._special_texts(s) for s in (True, False)} if self._prefix in WAYS else {}
+        self._special = cache(partial(pattern, lib, self._vocab, self.vocab))
         self._ends = self._end_tokens()
         self._batch = lib.llama_batch_init(BATCH, 0, 1)
 
@@ -235,24 +237,23 @@ class LlamaEngine:
         return p
 
     def tokenize(self, text: str, *, special: bool, around: bool) -> list[int]:
+        text = unicodedata.normalize("NFC", text) if self._nfc else text
+        if self._prefix not in WAYS and len(text) <= LONG:
+            return self._tokens(text, special, around)
         if self._prefix in WAYS:
-            text = put(text, self._apart[special], self._prefix)
-        raw = (unicodedata.normalize("NFC", text) if self._nfc else text).encode()
+            text = put(text, self._special(special), self._prefix)
+        before, behind = put_around(self._lib, self._vocab) if around else ([], [])
+        parts = cut(text, self._special(special))
+        return [*before, *(i for part in parts for i in self._tokens(part, special, False)), *behind]
+
+    def _tokens(self, text: str, special: bool, around: bool) -> list[int]:
+        raw = text.encode()
         room = 2 * len(raw) + 3  # a token is a byte or more; spaces put in front of parts; BOS and EOS
         ids = (ctypes.c_int32 * room)()
         n = self._lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, around, special)
         if n < 0:
             raise InputError(f"prompt: llama.cpp needs {-n} tokens for {len(raw)} bytes of text")
         return list(ids[:n])
-
-    def _special_texts(self, special: bool) -> re.Pattern[str]:
-        """Tokens that llama.cpp looks for before it makes others: control ones only with `special`."""
-        lib = self._lib
-        control = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
-        wanted = lib.LLAMA_TOKEN_ATTR_USER_DEFINED | (control if special else 0)
-        ids = [i for i in range(self.vocab) if lib.llama_vocab_get_attr(self._vocab, i) & wanted]
-        texts = sorted((lib.llama_vocab_get_text(self._vocab, i).decode() for i in ids), key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, texts)) or '(?!)'})")
 
     def piece(self, token: int, *, control: bool = False) -> bytes:
         room = 64
