@@ -116,7 +116,8 @@ def contexts(graph: Path) -> list[str]:
         raise wrong(graph, "one node EPContext", brief(", ".join(nodes), 100))
     found = {a.name: a for a in model.graph.node[0].attribute}
     name = found["ep_cache_context"].s.decode(errors="replace") if "ep_cache_context" in found else ""
-    if found["embed_mode"].i != 0 or not name or Path(name).name != name:
+    inside = "embed_mode" not in found or found["embed_mode"].i != 0  # which is what ONNX Runtime takes for none
+    if inside or not name or Path(name).name != name:
         raise wrong(graph, "the name of a file beside it", brief(name))
     return [name]
 
