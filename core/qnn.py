@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import rknn
 from .errors import InputError, brief, wrong
 from .extras import advice, installed
 
@@ -30,7 +31,8 @@ def versions(target: str) -> tuple[str, ...]:
         return tuple(VERSIONS)
     version = target.removeprefix("qnn-v")
     if version not in VERSIONS or target != f"qnn-v{version}":
-        raise wrong("--target", f"qnn, or one of {', '.join(f'qnn-v{v}' for v in VERSIONS)}", repr(target))
+        known = ", ".join([*(f"qnn-v{v}" for v in VERSIONS), *rknn.CHIPS])
+        raise wrong("--target", f"qnn, or one of {known}", repr(target))
     return (version,)
 
 

@@ -100,7 +100,7 @@ def _plan(
         raise wrong("--accuracy-level", "none with --target, whose activations have 16 bits", request.accuracy)
     if request.scheme_name not in ("a16w8", "a16w4"):
         raise wrong("--quant", f"a16w8 or a16w4 (int8, int4) with --target {target}", request.scheme_name)
-    weights, limit = Channels(arch, binding, request.scheme), request.split or LIMIT
+    weights, limit = Channels(arch, binding, request.scheme), LIMIT if request.split is None else request.split
     laid = lay_out(
         checkpoint, arch, binding, request, weights, (limit, MOST), {"target": target, "htp": list(htp)}, Static, _empty
     )
@@ -194,7 +194,7 @@ def static(
 def cut(arch: Architecture, binding: Binding, weights: Channels, limit: int, most: int) -> list[Part]:
     """Parts of at most `limit` bytes of weights, at the borders of layers."""
     if limit > most:
-        raise wrong("--split-size", f"at most {human(most)}, the most that a compiled part may have", human(limit))
+        raise wrong("--split-size", f"at most {human(most)}, the most that a compiled part may have", f"{limit} bytes")
     parts: list[list[int]] = []
     size = 0
     for layer, names in by_layer(arch, binding).items():

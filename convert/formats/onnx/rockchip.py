@@ -104,9 +104,8 @@ def _plan(
     weights = Channels(arch, binding, get_scheme("f16"))
     kind = KINDS[request.scheme_name]
     target = {"target": chip, "htp": [], "type": kind.type or "fp16", "far": kind.far}
-    laid = lay_out(
-        checkpoint, arch, binding, request, weights, (request.split or LIMIT, MOST), target, Plain, _bytes
-    )  # fmt: skip
+    limits = LIMIT if request.split is None else request.split, MOST
+    laid = lay_out(checkpoint, arch, binding, request, weights, limits, target, Plain, _bytes)
     more = len(TOKENS) * sum(d.end for d in laid.data)
     notes = (*laid.notes, f"compiled graphs come on top, about {human(more)}: two for each part")
     finish = partial(_finish, laid, arch, chip, kind, place)
