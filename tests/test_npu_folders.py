@@ -11,9 +11,11 @@ from typing import Any
 
 import onnx
 import pytest
+from click.testing import CliRunner
 from test_npu import to_npu
 
 from sampan import qnn, runtime
+from sampan.cli import cli
 from sampan.convert.formats.onnx import compiled, npu
 from sampan.convert.formats.onnx.forms.static import Static
 from sampan.convert.formats.onnx.qdq import Quantity, activations
@@ -93,6 +95,15 @@ def test_graphs_that_are_not_ours(folder: Path) -> None:
     says(r"part-1\.1\.onnx: expected a file, found none; is the folder complete\?", folder)
     os.mkfifo(path)
     says(r"part-1\.1\.onnx: this is a FIFO", folder)
+
+
+def test_more_than_it_was_made_for(whole: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"context: expected at most the 256 slots .*, found 300; convert it with --con"
+    ):
+        runtime.open(whole, runtime.EngineOptions(context=300))
+    with pytest.raises(InputError, match="out: expected a GGUF file, found a folder; one for an NPU is copied"):
+        CliRunner().invoke(cli, ["push", str(whole)], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("scale", [5e-324, 1e300])

@@ -111,6 +111,9 @@ class StaticEngine:
         self._tokenizer = JsonTokenizer(path / "tokenizer.json")
         self.vocab, self._slots = self._layout.vocab, self._layout.context
         self.longest = self._slots
+        if options.context is not None and options.context > self._slots:
+            hint = f"convert it with --context {options.context}"
+            raise wrong(f"{path}: context", f"at most the {self._slots} slots of its graphs", options.context, hint)
         self.context = 0 if options.vocabulary_only else options.positions(path, self.longest, self.longest)
         self._generation = read_generation(path, self.vocab)
         self._position = 0
