@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import stats_files
 from conftest import run_cli
 from reference import assert_close, reference
 from rknn_board import StandIn, install
@@ -249,6 +250,14 @@ def test_what_a_chip_cannot_hold_is_refused(
     with pytest.raises(InputError, match=message):
         to_rknn(model("trained"), tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_statistics_are_of_no_use_to_its_compiler(
+    asked: list[dict[str, Any]], model: Model, gguf: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    stats = stats_files.write(tmp_path / "stats.safetensors", stats_files.made_up(gguf("trained", "f32")))
+    with pytest.raises(InputError, match="--stats: expected none with --target rk3576, whose compiler rounds"):
+        to_rknn(model("trained"), tmp_path / "out", "int4", target="rk3576", stats=stats)
 
 
 def test_a_missing_environment_is_explained(model: Model, tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ def _plan(
     check_blocks(arch)
     if request.accuracy is not None:
         raise wrong("--accuracy-level", f"none with --target {chip}", request.accuracy)
+    if request.weighted:
+        raise wrong("--stats", f"none with --target {chip}, whose compiler rounds the weights", "some")
     known = [name for name, kind in KINDS.items() if chip in kind.chips]
     if request.scheme_name not in known:
         raise wrong("--quant", f"one of {', '.join(known)} with --target {chip}", request.scheme_name)
