@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,14 @@ def test_a_model_that_fits_nowhere() -> None:
         "no speed of what does not fit"
     )
     assert "take a smaller --context or a smaller model" in page
+
+
+def test_a_reason_is_told_once(tmp_path: Path) -> None:
+    """Also where smaller schemes are tried after the usual ones."""
+    source = Path(shutil.copytree(tiny.FIXTURE, tmp_path / "source"))
+    (source / "tokenizer.json").unlink()
+    rows = json.loads(plan(str(source), "--device", "8-gen3", "--json", code=1))["rows"]
+    assert [(r["format"], r["target"]) for r in rows] == [("gguf", None), ("onnx", None), ("onnx", "qnn-v75")]
 
 
 def test_devices_are_listed() -> None:

@@ -252,6 +252,22 @@ def test_what_a_chip_cannot_hold_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_head_that_is_larger_than_a_part_is_one_of_its_own(
+    asked: list[dict[str, Any]], model: Model, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """As long as the toolkit holds it: the usual size is for those that it makes no difference to."""
+
+    def parts(most: int) -> int:
+        monkeypatch.setattr(rockchip, "MOST", most)
+        made = prepare(open_folder(model("trained")), tmp_path / "out", "onnx", "fp16", target="rk3588")
+        return sum(f.path.name.startswith("part-") and f.path.suffix == ".data" for f in made.plan.files)
+
+    monkeypatch.setattr(rockchip, "LIMIT", 900_000)
+    assert parts(2_000_000) == 5, "four layers and the head"
+    with pytest.raises(InputError, match=r"--target: expected layers and a head of at most 1 MB, found 1\.\d+ MB in "):
+        parts(1_000_000)
+
+
 def test_statistics_are_of_no_use_to_its_compiler(
     asked: list[dict[str, Any]], model: Model, gguf: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
