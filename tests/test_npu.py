@@ -255,6 +255,19 @@ def test_a_large_bias_of_keys_takes_no_codes(model: Model, tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
+def test_the_cache_counts_in_the_smallest_context(model: Model, tmp_path: Path) -> None:
+    """Ranges of what is made of the cache come from a cache that holds something, also where one piece fills it."""
+    ids, out = tokens()[:100], to_npu(model("trained"), tmp_path / "out", context=128).out
+    exact = reference(model("trained"), ids).logits[90:]
+    with runtime.open(out) as session:
+        session.logits(ids[:90])
+        found = np.concatenate([session._engine.evaluate([i], 1).copy() for i in ids[90:]])
+    error = np.square(found - exact).sum() / np.square(exact).sum()
+    assert error < 1e-3, f"{-10 * np.log10(error):.1f} dB"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("uncompiled")
 def test_both_graphs_have_one_scale_for_the_cache_around_128(model: Model, tmp_path: Path) -> None:
     made = to_npu(model("trained"), tmp_path / "out")
     found = []
