@@ -148,11 +148,12 @@ def _variable(text: str) -> tuple[str, Any]:
     import json
 
     from sampan.errors import InputError, brief
+    from sampan.runtime.chat import ARGUMENTS
 
     name, equals, value = text.partition("=")
     if not name.isidentifier() or not equals:
         raise InputError(f"--var: expected NAME=VALUE, such as enable_thinking=false, found {brief(text)}")
-    if name in ("messages", "tools", "self"):
+    if name in ARGUMENTS:
         raise InputError(f"--var: {name} is no variable of a template: the conversation has it; give another name")
     try:
         return name, json.loads(value)

@@ -9,6 +9,7 @@ import click
 
 from . import _options
 from ._out import line, said
+from ._terminal import plain_text
 
 if TYPE_CHECKING:
     from sampan.runtime.engine import KV
@@ -71,10 +72,13 @@ def command(
     from sampan.runtime.server.settings import Settings
 
     found = find_model(model, say=said)
-    name = name or (model.resolve().stem if model.exists() else str(model))
+    name = plain_text(name or (model.resolve().stem if model.exists() else str(model)))
     settings = Settings(name, host, port, api_key, cors, queue, max_body, max_tokens, timeout, shift, prompt_cache > 0)
     sock = app.bind(settings)
-    parallel = parallel or (lanes.fitting(found, context, kv) if target == "cpu" else 1)
+    if parallel is None:
+        parallel = lanes.fitting(found, context, kv) if target == "cpu" else 1
+    elif parallel > 1:
+        lanes.check(found, context, kv, parallel)
     how = EngineOptions(
         context=context, threads=threads, kv=kv, prompt_cache=prompt_cache * 1_000_000, sequences=parallel
     )

@@ -54,10 +54,14 @@ def _named(value: Any, where: Path) -> dict[str, str]:
     return value
 
 
-def choose(templates: dict[str, str], *, tools: bool) -> str:
-    """The template for a conversation with or without tools. Raises InputError where there is none."""
+def choose(templates: dict[str, str], *, tools: bool, name: Any = None) -> str:
+    """The template of a name, else that for a conversation with or without tools. Raises InputError without one."""
     if not templates:
         raise InputError("tokenizer.chat_template: the artifact has no chat template; use a plain prompt (--raw)")
+    if name is not None:
+        if not isinstance(name, str) or name not in templates:
+            raise wrong("chat_template", f"one of {brief(', '.join(sorted(templates)))}", brief(name))
+        return templates[name]
     if tools and TOOLS in templates:
         return templates[TOOLS]
     if DEFAULT not in templates:

@@ -23,6 +23,7 @@ LARGEST = LIMITS["chat_template.jinja"]  # characters
 PATIENCE = 20.0  # seconds for an answer, where the process gets no processor to compute on
 PLAIN = "a plain prompt (--raw) needs no template"
 RESERVED = ("messages", "tools")
+ARGUMENTS = (*RESERVED, "self", "options", "sanitize_control_tokens")  # of Session.chat: no variables of a template
 
 
 def render(
@@ -78,7 +79,7 @@ def with_types(
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return list(value)
     raise TypeError(f"{type(value).__name__} is no JSON value")
 

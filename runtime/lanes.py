@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sampan.errors import InputError
+from sampan.units import human
 
 from .engine import KV
 from .machine import look, memory
@@ -19,6 +20,7 @@ from .stash import shared
 from .stream import Stream
 
 MOST = 4  # that are opened where nobody says how many
+BYTES = {"f32": 2.0, "q8_0": 34 / 64}  # of a cache, as a share of float16's
 
 
 def fitting(path: Path, context: int | None, kv: KV | None) -> int:
@@ -32,6 +34,20 @@ def fitting(path: Path, context: int | None, kv: KV | None) -> int:
         if needed.total + (needed.cache if kv == "f32" else 0) <= available:
             return count
     return 1
+
+
+def check(path: Path, context: int | None, kv: KV | None, count: int) -> None:
+    """Raises InputError where the caches of so many lanes take more memory than is free: the system would end us."""
+    try:
+        needed = need(path, context, count)
+    except (InputError, OSError):  # in several files, or the engine says what is wrong
+        return
+    cache, free = needed.cache * BYTES.get(kv or "", 1.0), memory(look()).available
+    if free is not None and cache > free:
+        raise InputError(
+            f"--parallel {count}: the caches of {needed.context} tokens take {human(cache)}, and {human(free)} are "
+            "free; give fewer, a smaller --context, or --kv q8_0"
+        )
 
 
 def beside(session: Session) -> list[Session]:

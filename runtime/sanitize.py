@@ -27,7 +27,10 @@ def control_tokens(added: Mapping[str, bool], template: str) -> list[str]:
 
 def broken(value: Any, tokens: Sequence[str]) -> Any:
     """Messages, tools or variables with every control token in their texts broken; keys stay as they are."""
-    return _broken(value, re.compile("|".join(map(re.escape, tokens)) or "(?!)"))
+    try:
+        return _broken(value, re.compile("|".join(map(re.escape, tokens)) or "(?!)"))
+    except RecursionError:
+        raise InputError("chat: a message, a tool or a variable is nested too deep; make it flatter") from None
 
 
 def _broken(value: Any, pattern: re.Pattern[str]) -> Any:

@@ -122,8 +122,7 @@ class Session:
     ) -> list[int]:
         """Token ids of what `render_chat` gives; the template alone says whether a conversation begins with BOS.
 
-        With `sanitize_control_tokens` those in messages, tools and variables stay text, as they must where strangers
-        write.
+        With `sanitize_control_tokens` those in messages, tools and variables stay text: for what strangers write.
         """
         return self._chat_tokens(messages, tools, sanitize_control_tokens, variables)[1]
 
@@ -135,7 +134,7 @@ class Session:
         if sanitize:
             with self._turn:
                 self._added = self._added or dict(self._engine.added())
-            controls = control_tokens(self._added, choose(self.chat_templates, tools=tools is not None))
+            controls = control_tokens(self._added, self._template(tools, variables))
             messages, tools, variables = (broken(value, controls) for value in (messages, tools, variables))
         text = self.render_chat(messages, tools, **variables)
         return text.replace(BREAK, "") if sanitize else text, tokenize(
@@ -281,8 +280,7 @@ class Session:
         if options and options.shift is not None:
             messages = self.recent(messages, tools, sanitize_control_tokens=sanitize_control_tokens, **variables)
             text, tokens = self._chat_tokens(messages, tools, sanitize_control_tokens, variables)
-        template = choose(self.chat_templates, tools=tools is not None)
-        reply = Reply(parsers(template, tools), given_tools, text)
+        reply = Reply(parsers(self._template(tools, variables), tools), given_tools, text)
         return self._begin(tokens, options, reply, gone=given - len(tokens))
 
     def recent(self, messages: Messages, tools: Messages | None = None, **how: Any) -> Messages:
@@ -329,11 +327,13 @@ class Session:
         """The text of a conversation by the artifact's own template, up to the assistant's turn.
 
         With `tools`, a template called "tool_use" goes before the others. `variables` are what the template can ask
-        for, such as enable_thinking. Raises InputError where there is no template, or where it refuses.
+        for, such as enable_thinking; `chat_template` names another. Raises InputError without one, or as it refuses.
         """
-        template = choose(self.chat_templates, tools=tools is not None)
-        named = {**self.special_tokens, **variables}
+        template, named = self._template(tools, variables), {**self.special_tokens, **variables}
         return render(template, messages, tools, named, add_generation_prompt=add_generation_prompt)
+
+    def _template(self, tools: Messages | None, variables: Mapping[str, Any]) -> str:
+        return choose(self.chat_templates, tools=tools is not None, name=variables.get("chat_template"))
 
     def _rewind(self, tokens: Sequence[int]) -> int:
         """Keep the cached tokens that `tokens` starts with; returns how many."""

@@ -235,6 +235,7 @@ def test_values_of_every_kind_and_names_that_are_missing() -> None:
         (ASK, ["x"], {}, "a tool must be an object with keys and values, not x"),
         (ASK, None, {"messages": 1}, "messages cannot be a variable, since it is part of the conversation"),
         (ASK, None, {"x": {1, 2}}, "the conversation cannot be written as JSON: set is no JSON value"),
+        ([{"content": b"x"}], None, {}, "the conversation cannot be written as JSON: bytes is no JSON value"),
     ],
 )
 def test_what_is_no_conversation(messages: Any, tools: Any, variables: dict[str, Any], message: str) -> None:

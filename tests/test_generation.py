@@ -248,10 +248,16 @@ def test_named_templates_are_kept(how: str, folder: Path, tmp_path: Path) -> Non
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     texts = [tokenizer.apply_chat_template(ASK, tools=t, tokenize=False) for t in (None, TOOLS, [])[:2]]
     assert texts == ["Dx", "Tf"]
+    rag = tokenizer.apply_chat_template(ASK, tools=TOOLS, chat_template="rag", tokenize=False)
     for session in sessions(folder, tmp_path):
         with session:
             assert sorted(session.chat_templates) == ["default", "rag", "tool_use"]
             assert [session.render_chat(ASK, t) for t in (None, TOOLS)] == texts
+            assert session.render_chat(ASK, TOOLS, chat_template="rag") == rag == "R"
+            ids = session.tokenize_chat(ASK, sanitize_control_tokens=True, chat_template="rag")
+            assert ids == session.tokenize(rag)
+            with pytest.raises(InputError, match="chat_template: expected one of default, rag, tool_use, found x"):
+                session.render_chat(ASK, chat_template="x")
     header = read_header(tmp_path / "o.gguf").metadata
     assert header["tokenizer.chat_templates"].value == ["rag", "tool_use"]
     assert header["tokenizer.chat_template.tool_use"].value == "T{{ tools[0].function.name }}"

@@ -404,5 +404,8 @@ def test_a_folder_that_lies_is_refused(model: Model, tmp_path: Path) -> None:
         runtime.open(out)
     with pytest.raises(InputError, match="it holds no compiled graphs; convert it again"):
         runtime.open(out, target="qnn")
+    for option in ("flash_attention", "record_inputs", "record_experts"):
+        with pytest.raises(InputError, match=f"{option}: "):
+            runtime.open(out, runtime.EngineOptions(**{option: True}))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"a folder with static\.json"):
         runtime.open(model("trained"), target="qnn")

@@ -174,6 +174,22 @@ def test_as_many_lanes_as_fit(artifacts: dict[str, Path], monkeypatch: pytest.Mo
     assert lanes.fitting(tmp_path / "x", None, None) == 1
 
 
+def test_more_lanes_than_there_is_memory_for_are_refused(
+    artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Weights are mapped, so the system can drop them; caches it cannot."""
+    path = artifacts["gguf"]
+    free = Memory(None, need(path, 256, 3).cache, None, None)
+    monkeypatch.setattr(lanes, "memory", lambda _: free)
+    for kv, count in ((None, 3), ("q8_0", 5)):
+        lanes.check(path, 256, kv, count)  # type: ignore[arg-type]
+    for kv, count in ((None, 4), ("f32", 2), ("q8_0", 6)):
+        with pytest.raises(InputError, match=rf"--parallel {count}: the caches of 256 tokens take .*, and .* are free"):
+            lanes.check(path, 256, kv, count)  # type: ignore[arg-type]
+    for path in (artifacts["onnx"], tmp_path / "none"):
+        lanes.check(path, None, None, 9)
+
+
 # The server
 
 

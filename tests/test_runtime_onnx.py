@@ -256,6 +256,8 @@ def test_files_and_options_that_are_refused(folder: Path, tmp_path: Path) -> Non
         runtime.open(folder, runtime.EngineOptions(kv="f16"))
     with pytest.raises(InputError, match=r"flash_attention: expected None or False.*found True"):
         runtime.open(folder, runtime.EngineOptions(flash_attention=True))
+    with pytest.raises(InputError, match=r"record_inputs: expected False: only llama\.cpp tells them, found True"):
+        runtime.open(folder, runtime.EngineOptions(record_inputs=True))
 
 
 @pytest.mark.parametrize("name", ["qwen2_moe", "qwen3_moe", "deepseek_v3-groups"])

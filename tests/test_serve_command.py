@@ -77,6 +77,13 @@ def test_the_command_serves_and_ends_on_a_signal(start: Callable[..., Served]) -
         assert served.end(signal.SIGTERM) == (0, "")
 
 
+def test_a_name_that_is_no_text(start: Callable[..., Served]) -> None:
+    served = start("--name", "a\udcff")
+    assert client(served.url).models.list().data[0].id == "a\ufffd"
+    answer = client(served.url).chat.completions.create(model="a\ufffd", messages=HELLO, max_tokens=1)
+    assert answer.model == "a\ufffd"
+
+
 def test_an_interrupt_ends_it_as_it_ends_other_commands(start: Callable[..., Served]) -> None:
     served = start()
     assert served.url
@@ -118,6 +125,8 @@ def test_what_cannot_be_served_is_one_line(gguf: Callable[[str, str], Path], tmp
             ([model, "--port", port], f"--port {port}: Address already in use"),
             ([model, "--cors", "example.org"], "--cors: expected an origin"),
             ([model, "--host", "no.such.host.invalid"], "--host no.such.host.invalid: "),
+            ([model, "--timeout", "nan"], "--timeout: expected more than 0, found nan"),
+            ([model, "--shift", "5000"], "--shift: expected at most 1022 tokens to keep, in a context of 1024"),
             ([str(tmp_path / "none.gguf")], "no such file"),
         ):
             result = run_cli("serve", *arguments, SAMPAN_API_KEY="")

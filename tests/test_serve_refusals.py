@@ -131,6 +131,7 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": "1"}, "temperature", "from 0 to 100"),
     ({"temperature": -1}, "temperature", "from 0 to 100"),
     ({"temperature": True}, "temperature", "from 0 to 100"),
+    ({"temperature": 10**400}, "temperature", "from 0 to 100"),
     ({"top_p": 1.5}, "top_p", "from 0 to 1"),
     ({"max_tokens": 0}, "max_tokens", "from 1"),
     ({"max_completion_tokens": 1.5}, "max_completion_tokens", "from 1"),
@@ -139,6 +140,7 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": ["x"] * 17}, "stop", "up to 16"),
     ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
     ({"logit_bias": {"1": 200}}, "logit_bias.1", "from -100"),
+    ({"logit_bias": {"1": -(10**400)}}, "logit_bias.1", "from -100"),
     ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
     ({"logprobs": 2}, "logprobs", "true or false"),
     ({"stream": "yes"}, "stream", "true or false"),
@@ -166,6 +168,8 @@ def test_what_the_session_refuses_is_an_error_of_the_request(url: str) -> None:
     refused(post(url, {"prompt": ""}, "/v1/completions"), 400, "at least one token")
     refused(post(url, {"messages": [{"role": "user", "content": "\ud800"}]}), 400, "half a character")
     refused(post(url, CHAT | {"logit_bias": {"999": 1}}), 400, "token ids from 0 to 256")
+    deep = {"chat_template_kwargs": {"note": json.loads("[" * 900 + "]" * 900)}}
+    refused(post(url, CHAT | deep), 400, "nested too deep")
 
 
 @pytest.mark.parametrize("prompt", [None, 1, ["a", "b"], [1, "a"], [True]])
@@ -177,6 +181,14 @@ def test_tools_of_a_model_that_knows_none() -> None:
     with serving(Session(Scripted(lambda text: "", template="{{ messages[0].content }}"))) as (url, _):
         tools = [{"type": "function", "function": {"name": "f"}}]
         refused(post(url, CHAT | {"tools": tools}), 400, "knows no tools", "tools")
+        named = {"chat_template_kwargs": {"chat_template": "rag"}}
+        for more in (named, named | {"tools": tools}):
+            refused(post(url, CHAT | more), 400, "chat_template: expected one of default, found rag")
+    session = Session(Scripted(lambda text: ""))
+    session.metadata = {}
+    with serving(session) as (url, _):
+        for more in ({}, {"tools": tools}):
+            refused(post(url, CHAT | more), 400, "the artifact has no chat template")
     with serving(Session(Scripted(lambda text: "", template="{% for i in range(10**9) %}{% endfor %}"))) as (url, _):
         refused(post(url, CHAT), 400, "chat template: ")
 
@@ -336,6 +348,24 @@ def test_who_leaves_the_queue_is_not_answered() -> None:
         thread.join()
         wait(lambda: idle(service))
         assert given[0][0] == 200 and len(seen) == 1 and "gone" not in seen[0]
+
+
+def test_who_waits_when_the_server_ends_is_told_at_once() -> None:
+    gate = threading.Event()
+    with serving(Session(Scripted(lambda text: "yes" if gate.wait(30) else "no"))) as (url, service):
+        running: list[Any] = []
+        waiting: list[Any] = []
+        threads = [ask_aside(url, running)]
+        wait(lambda: service.worker.running > 0)
+        threads.append(ask_aside(url, waiting))
+        wait(lambda: service.worker.waiting == 1)
+        service.worker.stop()
+        threads[1].join(5)
+        early = list(waiting)
+        gate.set()
+        threads[0].join()
+        refused(early[0], 503, "about to end")
+        assert running[0][0] == 200
 
 
 def test_a_slow_reader_holds_up_nobody_and_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

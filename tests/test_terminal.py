@@ -231,6 +231,7 @@ def test_variables_of_the_template(model: Path, monkeypatch: pytest.MonkeyPatch)
         ("a=b c", '--var: a: b c is neither JSON (true, false, 3, "two words") nor a plain word; mend it'),
         ("a=" + "[" * 100_000, "--var: a: " + "[" * 19 + "… is nested too deeply; mend it"),
         ("messages=1", "--var: messages is no variable of a template: the conversation has it; give another name"),
+        ("options=1", "--var: options is no variable of a template: the conversation has it; give another name"),
     ],
 )
 def test_variables_that_are_none(value: str, message: str, model: Path) -> None:

@@ -88,6 +88,8 @@ class OnnxEngine:
             raise wrong("flash_attention", "None or False: ONNX graphs name their attention themselves", "True")
         if options.sequences != 1:
             raise wrong("sequences", "1: only llama.cpp computes several together", options.sequences)
+        if options.record_inputs:
+            raise wrong("record_inputs", "False: only llama.cpp tells them", "True")
         self._graph, path = graph_file(path), home(path)
         self._path = path
         self._tokenizer = JsonTokenizer(path / "tokenizer.json")

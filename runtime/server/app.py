@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sampan.errors import InputError
+from sampan.errors import InputError, wrong
 
 from ..session import Session
 from . import chat, completions
@@ -37,6 +37,8 @@ LOG = logging.getLogger("sampan.server")
 def service(session: Session, settings: Settings) -> Service:
     """What answers, running."""
     settings.check()
+    if settings.shift is not None and settings.shift > (most := session.context - 2):
+        raise wrong("--shift", f"at most {most} tokens to keep, in a context of {session.context}", settings.shift)
     return Service(session, settings)
 
 

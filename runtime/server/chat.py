@@ -9,6 +9,7 @@ from typing import Any
 from sampan.chat_template import choose
 from sampan.errors import brief
 
+from ..chat import ARGUMENTS
 from ..session import Session
 from ..stream import Chunk, Stream
 from .fields import COMMON, TOKENS, TOP_LOGPROBS, Asked, Check, integer, mapping, options, read, switch
@@ -119,7 +120,7 @@ def choice(name: str, value: Any) -> bool | str | None:
 def variables(name: str, value: Any) -> dict[str, Any]:
     """A check: variables of the chat template, none of them a part of the conversation."""
     for key in mapping(name, value):
-        if key in ("self", "messages", "tools", "options", "sanitize_control_tokens"):
+        if key in ARGUMENTS:
             raise bad(f"{name}.{key}", "this is no variable of a template; leave it out")
     return dict(value)
 
@@ -152,7 +153,8 @@ def parse(body: Any, session: Session, settings: Settings) -> Asked:
         raise bad("tool_choice", f"no tool has the name {brief(chosen)}")
     if chosen and not called:
         raise bad("tool_choice", "there are no tools that could be called; give tools, or auto")
-    if called and "tools" not in choose(session.chat_templates, tools=True):
+    name = found.get("chat_template_kwargs", {}).get("chat_template")
+    if called and "tools" not in choose(session.chat_templates, tools=True, name=name):
         raise bad("tools", "this model's chat template knows no tools; leave them out")
     if called and found.get("response_format") is not None:
         raise bad("response_format", "an answer that is held to a schema calls no tools; leave it out, or the tools")

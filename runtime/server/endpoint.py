@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from sampan.errors import InputError
+
 from ..lanes import Lanes
 from ..session import Session
 from ..stream import Chunk
 from .fields import Asked
 from .metrics import Metrics
-from .refusals import RefusalError, bad
+from .refusals import RefusalError, bad, refusal
 from .settings import BODY_SECONDS, Settings
 from .turns import STOPPING, Turn, Worker
 
@@ -86,7 +88,11 @@ class Endpoint:
             except RefusalError:
                 await _read(receive, 0)
                 raise
-            asked: Asked = self._form.parse(await body(scope, receive, settings.max_body), service.session, settings)
+            given = await body(scope, receive, settings.max_body)
+            try:
+                asked: Asked = self._form.parse(given, service.session, settings)
+            except InputError as e:  # of the artifact: it has no template, or no meaning in its metadata
+                raise refusal(e) from None
             turn = Turn(lambda session: self._form.begin(asked, session))
             reply = _Reply(self._form, asked, settings.name, send)
             watch = asyncio.create_task(_left(receive, turn))

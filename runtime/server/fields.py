@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -44,10 +43,10 @@ class Asked:
 
 
 def number(low: float, high: float) -> Callable[[str, Any], float]:
-    """A check: a finite number from `low` to `high`."""
+    """A check: a number from `low` to `high`."""
 
     def check(name: str, value: Any) -> float:
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        if type(value) not in (int, float) or not low <= value <= high:  # NaN is in no range
             raise bad(name, f"expected a number from {low:g} to {high:g}, found {brief(value)}")
         return float(value)
 

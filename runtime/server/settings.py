@@ -41,7 +41,9 @@ class Settings:
             return False
 
     def check(self) -> None:
-        """Raises InputError where strangers could come in, or nobody."""
+        """Raises InputError where strangers could come in, or nobody, and for a time that is none."""
+        if not self.seconds > 0:
+            raise wrong("--timeout", "more than 0", self.seconds)
         if not self.loopback and not self.api_key:
             raise InputError(f"--host {self.host}: others can reach this address, so it needs --api-key; give one")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):

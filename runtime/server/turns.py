@@ -158,6 +158,10 @@ class Worker:
     def stop(self) -> None:
         """Finish what runs, refuse what waits."""
         self._stopping.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if turn := self._turns.get_nowait():
+                    turn.refuse(STOPPING)
         for _ in self._threads:
             self._turns.put(None)
 
