@@ -60,7 +60,7 @@ def calibrate(
     A checkpoint runs as the artifact that `sampan validate` compares with. Memory is that of the engine and eight bytes
     for each column of each matrix. Raises InputError for bad input.
     """
-    _check_output(out, overwrite)
+    _check_output(out, source, overwrite)
     if Path(source).is_dir() and names_model(source):
         raise wrong(source, "a checkpoint or a GGUF file", "a folder of a model that runs")
     given = user_texts(texts)
@@ -92,11 +92,15 @@ def calibrate(
     return _summary(found, tokens, tuple(sorted(open_gguf(model).types)))
 
 
-def _check_output(out: Path, overwrite: bool) -> None:
+def _check_output(out: Path, source: str, overwrite: bool) -> None:
     if out.suffix not in SUFFIXES:
         raise wrong("--output", f"a name that ends with {' or '.join(SUFFIXES)}", out.name)
     if out.is_dir() or not out.parent.is_dir():
         raise wrong("--output", "a file name in a folder that exists", out)
+    given = Path(source)
+    inputs = [given, *given.iterdir()] if given.is_dir() else [given]
+    if os.path.realpath(out) in map(os.path.realpath, inputs):
+        raise wrong("--output", "a file that is not part of the source", out)
     if os.path.lexists(out) and not overwrite:
         raise wrong(out, "a new file name", "an existing file", "use --overwrite to replace it")
 

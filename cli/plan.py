@@ -46,7 +46,9 @@ def command(
       sampan plan --devices
     """
     from sampan.errors import wrong
+    from sampan.model import names_model
     from sampan.runtime import device as devices
+    from sampan.static import is_static
 
     if listed or name == "list":
         all_of_them = [devices.read(n) for n in devices.names()]
@@ -54,9 +56,13 @@ def command(
         return
     if source is None:
         raise wrong("SOURCE", "a checkpoint folder, a hub id or a GGUF file", "none", "or --devices")
-    device = _with(devices.find(name) if name else devices.here(), memory)
-    if Path(source).is_file():
-        model, context, rows, best, why = _file(Path(source), device, context, revision, quant)
+    path = Path(source)
+    if is_static(path) or path.suffix == ".onnx" or (path.is_dir() and names_model(source)):
+        hint = "give the checkpoint that it was made of, or a GGUF file itself"
+        raise wrong(source, "a checkpoint folder, a hub id or a GGUF file", "another model that runs", hint)
+    device = _with(devices.here() if name is None else devices.find(name), memory)
+    if path.is_file():
+        model, context, rows, best, why = _file(path, device, context, revision, quant)
     else:
         model, context, rows, best, why = _checkpoint(source, device, context, revision, quant)
     data = {
@@ -112,8 +118,10 @@ def _file(path: Path, device: Device, context: int | None, revision: str | None,
     for option, value in (("--revision", revision), ("--quant", ", ".join(quant))):
         if value:
             raise wrong(option, "none with a GGUF file", value)
-    demand, trained = asks(path)
+    demand, trained, longest = asks(path)
     context = context or min(trained, DEFAULT_CONTEXT)
+    if context > longest:
+        raise wrong("--context", f"at most the {longest} that the model was made for", context)
     found = predict(device, demand, context)
     row = Row("gguf", None, "as it is", demand, found)
     fits = found.fits == "yes"

@@ -46,9 +46,12 @@ def command(
       sampan push qwen.gguf
       sampan push qwen.gguf --run "Why is the sky blue?" --bench
     """
+    from sampan.errors import wrong
     from sampan.runtime import adb, push
     from sampan.runtime.memory import need
 
+    if model.is_dir():
+        raise wrong(model, "a GGUF file", "a folder", "one for an NPU is copied to its board as it is (docs/npu.md)")
     needed = need(model, context)
     push.check(model)
     device = adb.find(serial)

@@ -63,7 +63,8 @@ def choices(
                 binding = bind(checkpoint, family, arch)
                 tokenizer = tokenizer or read_tokenizer(checkpoint.folder, arch.vocab)
             except InputError as e:
-                yield Choice(name, target, "", None, str(e))
+                if (name, target, "") not in known:
+                    yield Choice(name, target, "", None, str(e))
                 continue
             wanted = _small(form, schemes) if ALL in quant else dict.fromkeys(form.portable.get(q, q) for q in quant)
             for scheme in wanted:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import rknn
 from .errors import InputError, brief, wrong
 from .extras import advice, installed
 
@@ -30,7 +31,8 @@ def versions(target: str) -> tuple[str, ...]:
         return tuple(VERSIONS)
     version = target.removeprefix("qnn-v")
     if version not in VERSIONS or target != f"qnn-v{version}":
-        raise wrong("--target", f"qnn, or one of {', '.join(f'qnn-v{v}' for v in VERSIONS)}", repr(target))
+        known = ", ".join([*(f"qnn-v{v}" for v in VERSIONS), *rknn.CHIPS])
+        raise wrong("--target", f"qnn, or one of {known}", repr(target))
     return (version,)
 
 
@@ -116,7 +118,8 @@ def contexts(graph: Path) -> list[str]:
         raise wrong(graph, "one node EPContext", brief(", ".join(nodes), 100))
     found = {a.name: a for a in model.graph.node[0].attribute}
     name = found["ep_cache_context"].s.decode(errors="replace") if "ep_cache_context" in found else ""
-    if found["embed_mode"].i != 0 or not name or Path(name).name != name:
+    inside = "embed_mode" not in found or found["embed_mode"].i != 0  # which is what ONNX Runtime takes for none
+    if inside or not name or Path(name).name != name:
         raise wrong(graph, "the name of a file beside it", brief(name))
     return [name]
 

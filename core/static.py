@@ -24,6 +24,7 @@ LAYOUT, QUANTITIES = "static.json", "quantities.json"
 EMBEDDING_FILE, TABLES_FILE = "embedding.data", "tables.data"
 TOKENS = (128, 1)  # that a prompt's and a further token's graph take
 LARGEST, LOWEST = 2**31, -65504.0  # the latter is float16's
+SCALES = 1e30  # a scale is less, and more than its reciprocal: values of float16 divided by it are numbers of float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,11 @@ def read_layout(folder: Path) -> Layout:
         for name in parts[-1].values():
             if Path(name).name != name or not name.endswith(".onnx"):
                 raise wrong(f"{path}: graphs", "names of graphs beside it", brief(name))
+    if len({name for part in parts for name in part.values()}) != len(TOKENS) * len(parts):
+        raise wrong(f"{path}: graphs", "each graph once", "one of them again")
     tables = {str(name): tuple(shape) for name, shape in value(data, "tables", dict).items() if isinstance(shape, list)}
     ends, htp = (tuple(value(data, key, list)) for key in ("ends", "htp"))
-    if not parts or not all(type(e) is int for e in ends) or not all(type(v) is str for v in htp):
+    if not parts or not all(type(e) is int for e in ends) or not all(type(v) is str and v.isalnum() for v in htp):
         raise wrong(path, "parts, end tokens and HTP versions", brief(data))
     layout = Layout(
         value(data, "target", str), htp, number(data, "context"), number(data, "longest"), TOKENS,
@@ -107,7 +110,7 @@ def read_quantities(folder: Path) -> dict[str, tuple[int, float, int]]:
     path, found = folder / QUANTITIES, {}
     for name, q in read_json(path).items():
         good = isinstance(q, list) and [type(v) for v in q] == [int, float, int] and q[0] in (8, 16)
-        if not good or not 0 < q[1] < math.inf or not 0 <= q[2] < 1 << q[0]:
+        if not good or not 1 / SCALES < q[1] < SCALES or not 0 <= q[2] < 1 << q[0]:
             raise wrong(f"{path}: {brief(name)}", "bits, scale and zero point", brief(q))
         found[name] = (q[0], q[1], q[2])
     return found

@@ -44,14 +44,14 @@ def need(path: Path, context: int | None = None, sequences: int = 1) -> Need:
 
     Raises InputError where the header does not tell.
     """
-    asked, trained = asks(path)
+    asked, trained, _ = asks(path)
     context = min(DEFAULT_CONTEXT, trained) if context is None else context
     rest = margin(asked.words, asked.hidden, asked.inner, sequences * context)
     return Need(context, asked.weights, sequences * asked.cache(padded(context, CELLS)), rest)
 
 
-def asks(path: Path) -> tuple[Demand, int]:
-    """What a model in one GGUF file asks of a machine, and the context that it was trained for."""
+def asks(path: Path) -> tuple[Demand, int, int]:
+    """What a model in one GGUF file asks of a machine, the context that it was trained for, and that of its YaRN."""
     header, size = read_header(path), size_of(path)
     keys = _Keys(path, header)
     if keys.number("split.count", 1) > 1:
@@ -76,7 +76,7 @@ def asks(path: Path) -> tuple[Demand, int]:
         words=words, hidden=keys.number(f"{keys.arch}.embedding_length"),
         inner=_inner(keys, layers), bits=8 * (size - header.data_start) / max(1, values),
     )  # fmt: skip
-    return demand, trained
+    return demand, trained, max(trained, _stretched(keys))
 
 
 def _weights(keys: _Keys, header: Header, size: int, own: int) -> tuple[int, int, int, int]:
@@ -162,6 +162,15 @@ def _recurrent(keys: _Keys, layers: int) -> list[bool]:
         return [bool(x) for x in listed]
     interval = keys.number(f"{keys.arch}.full_attention_interval", 1)
     return [(i + 1) % max(1, interval) != 0 for i in range(layers)]
+
+
+def _stretched(keys: _Keys) -> int:
+    """The positions that YaRN reaches; 0 without it."""
+    rope = f"{keys.arch}.rope.scaling"
+    factor = keys.values.get(f"{rope}.factor")
+    if keys.values.get(f"{rope}.type") != "yarn" or not isinstance(factor, float) or not 0 < factor < LARGEST:
+        return 0
+    return int(keys.number(f"{rope}.original_context_length", 0) * factor)
 
 
 class _Keys:

@@ -12,6 +12,7 @@ from sampan.files import size_of
 from sampan.onnx import GRAPH
 
 WHOLE, WINDOWS, WINDOW = 1 << 20, 256, 4096  # of a file: bytes at its start, pieces of the rest, bytes of a piece
+SUFFIXES = (".onnx", ".data", ".bin", ".rknn")  # of graphs, their weights, and what was compiled of them
 PART = re.compile(r"(.+)-\d{5}-of-\d{5}\.gguf")
 
 
@@ -20,7 +21,7 @@ class Opened:
 
     def __init__(self, path: Path) -> None:
         if path.is_dir():
-            self._paths = sorted(p for p in path.iterdir() if GRAPH in p.name and p.is_file())
+            self._paths = sorted(p for p in path.iterdir() if (GRAPH in p.name or p.suffix in SUFFIXES) and p.is_file())
         else:
             split = PART.fullmatch(path.name)
             self._paths = sorted(path.parent.glob(f"{split[1]}-*-of-*.gguf")) if split else [path]

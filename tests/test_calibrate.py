@@ -152,6 +152,9 @@ def test_refused_in_one_line(model: Callable[[str], Path], gguf: Callable[[str, 
     source, good = str(gguf("qwen3_moe", "f32")), tmp_path / "s.gguf"
     (tmp_path / "short.txt").write_text("too short")
     (tmp_path / "there.gguf").write_bytes(b"mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "model.safetensors").write_bytes(b"mine")
+    (tmp_path / "link.gguf").symlink_to("there.gguf")
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "model.onnx").write_bytes(b"")
     cases: list[tuple[str, Path, list[Path], str]] = [
@@ -169,4 +172,8 @@ def test_refused_in_one_line(model: Callable[[str], Path], gguf: Callable[[str, 
     for source_, out, texts, message in cases:
         with pytest.raises(InputError, match=message):
             calibrate(source_, out, silent, texts=texts)
+    for own, out in (("there.gguf", "there.gguf"), ("there.gguf", "link.gguf"), ("folder", "folder/model.safetensors")):
+        with pytest.raises(InputError, match=r"--output: expected a file that is not part of the source"):
+            calibrate(str(tmp_path / own), tmp_path / out, silent, overwrite=True)
+    assert (tmp_path / "folder" / "model.safetensors").read_bytes() == b"mine"
     assert not good.exists() and (tmp_path / "there.gguf").read_bytes() == b"mine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from sampan.convert.demand import ALL
 from sampan.demand import Demand
 from sampan.errors import InputError
 from sampan.files import read_json
+from sampan.gguf import Kind, Value, encode, read_header
 from sampan.runtime import device as devices
-from sampan.runtime import predict
+from sampan.runtime import memory, predict
 from sampan.runtime.machine import look
 
 GB = 10**9
@@ -220,6 +222,18 @@ def test_a_gguf_file(gguf: Callable[[str, str], Path]) -> None:
     assert found["decode"]["high"] == pytest.approx(of_checkpoint["decode"]["high"], rel=1e-3)
     with pytest.raises(InputError, match="--quant: expected none with a GGUF file, found q4_0"):
         plan(str(file), "--device", "pi5", "--quant", "q4_0")
+    with pytest.raises(InputError, match="--context: expected at most the 1024 that the model was made for, found 102"):
+        plan(str(file), "--device", "pi5", "--context", "1025")
+
+
+def test_yarn_reaches_further(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
+    header = read_header(gguf("trained", "q8_0"))
+    rope = {"type": Value(Kind.STRING, "yarn"), "factor": Value(Kind.FLOAT32, 4.0)}
+    rope["original_context_length"] = Value(Kind.UINT32, 1000)
+    keys = {f"qwen3.rope.scaling.{k}": v for k, v in rope.items()}
+    raw = encode({**header.metadata, **keys}, header.tensors)
+    (tmp_path / "m.gguf").write_bytes(raw + bytes(gguf("trained", "q8_0").stat().st_size))
+    assert memory.asks(tmp_path / "m.gguf")[1:] == (1024, 4000)
 
 
 def test_this_machine() -> None:
@@ -249,6 +263,14 @@ def test_a_model_that_fits_nowhere() -> None:
     assert "take a smaller --context or a smaller model" in page
 
 
+def test_a_reason_is_told_once(tmp_path: Path) -> None:
+    """Also where smaller schemes are tried after the usual ones."""
+    source = Path(shutil.copytree(tiny.FIXTURE, tmp_path / "source"))
+    (source / "tokenizer.json").unlink()
+    rows = json.loads(plan(str(source), "--device", "8-gen3", "--json", code=1))["rows"]
+    assert [(r["format"], r["target"]) for r in rows] == [("gguf", None), ("onnx", None), ("onnx", "qnn-v75")]
+
+
 def test_devices_are_listed() -> None:
     page = plan("--devices")
     assert page == plan("--device", "list")
@@ -257,11 +279,12 @@ def test_devices_are_listed() -> None:
     assert [d["id"] for d in json.loads(plan("--devices", "--json"))] == devices.names()
 
 
-@pytest.mark.everyday("arguments0-*", "arguments3-*")
+@pytest.mark.everyday("arguments0-*", "arguments4-*")
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--device", "pi6"], "--device: expected one of .* devices, such as pi5.*, found 'pi6'; `sampan plan --dev.*"),
+        (["--device", ""], "--device: expected one of .*, found ''"),
         (["--device", "8elit"], "--device: expected .*8elite, .*found '8elit'"),
         (["--device", "x" * 10**5], "--device: expected one of .{,300}"),
         (["--context", "1025"], "--context: expected at most the 1024 that the model was made for, found 1025"),
@@ -277,7 +300,13 @@ def test_wrong_use_is_one_line(arguments: list[str], expected: str) -> None:
 
 
 def test_no_source_and_none_that_is_a_model(tmp_path: Path) -> None:
+    (tmp_path / "static.json").write_text("{}")
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"")
+    runs = "found another model that runs; give the checkpoint that it was made of"
     for arguments, expected in (([], "SOURCE: expected a checkpoint folder, a hub id or a GGUF file, found none"),
+                                ([str(tmp_path)], runs), ([str(tmp_path / "onnx")], runs),
+                                ([str(tmp_path / "onnx" / "model.onnx")], runs),
                                 ([str(tmp_path / "x.gguf")], "expected a checkpoint folder or a hub id")):  # fmt: skip
         with pytest.raises(InputError, match=re.escape(expected)):
             CliRunner().invoke(cli, ["plan", *arguments, "--device", "pi5"], catch_exceptions=False)

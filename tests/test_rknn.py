@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import stats_files
 from conftest import run_cli
 from reference import assert_close, reference
 from rknn_board import StandIn, install
@@ -249,6 +250,30 @@ def test_what_a_chip_cannot_hold_is_refused(
     with pytest.raises(InputError, match=message):
         to_rknn(model("trained"), tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_head_that_is_larger_than_a_part_is_one_of_its_own(
+    asked: list[dict[str, Any]], model: Model, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """As long as the toolkit holds it: the usual size is for those that it makes no difference to."""
+
+    def parts(most: int) -> int:
+        monkeypatch.setattr(rockchip, "MOST", most)
+        made = prepare(open_folder(model("trained")), tmp_path / "out", "onnx", "fp16", target="rk3588")
+        return sum(f.path.name.startswith("part-") and f.path.suffix == ".data" for f in made.plan.files)
+
+    monkeypatch.setattr(rockchip, "LIMIT", 900_000)
+    assert parts(2_000_000) == 5, "four layers and the head"
+    with pytest.raises(InputError, match=r"--target: expected layers and a head of at most 1 MB, found 1\.\d+ MB in "):
+        parts(1_000_000)
+
+
+def test_statistics_are_of_no_use_to_its_compiler(
+    asked: list[dict[str, Any]], model: Model, gguf: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    stats = stats_files.write(tmp_path / "stats.safetensors", stats_files.made_up(gguf("trained", "f32")))
+    with pytest.raises(InputError, match="--stats: expected none with --target rk3576, whose compiler rounds"):
+        to_rknn(model("trained"), tmp_path / "out", "int4", target="rk3576", stats=stats)
 
 
 def test_a_missing_environment_is_explained(model: Model, tmp_path: Path) -> None:

@@ -150,8 +150,13 @@ def test_inspect_shows_them(tmp_path: Path) -> None:
     data = json.loads(shown.stdout)
     assert data["source"] == "made up" and (data["matrices"], data["never seen"]) == (3, 1)
     assert data["tensors"] == [{"name": "blk.0.ffn_up_exps.weight", "shape": [3, 8], "type": "f32", "bytes": 96}]
-    shown = run_cli("inspect", str(stats_files.write(tmp_path / "s.gguf", found)))
-    assert "imatrix" in shown.stdout and shown.returncode == 0
+    shown = run_cli("inspect", str(stats_files.write(tmp_path / "s.gguf", found)), "--json")
+    as_imatrix = json.loads(shown.stdout)
+    assert as_imatrix["general.type"] == "imatrix" and as_imatrix["sampan.source"] == "made up"
+    assert (as_imatrix["matrices"], as_imatrix["never seen"]) == (3, 1)
+    raw = (tmp_path / "s.gguf").read_bytes()
+    (tmp_path / "s.gguf").write_bytes(raw[:-40])
+    assert "found a file of" in run_cli("inspect", str(tmp_path / "s.gguf")).stderr
 
 
 @pytest.mark.slow

@@ -98,6 +98,7 @@ def _fields(value: Any) -> str:
 
 def _gguf(path: Path) -> dict[str, Any]:
     from sampan import gguf
+    from sampan.quantize.stats import IMATRIX, TYPE
     from sampan.quantize.types import number_type_by_id
 
     header = gguf.read_header(path)
@@ -107,6 +108,9 @@ def _gguf(path: Path) -> dict[str, Any]:
             data[key] = f"{len(value.value)} values"
         else:
             data[key] = value.value
+    if data.get(TYPE) == IMATRIX:
+        told = _statistics(path)
+        data |= {key: told[key] for key in ("matrices", "never seen")}
     rows = []
     for t in header.tensors:
         kind = number_type_by_id(t.type_id)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sampan.chat_template import DEFAULT, KEY, SPECIAL_KEY, read_templates, special_tokens
 from sampan.errors import InputError, brief, wrong
 from sampan.extras import advice, installed
+from sampan.files import size_of
 from sampan.generation import read_generation
 from sampan.static import (
     EMBEDDING_FILE,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 NAME = "ONNX Runtime with static graphs"
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 FEW = 8  # tokens that are evaluated one by one rather than as a prompt's piece
+WIDEST = 1 << 20  # values that a layer's cache may have of a token
 Loader = Callable[[Path], Any]
 """A graph's file → an ONNX Runtime session."""
 Change = Callable[[Any], None]
@@ -66,9 +68,10 @@ def _on_processor(graph: Path, threads: int | None, change: Change | None) -> An
         import onnxruntime as ort
     except ImportError as e:
         raise InputError(f"onnxruntime: cannot be imported ({e}); {advice('onnxruntime')}") from None
+    size_of(graph)  # ONNX Runtime would wait for a FIFO
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads or 0
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4  # what it says is in the exception
     settings.add_session_config_entry("session.disable_quant_qdq", "1")  # fused products would round otherwise
     model: str | bytes = str(graph)
     if change is not None:
@@ -112,6 +115,9 @@ class StaticEngine:
         self._tokenizer = JsonTokenizer(path / "tokenizer.json")
         self.vocab, self._slots = self._layout.vocab, self._layout.context
         self.longest = self._slots
+        if options.context is not None and options.context > self._slots:
+            hint = f"convert it with --context {options.context}"
+            raise wrong(f"{path}: context", f"at most the {self._slots} slots of its graphs", options.context, hint)
         self.context = 0 if options.vocabulary_only else options.positions(path, self.longest, self.longest)
         self._generation = read_generation(path, self.vocab)
         self._position = 0
@@ -138,10 +144,33 @@ class StaticEngine:
                 if i.type not in kinds or len(i.shape) != dims or not all(type(n) is int for n in i.shape):
                     found = f"{i.type} {brief(i.shape)}"
                     raise wrong(f"{path}: {brief(i.name)}", f"{kinds[0]} [heads, width, slots]", found)
-                if i.shape[self._axis(i.name) - 3] != self._slots:
-                    raise wrong(f"{path}: {brief(i.name)}", f"{self._slots} slots", brief(i.shape))
                 shape = i.shape[-3:]
+                if shape[self._axis(i.name)] != self._slots or math.prod(shape) > self._slots * WIDEST:
+                    raise wrong(f"{path}: {brief(i.name)}", f"{self._slots} slots", brief(i.shape))
                 self._cache[i.name] = np.zeros(shape, np.float16) if self._floats else np.full(shape, 128, np.uint8)
+        for size in TOKENS:
+            self._check(size)
+
+    def _check(self, size: int) -> None:
+        """Every graph is given what it takes, gives what the cache takes, and the last one gives the logits."""
+        known = {"hidden", "mask", *self._tables, *self._cache}
+        for part, names in zip(self._sessions, self._layout.parts, strict=True):
+            where = f"{self._path / names[size]}"
+            given = {i.name for i in part[size].get_inputs()}
+            if odd := sorted(given - known):
+                raise wrong(f"{where}: {brief(odd[0])}", "an input that parts before it give", "none that does")
+            outputs = {o.name: list(o.shape) for o in part[size].get_outputs()}
+            new = {n.replace("present", "past"): shape for n, shape in outputs.items() if n.startswith("present_")}
+            if {*new} != given & {*self._cache}:
+                raise wrong(where, "an output for each cache that it takes", brief(", ".join(outputs)))
+            for past, shape in new.items():
+                wanted = list(self._cache[past].shape)
+                wanted[self._axis(past)] = size
+                if shape[-3:] != wanted:
+                    raise wrong(f"{where}: output for {brief(past)}", wanted, brief(shape))
+            known |= {*outputs} - {n.replace("past", "present") for n in new}
+        if "logits" not in known or outputs.get("logits") != [size, self.vocab]:
+            raise wrong(where, f"logits [{size}, {self.vocab}] of the last part", brief(outputs.get("logits")))
 
     @staticmethod
     def _axis(name: str) -> int:
@@ -220,9 +249,11 @@ class StaticEngine:
         return logits
 
     def _given(self, wanted: Any, values: NDArray[Any]) -> NDArray[Any]:
-        """In the shape of an input, and in its type."""
-        if math.prod(wanted.shape) != values.size:
-            raise wrong(f"{self._path}: {brief(wanted.name)}", list(values.shape), brief(wanted.shape))
+        """In the shape of an input, and floats in its type."""
+        fits = wanted.type in FLOATS if self._floats else wanted.type == f"tensor({values.dtype})"
+        if not fits or math.prod(wanted.shape) != values.size:
+            found = f"{wanted.type} {brief(wanted.shape)}"
+            raise wrong(f"{self._path}: {brief(wanted.name)}", f"{values.dtype} {list(values.shape)}", found)
         return values.astype(FLOATS.get(wanted.type, values.dtype), copy=False).reshape(wanted.shape)
 
     def _held(self, tokens: int) -> list[NDArray[Any]]:

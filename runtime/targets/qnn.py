@@ -8,6 +8,7 @@ from typing import Any
 
 from sampan import qnn
 from sampan.errors import InputError, wrong
+from sampan.files import size_of
 from sampan.static import LAYOUT, compiled, compiled_for, is_static, read_layout
 
 from ..engine import Engine, EngineOptions
@@ -29,7 +30,8 @@ def _open(path: Path, options: EngineOptions) -> Engine:
 
     def load(graph: Path) -> Any:
         made = graph.with_name(compiled(graph.name, version))
-        qnn.contexts(made)
+        for name in qnn.contexts(made):
+            size_of(made.with_name(name))
         return qnn.session(made, version)
 
     where = " in the emulator" if _emulated() else ""

@@ -46,7 +46,11 @@ def measure(
 
     One layer is in memory at a time.
     """
+    from .npu import rotary
+
     calls = _calls(form.context)
+    if calls * TOKENS[0] > form.context:
+        positions = rotary(arch, calls * TOKENS[0])
     embedding = np.memmap(folder / EMBEDDING_FILE, np.float16, "r").reshape(arch.vocab, arch.hidden)
     ids = encoded(folder, arch.vocab, calls, EACH)
     hidden = [[np.asarray(embedding[piece], np.float32) for piece in text] for text in ids]
@@ -71,7 +75,8 @@ def _size(edge: Edge) -> int:
 
 
 def _calls(context: int) -> int:
-    return min(CALLS, context // TOKENS[0])
+    """At least two: only from the second one on there is something in the cache."""
+    return max(2, min(CALLS, context // TOKENS[0]))
 
 
 def _by_layer(

@@ -100,7 +100,7 @@ def _plan(
         raise wrong("--accuracy-level", "none with --target, whose activations have 16 bits", request.accuracy)
     if request.scheme_name not in ("a16w8", "a16w4"):
         raise wrong("--quant", f"a16w8 or a16w4 (int8, int4) with --target {target}", request.scheme_name)
-    weights, limit = Channels(arch, binding, request.scheme), request.split or LIMIT
+    weights, limit = Channels(arch, binding, request.scheme), LIMIT if request.split is None else request.split
     laid = lay_out(
         checkpoint, arch, binding, request, weights, (limit, MOST), {"target": target, "htp": list(htp)}, Static, _empty
     )
@@ -109,7 +109,10 @@ def _plan(
     ranges = needs(weights, arch, laid.parts, laid.data, laid.forms[TOKENS[0]].context)
     return Plan(
         request.scheme_name, arch, laid.files, (laid.embedding, *weights.tensors), (*laid.notes, compiled),
-        partial(_finish, laid.forms, weights, arch, laid.parts, laid.data, laid.positions, tuple(htp), limit),
+        partial(
+            _finish, laid.forms, weights, arch, laid.parts, laid.data, laid.positions, tuple(htp),
+            max(limit, *(d.end for d in laid.data)),
+        ),
         later=more, memory=max(ranges, *(compiler_needs(d.end) for d in laid.data)),
     )  # fmt: skip
 
@@ -131,7 +134,7 @@ def lay_out(
     context = request.context or min(arch.context, CONTEXT)
     if not TOKENS[0] <= context <= arch.longest:
         raise wrong("--context", f"{TOKENS[0]} to the model's own {arch.longest}", context)
-    parts = cut(arch, binding, weights, *limits)
+    parts = cut(arch, binding, weights, *limits, alone=request.split is None)
     zeros = weights.zeros()
     data = [DataFile(n + 1, f"part-{n + 1}.data", zeros) for n in range(len(parts))]
     forms = {tokens: static(weights, arch, context, tokens, data, parts, kind) for tokens in TOKENS}
@@ -191,17 +194,23 @@ def static(
     return form
 
 
-def cut(arch: Architecture, binding: Binding, weights: Channels, limit: int, most: int) -> list[Part]:
-    """Parts of at most `limit` bytes of weights, at the borders of layers."""
+def cut(
+    arch: Architecture, binding: Binding, weights: Channels, limit: int, most: int, *, alone: bool = False
+) -> list[Part]:
+    """Parts of at most `limit` bytes of weights, at the borders of layers; `alone`: what is larger, up to `most`, is a
+    part of its own.
+    """
     if limit > most:
-        raise wrong("--split-size", f"at most {human(most)}, the most that a compiled part may have", human(limit))
+        raise wrong("--split-size", f"at most {human(most)}, the most that a compiled part may have", f"{limit} bytes")
     parts: list[list[int]] = []
     size = 0
     for layer, names in by_layer(arch, binding).items():
         used = {EMBEDDING if arch.tied and n == HEAD else n for n in names if n != EMBEDDING or arch.tied}
         nbytes = sum(weights.nbytes(n) for n in used)
         what = "the head" if layer < 0 else f"layer {layer}"
-        if nbytes > limit:
+        if nbytes > most:
+            raise wrong("--target", f"layers and a head of at most {human(most)}", f"{human(nbytes)} in {what}")
+        if nbytes > limit and not alone:
             raise wrong("--split-size", f"at least the {human(nbytes)} of {what}", human(limit))
         if not parts or size + nbytes > limit:
             parts.append([])

@@ -98,15 +98,16 @@ def _plan(
     check_blocks(arch)
     if request.accuracy is not None:
         raise wrong("--accuracy-level", f"none with --target {chip}", request.accuracy)
+    if request.weighted:
+        raise wrong("--stats", f"none with --target {chip}, whose compiler rounds the weights", "some")
     known = [name for name, kind in KINDS.items() if chip in kind.chips]
     if request.scheme_name not in known:
         raise wrong("--quant", f"one of {', '.join(known)} with --target {chip}", request.scheme_name)
     weights = Channels(arch, binding, get_scheme("f16"))
     kind = KINDS[request.scheme_name]
     target = {"target": chip, "htp": [], "type": kind.type or "fp16", "far": kind.far}
-    laid = lay_out(
-        checkpoint, arch, binding, request, weights, (request.split or LIMIT, MOST), target, Plain, _bytes
-    )  # fmt: skip
+    limits = LIMIT if request.split is None else request.split, MOST
+    laid = lay_out(checkpoint, arch, binding, request, weights, limits, target, Plain, _bytes)
     more = len(TOKENS) * sum(d.end for d in laid.data)
     notes = (*laid.notes, f"compiled graphs come on top, about {human(more)}: two for each part")
     finish = partial(_finish, laid, arch, chip, kind, place)
