@@ -256,10 +256,9 @@ class LlamaEngine:
         return list(ids[:n])
 
     def piece(self, token: int, *, control: bool = False) -> bytes:
-        room = 64
+        room, shown = 64, control or token in self._text_tokens
         while True:
             buffer = ctypes.create_string_buffer(room)
-            shown = control or token in self._text_tokens
             n = self._lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, shown)
             if n >= 0:
                 return buffer.raw[:n]
