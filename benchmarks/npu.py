@@ -47,7 +47,7 @@ def to_folder(checkpoint: Path, out: Path, quant: str, htp: str, context: int) -
     from sampan import api
     from sampan.convert.formats.onnx import compiled, npu
 
-    npu.cut = lambda arch, *_: npu.each_layer(arch)  # type: ignore[assignment]
+    npu.cut = lambda arch, *_, **__: npu.each_layer(arch)  # type: ignore[assignment]
     compiled.compiled = lambda *_: ({}, [])  # type: ignore[assignment]
     api.convert(checkpoint, out, to="onnx", quant=quant, target=f"qnn-v{htp}", context=context, jobs=2)
 

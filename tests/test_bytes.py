@@ -70,10 +70,10 @@ def compared(name: str) -> list[str]:
     """All schemes for models of each structure; for the others the usual one and, by turns, a half of them for the
     first model of a family and a quarter for its variants.
     """
-    if name in {"qwen2", "qwen3-odd-widths", "trained-kimi"}:
+    if name in {"qwen3-odd-widths", "trained-kimi"}:
         return SCHEMES
     schemes = [s for s in SCHEMES if s not in SEARCHED]
-    if name in {"qwen3_moe-8-experts", "qwen3_5", "kimi_linear"}:
+    if name in {"qwen2", "qwen3_moe-8-experts", "qwen3_5", "kimi_linear"}:
         return schemes
     every = 4 if "-" in name else 2
     return [s for i, s in enumerate(schemes) if s == USUAL or i % every == MODELS.index(name) % every]

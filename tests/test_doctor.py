@@ -215,6 +215,7 @@ def test_lists_of_cores() -> None:
     assert len(cores_of("0-9999")) == 4097 and cores_of("0-99999999999") == []
 
 
+@pytest.mark.slow
 def test_odd_files_never_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each file in turn is garbage, of another kind, or gone."""
     monkeypatch.setattr(doctor, "extras", dict)  # they lie elsewhere, and looking for packages takes long

@@ -174,6 +174,7 @@ def test_a_mask_that_does_not_hide_is_refused(
     assert not asked and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_session_on_a_board(
     asked: list[dict[str, Any]], board: type[StandIn], model: Model, tmp_path: Path
 ) -> None:

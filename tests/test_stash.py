@@ -97,6 +97,7 @@ def test_the_stash_keeps_to_its_limit_and_forgets_the_oldest() -> None:
     assert stash.swap(engine, short, [9] * 9) == short and len(stash._entries) == count, "not worth a copy"
 
 
+@pytest.mark.slow
 def test_the_server_lets_answers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short answer does not wait for the end of a long one, and nobody's answer changes."""
     monkeypatch.setattr(turns, "QUANTUM", 0.05)
