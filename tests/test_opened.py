@@ -68,13 +68,16 @@ def test_a_file_that_is_deleted_or_replaced_is_still_open(gone: bool, place: tup
         assert session.stream("Hi", greedy).read().tokens == before
 
 
-def test_the_server_says_so_and_lives_on(place: tuple[Path, Path]) -> None:
+def test_the_server_says_so_and_lives_on(place: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
+    """A client learns no path; who runs the server finds it in the log."""
     model, weights = place
     with runtime.open(model, OPTIONS) as session, serving(session) as (url, _):
         ai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         assert ai.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2).choices
         overwrite(weights)
         for _ in range(2):
-            with pytest.raises(openai.InternalServerError, match="was changed while it was open"):
+            with pytest.raises(openai.InternalServerError, match="the model's file was changed") as e:
                 ai.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2)
+            assert weights.name not in str(e.value)
+        assert f"{weights}: the file was changed while it was open" in caplog.text
         assert ai.models.list().data[0].id == "tiny"

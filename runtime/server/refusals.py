@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from sampan.errors import ChangedError, ContextLengthError, InputError, SchemaError, ToolError
 
+LOG = logging.getLogger("sampan.server")
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -35,7 +37,8 @@ def bad(param: str | None, message: str, code: str | None = None) -> RefusalErro
 def refusal(e: InputError) -> RefusalError:
     """What the Session refuses before it computes: the request is to blame, or what is served."""
     if isinstance(e, ChangedError):
-        return RefusalError(500, str(e))
+        LOG.error("%s", e)  # it names a path, which is no client's business
+        return RefusalError(500, "the model's file was changed while it is served; start the server again")
     if isinstance(e, SchemaError):
         return bad(
             "tools" if isinstance(e, ToolError) else "response_format", str(e).removeprefix("tools: "), "invalid_schema"
