@@ -118,6 +118,7 @@ def test_threads_and_cache_are_those_that_the_engine_has(artifacts: dict[str, Pa
     assert (found["threads"], found["kv"]) == (1, "f32")
 
 
+@pytest.mark.slow
 def test_an_earlier_run_stands_beside(artifacts: dict[str, Path], tmp_path: Path) -> None:
     path, file = artifacts["gguf"], tmp_path / "before.json"
     file.write_text(run(path, *QUICK, "--json").stdout)

@@ -126,6 +126,7 @@ def test_inspect_a_gguf(gguf: Callable[[str, str], Path]) -> None:
     assert data["types"]["q6_k"]["tensors"] == 5 and data["parameters"] == 3673344
 
 
+@pytest.mark.slow
 def test_inspect_an_onnx_folder(tmp_path: Path) -> None:
     folder = to_onnx(tiny.FIXTURE, tmp_path / "m", "int4").artifact
     ours = json.loads(run_cli("inspect", str(folder), "--json", "--tensors").stdout)

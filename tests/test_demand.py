@@ -66,6 +66,7 @@ def sparse(folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ..
     return folder
 
 
+@pytest.mark.slow
 def test_the_size_of_qwen3_0_6b_by_hand(tmp_path: Path) -> None:
     """config.json of Qwen/Qwen3-0.6B: 28 layers, hidden 1024, 16 heads and 8 key heads of 128, 3072, 151,936 words."""
     config = {

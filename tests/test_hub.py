@@ -235,6 +235,7 @@ def test_after_a_reset_connection_the_second_run_fetches_only_the_rest(
     assert continued(hub, wide) == [12 * MIB, (wide / SINGLE).stat().st_size - STEP]
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_second_run_fetches_only_the_rest(
     wide: Path, serve: Callable[..., Hub], sampan: Shell
 ) -> None:

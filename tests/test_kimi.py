@@ -73,6 +73,7 @@ def test_a_tensor_beside_text_and_vision_is_refused(model: Callable[[str], Path]
     assert "audio_tower.weight: expected only tensors that kimi_vl knows" in result.stderr
 
 
+@pytest.mark.slow
 def test_betas_of_yarn_need_the_runtime(
     model: Callable[[str], Path], gguf: Callable[[str, str], Path], tmp_path: Path
 ) -> None:

@@ -299,6 +299,7 @@ def test_which_of_several_is_asked(repository: Path, serve: Callable[..., Hub], 
     assert line == f"{REPO}: HF_HUB_OFFLINE is set, and the cache has nothing of it: unset it, or give a path"
 
 
+@pytest.mark.slow
 def test_a_download_goes_on_behind_a_reset(repository: Path, serve: Callable[..., Hub], sampan: Shell) -> None:
     hub, name = serve(repository), "Tiny-F32.gguf"
     hub.faults.cut[name] = (12 * MIB, "reset")
@@ -310,6 +311,7 @@ def test_a_download_goes_on_behind_a_reset(repository: Path, serve: Callable[...
     assert [r.headers.get("range") for r in gets] == [None, f"bytes={STEP}-"]
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_thrown_away(repository: Path, serve: Callable[..., Hub], sampan: Shell) -> None:
     hub, name = serve(repository), "Tiny-Q8_0.gguf"
     hub.faults.damaged.add(name)

@@ -144,6 +144,7 @@ def test_an_onnx_folder(tmp_path: Path) -> None:
     assert result.code == 0 and result.out.count("forged") >= 6
 
 
+@pytest.mark.slow
 def test_reports(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     path = tmp_path / f"{EVIL.replace(chr(0), '')}.gguf"
     shutil.copy(gguf("trained", "q4_0"), path)

@@ -285,6 +285,7 @@ def test_models_that_are_refused_before_a_device_is_asked(desk: Desk, tmp_path: 
     assert not desk.adb.requests
 
 
+@pytest.mark.slow
 def test_an_answer_from_the_phone(desk: Desk) -> None:
     desk.engine(ENGINE.format(python=sys.executable))
     code, out, err = desk.push("--run", "What is the capital of France?")

@@ -99,6 +99,7 @@ def test_plain_graphs_equal_transformers(name: str, model: Model, tmp_path: Path
     assert_close(np.concatenate(found), reference(model(name), ids))
 
 
+@pytest.mark.slow
 def test_what_is_asked_of_the_compiler_and_what_is_written(
     asked: list[dict[str, Any]], model: Model, tmp_path: Path
 ) -> None:

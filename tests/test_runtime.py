@@ -90,6 +90,7 @@ def test_a_cached_prefix_changes_nothing(gguf: Callable[[str, str], Path]) -> No
         assert cold.generate(longer, Options(max_tokens=8, sampling=Sampling())) == answer
 
 
+@pytest.mark.slow
 def test_slices_hold_the_logits_of_the_last_positions(gguf: Callable[[str, str], Path]) -> None:
     tokens = [*range(100, 800), *range(100, 400)]
     options = runtime.EngineOptions(kv="f32", flash_attention=False, context=1024)

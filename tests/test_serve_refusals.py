@@ -368,6 +368,7 @@ def test_who_waits_when_the_server_ends_is_told_at_once() -> None:
         assert running[0][0] == 200
 
 
+@pytest.mark.slow
 def test_a_slow_reader_holds_up_nobody_and_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer waits in memory; who takes nothing for a while loses it."""
     monkeypatch.setattr(endpoint, "BODY_SECONDS", 1.0)

@@ -129,13 +129,9 @@ CASES: dict[str, tuple[str, Edit, str]] = {
 
 @pytest.mark.everyday(
     "missing-scale",
-    "missing-zeros",
     "orphan-scale",
-    "scale-of-other-blocks",
     "nan-*",
     "nvfp4-promised-fp8",
-    "shape-that-lies",
-    "zero-point-of-16",
     "order-beyond-the-groups",
     "two-storages",
     "another-method",

@@ -140,6 +140,7 @@ def test_experts(model: Callable[[str], Path], tmp_path: Path) -> None:
     assert result["tensors"]["blk.0.ffn_up_exps.weight"] == "q4_0"
 
 
+@pytest.mark.slow
 def test_fused_experts_in_blocks(model: Callable[[str], Path], tmp_path: Path) -> None:
     """FP8 experts in one tensor: blocks do not cross experts."""
     source = model("qwen3_moe-8-experts")

@@ -36,6 +36,7 @@ def ask(model: Path, *arguments: Any, **options: Any) -> subprocess.CompletedPro
     return run("run", model, *arguments, "--max-tokens", "4", **options)
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_utf8(model: Path) -> None:
     piped = ask(model, input=LATIN)
     assert piped.returncode == 0 and piped.stdout.strip()

@@ -62,6 +62,7 @@ def test_drift_of_the_weights_is_what_transformers_computes(gguf: Callable[[str,
     np.testing.assert_allclose(ours.kld, theirs.numpy(), rtol=0.05, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_three_numbers(gguf: Callable[[str, str], Path]) -> None:
     report = run(gguf("trained", "q4_0"), options=replace(QUICK, parts=True))
     parts = {name: d["mean"]["kld"]["value"] for name, d in report["candidates"][0]["drift"].items()}

@@ -40,6 +40,7 @@ def converted(folder: Path, template: str, out: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_refusal_is_a_fact_to_compare(folder: Path, tmp_path: Path) -> None:
     """Llama 3.x refuses parallel calls; a candidate that takes them is another model in a conversation."""
     added = {"bos_token": "<|endoftext|>"}

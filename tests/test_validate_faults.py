@@ -61,6 +61,7 @@ def test_rope_factors_that_the_config_does_not_say(
     assert found == "rope_freqs.weight: missing in the artifact"
 
 
+@pytest.mark.slow
 def test_a_zeroed_tensor(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     def zero(name: str, raw: bytearray, t: Stored) -> None:
         if name == "blk.1.ffn_up.weight":
@@ -130,6 +131,7 @@ def test_a_shifted_tokenizer(gguf: Callable[[str, str], Path], tmp_path: Path) -
     assert found["metadata"][0].startswith("tokenizer.ggml.tokens: expected !, found ")
 
 
+@pytest.mark.slow
 def test_a_lost_chat_template(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     bad = with_metadata(
         gguf("trained", "q8_0"), tmp_path / "bad.gguf", **{"tokenizer.chat_template": "{{ messages[0].content }}"}

@@ -56,11 +56,13 @@ def test_limits_follow_the_bits_of_its_weights(folder: Path) -> None:
         ({"parts": True}, "--parts: expected a candidate whose manifest names its tensors"),
     ],
 )
+@pytest.mark.slow
 def test_options_that_do_not_fit_a_folder(options: dict[str, Any], message: str, folder: Path) -> None:
     with pytest.raises(InputError, match=message):
         run(folder, options=replace(ONE, **options))
 
 
+@pytest.mark.slow
 def test_a_folder_of_floats_has_no_bits_to_blame(folder: Path, tmp_path: Path) -> None:
     floats = Path(shutil.copytree(folder, tmp_path / "floats"))
     tiny.edit_json(floats / "static.json", target="rk3588", type="fp16", far=-1e4)
@@ -97,6 +99,7 @@ def edge(folder: Path, name: str, names: frozenset[str], feeds: dict[str, Any]) 
     return value
 
 
+@pytest.mark.slow
 def test_an_activation_at_8_bits_has_256_values(folder: Path) -> None:
     """Inside of a graph, at its beginning and at its end; half a step of 8 bits from what it was, at most."""
     rng = np.random.default_rng(0)

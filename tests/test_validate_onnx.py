@@ -139,6 +139,7 @@ def test_a_zeroed_tensor(bad: Path) -> None:
     assert findings(report) == {"tensors": ["blk.1.ffn_up.weight: nothing but zeros in rows 0 to 511"]}
 
 
+@pytest.mark.slow
 def test_swapped_rows_of_q_and_k(bad: Path) -> None:
     tensors = open_onnx(bad).tensors
     q, k = tensors["blk.0.attn_q.weight"], tensors["blk.0.attn_k.weight"]
@@ -175,6 +176,7 @@ def test_a_changed_rope_table(bad: Path) -> None:
     assert found.startswith("model.onnx.data: rotary table cos: value 320: expected 0.2836622, found 0.5 (1 differ")
 
 
+@pytest.mark.slow
 def test_a_changed_norm_epsilon(bad: Path) -> None:
     def harm(model: onnx.ModelProto) -> None:
         node = next(n for n in model.graph.node if n.name.startswith("/layers.2/input_layernorm/"))
@@ -241,6 +243,7 @@ def test_a_changed_configuration(bad: Path) -> None:
     assert found == "genai_config.json: model.eos_token_id: expected [2035, 2033], found [7]"
 
 
+@pytest.mark.slow
 def test_another_version_is_not_compared(bad: Path) -> None:
     tiny.edit_json(bad / "manifest.json", sampan="0.0.9")
     checks = {c["name"]: c for c in run(bad, options=ONE)["candidates"][0]["checks"]}
