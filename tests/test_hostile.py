@@ -201,6 +201,7 @@ def test_a_tensor_that_no_rule_claims(copy: Path) -> None:
     assert_refused(copy, f"{name}: expected only tensors that qwen3 knows, found one that no rule claims")
 
 
+@pytest.mark.slow
 def test_known_leftovers_are_left(copy: Path) -> None:
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     change(copy, lambda t: t.update({name: np.ones(64, np.float32)}))
@@ -212,6 +213,7 @@ def test_unknown_dtype(copy: Path) -> None:
     assert_refused(copy, f"{Q}: expected a dtype among BF16, F16, F32, found F64")
 
 
+@pytest.mark.slow
 def test_a_redundant_head_is_written_once(copy: Path) -> None:
     change(copy, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
     out = copy.parent / "m.gguf"

@@ -42,6 +42,7 @@ def inside_vision(text: Path, folder: Path, architecture: str) -> Path:
 
 @pytest.mark.everyday("KimiVL*")
 @pytest.mark.parametrize("architecture", VISION)
+@pytest.mark.slow
 def test_the_text_is_the_same_file_and_vision_is_left_out(
     architecture: str, model: Callable[[str], Path], gguf: Callable[[str, str], Path], tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ def test_a_killed_run_continues_and_gives_the_same_bytes(gguf: Callable[[str, st
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "m.gguf.manifest.json"]
 
 
+@pytest.mark.slow
 def test_a_journal_cut_at_any_byte(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     out = tmp_path / "m.gguf"
     kill_on_the_way(tiny.FIXTURE, out, 6)

@@ -32,6 +32,7 @@ def on(seed: int) -> Options:
     return Options(40, Sampling(1.0, logit_bias={2033: -1e4, 2035: -1e4}), seed)
 
 
+@pytest.mark.slow
 def test_streams_that_take_turns_evaluate_nothing_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with runtime.open(path, ROOM) as session:
         prompts = asks(session)

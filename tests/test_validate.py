@@ -183,6 +183,7 @@ def test_exit_codes_follow_the_verdict(gguf: Callable[[str, str], Path], tmp_pat
     assert json.loads(run_cli(*arguments, "--windows", "2", "--json", "-").stdout)["verdict"] == "undecided"
 
 
+@pytest.mark.slow
 def test_a_candidate_that_aborts_gets_a_failed_verdict(
     gguf: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

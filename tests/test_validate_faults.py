@@ -158,6 +158,7 @@ def test_missing_misshapen_and_orphan_tensors(gguf: Callable[[str, str], Path], 
     assert "llama.cpp cannot load it" in report["candidates"][0]["decisions"][-1]["text"]
 
 
+@pytest.mark.slow
 def test_nan_in_a_tensor(gguf: Callable[[str, str], Path], tmp_path: Path) -> None:
     def poison(name: str, raw: bytearray, t: Stored) -> None:
         if name == "output_norm.weight":
