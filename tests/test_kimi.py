@@ -40,9 +40,8 @@ def inside_vision(text: Path, folder: Path, architecture: str) -> Path:
     return folder
 
 
-@pytest.mark.everyday("KimiVL*")
-@pytest.mark.parametrize("architecture", VISION)
 @pytest.mark.slow
+@pytest.mark.parametrize("architecture", VISION)
 def test_the_text_is_the_same_file_and_vision_is_left_out(
     architecture: str, model: Callable[[str], Path], gguf: Callable[[str, str], Path], tmp_path: Path
 ) -> None:

@@ -78,9 +78,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return seen
 
 
-@pytest.mark.everyday("gguf-f16")
-@pytest.mark.parametrize("kv", ["f32", "f16"])  # a buffer for each lane, and one for all
 @pytest.mark.slow
+@pytest.mark.parametrize("kv", ["f32", "f16"])  # a buffer for each lane, and one for all
 def test_answers_in_company_are_those_alone(path: Path, kv: Any, calls: list[list[int]]) -> None:
     """Four lanes; each answers three prompts, which begin and end at different times."""
     options = replace(ROOM, kv=kv)

@@ -21,9 +21,8 @@ SMALL = EngineOptions(threads=1, context=48, kv="f32")
 TEXT = "The kettle was lost, and the sailor was kind. The fox came back."
 
 
-@pytest.mark.everyday("*-5")
-@pytest.mark.parametrize("keep", [0, 5])
 @pytest.mark.slow
+@pytest.mark.parametrize("keep", [0, 5])
 def test_behind_a_shift_logits_are_those_of_the_kept_tokens_alone(path: Path, keep: int) -> None:
     """By the definition, in a session of its own: the first `keep`, and the younger half of the others."""
     with runtime.open(path, SMALL) as session, runtime.open(path, SMALL) as plain:
