@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sampan.errors import InputError
+from sampan.errors import InputError, wrong
 
 DEFAULT_CONTEXT = 4096
 KV = Literal["f32", "f16", "q8_0"]
@@ -46,6 +46,15 @@ class EngineOptions:
                 "beyond that it answers nonsense"
             )
         return wanted
+
+    def without_llama(self) -> None:
+        """Raises InputError for what only llama.cpp can do."""
+        if self.flash_attention:
+            raise wrong("flash_attention", "None or False: ONNX graphs name their attention themselves", "True")
+        if self.sequences != 1:
+            raise wrong("sequences", "1: only llama.cpp computes several together", self.sequences)
+        if self.record_inputs:
+            raise wrong("record_inputs", "False: only llama.cpp tells them", "True")
 
 
 def suspect(kv: str) -> str:

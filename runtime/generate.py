@@ -9,6 +9,8 @@ import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
+from sampan.errors import wrong
+
 from .grammar import Constraint
 from .markers import StopStrings
 from .reply import Parts, Reply, joined
@@ -89,6 +91,12 @@ def answer(
         reason = "tool_calls"
     usage = Usage(prompt, cached, made, session.load_seconds, prefill, decode, dropped)
     yield Chunk(parts.text, parts.reasoning, parts.calls, last, raw, logprob, top, reason, usage, gone)
+
+
+def check_shift(keep: int | None, context: int) -> None:
+    """Raises InputError where a shift would keep so many tokens that none is left to drop and to choose."""
+    if keep is not None and keep > context - 2:
+        raise wrong("shift", f"at most {context - 2} tokens to keep, in a context of {context}", keep)
 
 
 def overflow(tokens: int, keep: int, context: int) -> int:

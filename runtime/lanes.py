@@ -14,13 +14,13 @@ from sampan.units import human
 
 from .engine import KV
 from .machine import look, memory
-from .memory import need
+from .memory import Need, need
 from .session import Session
 from .stash import shared
 from .stream import Stream
 
 MOST = 4  # that are opened where nobody says how many
-BYTES = {"f32": 2.0, "q8_0": 34 / 64}  # of a cache, as a share of float16's
+SHARE = {"f32": 2.0, "q8_0": 34 / 64}  # of a cache's bytes in float16; q8_0: 32 values and a scale, ggml-common.h
 
 
 def fitting(path: Path, context: int | None, kv: KV | None) -> int:
@@ -31,7 +31,7 @@ def fitting(path: Path, context: int | None, kv: KV | None) -> int:
             needed = need(path, context, count)
         except InputError:  # in several files, or the engine says what is wrong
             return 1
-        if needed.total + (needed.cache if kv == "f32" else 0) <= available:
+        if needed.total - needed.cache + _cache(needed, kv) <= available:
             return count
     return 1
 
@@ -42,12 +42,17 @@ def check(path: Path, context: int | None, kv: KV | None, count: int) -> None:
         needed = need(path, context, count)
     except (InputError, OSError):  # in several files, or the engine says what is wrong
         return
-    cache, free = needed.cache * BYTES.get(kv or "", 1.0), memory(look()).available
+    cache, free = _cache(needed, kv), memory(look()).available
     if free is not None and cache > free:
         raise InputError(
             f"--parallel {count}: the caches of {needed.context} tokens take {human(cache)}, and {human(free)} are "
             "free; give fewer, a smaller --context, or --kv q8_0"
         )
+
+
+def _cache(needed: Need, kv: KV | None) -> float:
+    """Bytes of all caches, which `needed` counts in float16."""
+    return needed.cache * SHARE.get(kv or "f16", 1.0)
 
 
 def beside(session: Session) -> list[Session]:

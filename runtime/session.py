@@ -24,7 +24,7 @@ from sampan.model import find_model
 from . import calls, state
 from .chat import render
 from .engine import Engine, EngineOptions, suspect
-from .generate import CancelledError, answer
+from .generate import CancelledError, answer, check_shift
 from .grammar import Constraint, Words
 from .opened import Opened
 from .recent import Messages, recent
@@ -364,8 +364,7 @@ class Session:
         ids = self._ids(tokens)
         if not ids:
             raise wrong("prompt", "at least one token", "none")
-        if shift is not None and shift > self.context - 2:
-            raise wrong("shift", f"at most {self.context - 2} tokens to keep, in a context of {self.context}", shift)
+        check_shift(shift, self.context)
         if shift is None and len(ids) + room > self.context:
             most = self._engine.longest
             more = f"--context gives it up to {most}" if self.context < most else "the model was made for no more"

@@ -380,32 +380,3 @@ def test_what_the_target_cannot_hold_is_refused(
 def test_gguf_has_no_target(model: Model, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--target: expected none with --to gguf"):
         prepare(open_folder(model("trained")), tmp_path / "out.gguf", "gguf", "q4_0", target="qnn")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("uncompiled")
-def test_a_folder_that_lies_is_refused(model: Model, tmp_path: Path) -> None:
-    out = to_npu(model("trained"), tmp_path / "out").out
-    good = json.loads((out / "static.json").read_text())
-
-    def says(message: str, **changes: Any) -> None:
-        (out / "static.json").write_text(json.dumps(good | changes))
-        with pytest.raises(InputError, match=message):
-            runtime.open(out)
-
-    says("context: expected 1 to", context=-1)
-    says("graphs: expected names of graphs beside it", parts=[{"graphs": {"128": "../a.onnx", "1": "b.onnx"}}])
-    says("embedding.data: expected .* bytes", vocab=10**6)
-    says("tables: 'cos'|tables: cos", tables={"cos": [1, 2]})
-    says("tokens: expected", tokens=[1])
-    (out / "static.json").write_text(json.dumps(good))
-    (out / "quantities.json").write_text(json.dumps({"hidden": [16, 0.0, 1]}))
-    with pytest.raises(InputError, match="hidden: expected bits, scale and zero point"):
-        runtime.open(out)
-    with pytest.raises(InputError, match="it holds no compiled graphs; convert it again"):
-        runtime.open(out, target="qnn")
-    for option in ("flash_attention", "record_inputs", "record_experts"):
-        with pytest.raises(InputError, match=f"{option}: "):
-            runtime.open(out, runtime.EngineOptions(**{option: True}))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"a folder with static\.json"):
-        runtime.open(model("trained"), target="qnn")

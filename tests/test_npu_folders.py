@@ -67,6 +67,25 @@ def parts(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def test_a_folder_that_lies(folder: Path, model: Any) -> None:
+    good = json.loads((folder / "static.json").read_text())
+    for message, changes in (
+        ("context: expected 1 to", {"context": -1}),
+        ("graphs: expected names of graphs beside it", {"parts": [{"graphs": {"128": "../a.onnx", "1": "b.onnx"}}]}),
+        ("embedding.data: expected .* bytes", {"vocab": 10**6}),
+        ("tables: 'cos'|tables: cos", {"tables": {"cos": [1, 2]}}),
+        ("tokens: expected", {"tokens": [1]}),
+    ):
+        edit(folder, **good | changes)
+        says(message, folder)
+    edit(folder, **good)
+    says("it holds no compiled graphs; convert it again", folder, "qnn")
+    says(r"a folder with static\.json", model("trained"), "qnn")
+    for option in ("flash_attention", "record_inputs", "record_experts"):
+        with pytest.raises(InputError, match=f"{option}: "):
+            runtime.open(folder, runtime.EngineOptions(**{option: True}))  # type: ignore[arg-type]
+
+
 def test_parts_that_do_not_follow_each_other(folder: Path) -> None:
     first, second = parts(folder)
     edit(folder, parts=[first])
@@ -106,7 +125,7 @@ def test_more_than_it_was_made_for(whole: Path) -> None:
         CliRunner().invoke(cli, ["push", str(whole)], catch_exceptions=False)
 
 
-@pytest.mark.parametrize("scale", [5e-324, 1e300])
+@pytest.mark.parametrize("scale", [0.0, 5e-324, 1e300])
 def test_a_scale_that_is_no_number_of_float32(scale: float, folder: Path) -> None:
     path = folder / "quantities.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden": [16, scale, 0]}))

@@ -14,11 +14,11 @@ import numpy as np
 import openai
 import pytest
 from both_engines import artifacts
+from raw_http import answered, exchange, request
 from server_engine import serving
 from test_lanes import together
 from test_serve import client
 from test_serve_command import Served, start
-from test_serve_refusals import answered, exchange, request
 
 from sampan import runtime
 from sampan.errors import InputError

@@ -14,6 +14,7 @@ from sampan import runtime
 from sampan.errors import ContextLengthError, InputError
 from sampan.gguf import Kind, Value, encode, read_header
 from sampan.runtime import Options, Sampling
+from sampan.runtime.engines import _special
 
 NASTY = (
     "", " ", "\n", "\r\n\r\n", "\t\t x", "   leading", "trailing   ", "a\n\n\n b", "don't I'LL we'Ve",
@@ -45,6 +46,15 @@ def test_a_long_text_of_special_tokens_is_cut_and_its_tokens_are_the_same(sessio
     for text in ("".join(f"<|im_start|>user\n{n}{NASTY[n % len(NASTY)]}<|im_end|>" for n in range(3000)),
                  "<|im_end|>" * 30_000, " <|im_end|> \n" * 5000, "x" * 40_000 + "<|im_end|>"):  # fmt: skip
         assert session.tokenize(text) == tokenizer.encode(text).ids
+
+
+def test_no_cut_through_or_beside_what_llama_cpp_may_join() -> None:
+    pad = "x" * _special.PART
+    text = f"{pad}a<b>c{pad} <b>{pad}<c>{pad}<b>"
+    assert _special.cut(text, ("<b>",)) == [f"{pad}a", f"<b>c{pad} <b>{pad}<c>{pad}", "<b>"]
+    assert _special.cut(text, ("<b>", "a")) == _special.cut(text, ("<b>",))
+    for other in ("a<", ">c", "<<b>"):
+        assert _special.cut(text, ("<b>", other)) == [text]
 
 
 def test_special_tokens_can_be_left_as_text(session: runtime.Session) -> None:

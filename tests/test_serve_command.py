@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 from conftest import run_cli
+from raw_http import HELLO, ask_aside, exchange, refused, request, wait
 from server_engine import Scripted, serving
 from test_serve import client
-from test_serve_refusals import HELLO, ask_aside, exchange, refused, request, wait
 
 from sampan.runtime import Session
 from sampan.runtime.server import app
@@ -126,7 +126,7 @@ def test_what_cannot_be_served_is_one_line(gguf: Callable[[str, str], Path], tmp
             ([model, "--cors", "example.org"], "--cors: expected an origin"),
             ([model, "--host", "no.such.host.invalid"], "--host no.such.host.invalid: "),
             ([model, "--timeout", "nan"], "--timeout: expected more than 0, found nan"),
-            ([model, "--shift", "5000"], "--shift: expected at most 1022 tokens to keep, in a context of 1024"),
+            ([model, "--shift", "5000"], "shift: expected at most 1022 tokens to keep, in a context of 1024"),
             ([str(tmp_path / "none.gguf")], "no such file"),
         ):
             result = run_cli("serve", *arguments, SAMPAN_API_KEY="")

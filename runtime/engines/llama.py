@@ -27,7 +27,7 @@ from ._experts import ExpertRecorder
 from ._inputs import InputRecorder, Sums
 from ._lanes import Lanes, Part
 from ._process import errors, hear
-from ._special import LONG, cut, pattern, put_around
+from ._special import LONG, cut, pattern, put_around, texts
 
 if TYPE_CHECKING:
     from ..engine import EngineOptions
@@ -193,7 +193,7 @@ class LlamaEngine:
         self._prefix = self._meta(PREFIX_KEY)
         if spaced != (self._prefix in WAYS):  # else its texts would get other ids in silence
             raise wrong(f"{path}: {PREFIX_KEY}", f"{' or '.join(WAYS)}, among the first keys", brief(self._prefix))
-        self._special = cache(partial(pattern, lib, self._vocab, self.vocab))
+        self._special = cache(partial(texts, lib, self._vocab, self.vocab))
         self._ends = self._end_tokens()
         self._batch = lib.llama_batch_init(BATCH, 0, 1)
 
@@ -241,7 +241,7 @@ class LlamaEngine:
         if self._prefix not in WAYS and len(text) <= LONG:
             return self._tokens(text, special, around)
         if self._prefix in WAYS:
-            text = put(text, self._special(special), self._prefix)
+            text = put(text, pattern(self._special(special)), self._prefix)
         before, behind = put_around(self._lib, self._vocab) if around else ([], [])
         parts = cut(text, self._special(special))
         return [*before, *(i for part in parts for i in self._tokens(part, special, False)), *behind]

@@ -84,12 +84,7 @@ class OnnxEngine:
     def __init__(self, path: Path, options: EngineOptions) -> None:
         if options.kv not in (None, *KV.values()):
             raise wrong("kv", f"one of {', '.join(KV.values())}, the caches of ONNX graphs", options.kv)
-        if options.flash_attention:
-            raise wrong("flash_attention", "None or False: ONNX graphs name their attention themselves", "True")
-        if options.sequences != 1:
-            raise wrong("sequences", "1: only llama.cpp computes several together", options.sequences)
-        if options.record_inputs:
-            raise wrong("record_inputs", "False: only llama.cpp tells them", "True")
+        options.without_llama()
         self._graph, path = graph_file(path), home(path)
         self._path = path
         self._tokenizer = JsonTokenizer(path / "tokenizer.json")

@@ -103,14 +103,9 @@ class StaticEngine:
         self.kv = "f16" if self._floats else "q8_0"
         if options.kv not in (None, self.kv):
             raise wrong("kv", f"{self.kv}, the cache of static graphs", options.kv)
-        if options.sequences != 1:
-            raise wrong("sequences", "1: only llama.cpp computes several together", options.sequences)
-        if options.record_inputs:
-            raise wrong("record_inputs", "False: only llama.cpp tells them", "True")
+        options.without_llama()
         if options.record_experts:
             raise wrong("record_experts", "no experts in a static graph", "asked for")
-        if options.flash_attention:
-            raise wrong("flash_attention", "None or False: ONNX graphs name their attention themselves", "True")
         self.library, self.threads = library, options.threads or 0
         self._tokenizer = JsonTokenizer(path / "tokenizer.json")
         self.vocab, self._slots = self._layout.vocab, self._layout.context

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sampan.errors import InputError, wrong
+from sampan.errors import InputError
 
+from ..generate import check_shift
 from ..session import Session
 from . import chat, completions
 from .endpoint import Endpoint, Service
@@ -37,8 +38,7 @@ LOG = logging.getLogger("sampan.server")
 def service(session: Session, settings: Settings) -> Service:
     """What answers, running."""
     settings.check()
-    if settings.shift is not None and settings.shift > (most := session.context - 2):
-        raise wrong("--shift", f"at most {most} tokens to keep, in a context of {session.context}", settings.shift)
+    check_shift(settings.shift, session.context)
     return Service(session, settings)
 
 

@@ -44,13 +44,9 @@ def measure(
 ) -> tuple[dict[str, Quantity], Centres]:
     """Quantities of every activation of the graphs in `form`, from the weights as they are stored; centres of keys.
 
-    One layer is in memory at a time.
+    `positions`: cos and sin of `reach(context)` positions. One layer is in memory at a time.
     """
-    from .npu import rotary
-
     calls = _calls(form.context)
-    if calls * TOKENS[0] > form.context:
-        positions = rotary(arch, calls * TOKENS[0])
     embedding = np.memmap(folder / EMBEDDING_FILE, np.float16, "r").reshape(arch.vocab, arch.hidden)
     ids = encoded(folder, arch.vocab, calls, EACH)
     hidden = [[np.asarray(embedding[piece], np.float32) for piece in text] for text in ids]
@@ -77,6 +73,11 @@ def _size(edge: Edge) -> int:
 def _calls(context: int) -> int:
     """At least two: only from the second one on there is something in the cache."""
     return max(2, min(CALLS, context // TOKENS[0]))
+
+
+def reach(context: int) -> int:
+    """Positions that `measure` computes with: those of the context, and of all its calls."""
+    return max(context, _calls(context) * TOKENS[0])
 
 
 def _by_layer(

@@ -29,7 +29,7 @@ from ...generation import notes, resolve
 from ...plan import Finish, Format, Plan, PlannedTensor, Request
 from ...tokenizer import read_tokenizer
 from .. import _kept
-from .calibration import measure, needs
+from .calibration import measure, needs, reach
 from .centres import fill
 from .channels import Channels, DataFile, by_layer
 from .compiled import needs as compiler_needs
@@ -106,11 +106,12 @@ def _plan(
     )
     more = len(htp) * len(TOKENS) * sum(d.end for d in laid.data)
     compiled = f"compiled graphs come on top, about {human(more)}: two for each part and each of HTP {', '.join(htp)}"
-    ranges = needs(weights, arch, laid.parts, laid.data, laid.forms[TOKENS[0]].context)
+    context = laid.forms[TOKENS[0]].context
+    ranges = needs(weights, arch, laid.parts, laid.data, context)
     return Plan(
         request.scheme_name, arch, laid.files, (laid.embedding, *weights.tensors), (*laid.notes, compiled),
         partial(
-            _finish, laid.forms, weights, arch, laid.parts, laid.data, laid.positions, tuple(htp),
+            _finish, laid.forms, weights, arch, laid.parts, laid.data, rotary(arch, reach(context)), tuple(htp),
             max(limit, *(d.end for d in laid.data)),
         ),
         later=more, memory=max(ranges, *(compiler_needs(d.end) for d in laid.data)),
