@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +25,11 @@ pytest_plugins = ["hub_shell"]
 def pytest_configure() -> None:
     """A worker keeps to its share of the processors: engines start as many threads as they may use, and threads that
     wait for each other on a busy processor cost several times the work itself.
+
+    A shell starts what shall run in the background without interrupts, and processes inherit that; tests send some.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         mine = sorted(os.sched_getaffinity(0))
         at = int(worker.removeprefix("gw")) % len(mine)
