@@ -30,7 +30,7 @@ class EngineOptions:
     vocabulary_only: bool = False  # tokenise only: no weights are loaded
     record_experts: bool = False  # for `Session.take_experts`; slower
     prompt_cache: int = 0  # bytes in which a Session keeps what it evaluated of other conversations
-    process_wide: bool = True  # keep llama.cpp's log, move weights to huge pages: engines/_process.py
+    process_wide: bool = True  # what engines/_process.py does: llama.cpp's log, huge pages, files that are cut
     sequences: int = 1  # that llama.cpp computes together, each with such a context: runtime/lanes.py
     record_inputs: bool = False  # for `LlamaEngine.take_inputs`, in place of experts; slower
 

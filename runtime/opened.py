@@ -11,21 +11,25 @@ from sampan.errors import ChangedError
 from sampan.files import size_of
 from sampan.onnx import GRAPH
 
+from .engines._process import guard
+
 WHOLE, WINDOWS, WINDOW = 1 << 20, 256, 4096  # of a file: bytes at its start, pieces of the rest, bytes of a piece
 SUFFIXES = (".onnx", ".data", ".bin", ".rknn")  # of graphs, their weights, and what was compiled of them
 PART = re.compile(r"(.+)-\d{5}-of-\d{5}\.gguf")
 
 
 class Opened:
-    """Made when an artifact was opened. Engines map files: what is written into one is read as weights."""
+    """Made before an artifact is opened. Engines map files: what is written into one is read as weights."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, process_wide: bool = False) -> None:
         if path.is_dir():
             self._paths = sorted(p for p in path.iterdir() if (GRAPH in p.name or p.suffix in SUFFIXES) and p.is_file())
         else:
             split = PART.fullmatch(path.name)
             self._paths = sorted(path.parent.glob(f"{split[1]}-*-of-*.gguf")) if split else [path]
         self._known = [_stamp(p) for p in self._paths]
+        if process_wide:
+            guard(self._paths)
 
     def check(self) -> None:
         """Raises ChangedError where a file was written to. One that was renamed or deleted is still open as it was."""

@@ -48,11 +48,11 @@ class Session:
     """
 
     def __init__(
-        self, engine: Engine, *, vocabulary_only: bool = False, load_seconds: float = 0.0, path: Path | None = None,
+        self, engine: Engine, *, vocabulary_only: bool = False, load_seconds: float = 0.0, files: Opened | None = None,
         prompt_cache: int = 0,
     ) -> None:  # fmt: skip
         self._open: Engine | None = engine
-        self._files = Opened(path) if path else None
+        self._files = files
         self.load_seconds = load_seconds
         self._vocabulary_only = vocabulary_only
         self._turn = threading.RLock()
@@ -203,6 +203,10 @@ class Session:
             self._cached = state.load(Path(path), known, self._engine)
             return len(self._cached)
 
+    def _check_files(self) -> None:
+        if self._files:
+            self._files.check()
+
     def _known(self) -> state.Known:
         """What a saved state must fit."""
         if self._files is None or self._vocabulary_only:
@@ -210,9 +214,12 @@ class Session:
         return state.Known(self._files.identity, self._engine.library, self._engine.kv, self.context)
 
     def _evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
-        """As `Engine.evaluate`. Until it has answered nothing counts as cached: a fault inside may leave anything."""
+        """As `Engine.evaluate`. Until it has answered nothing counts as cached: a fault inside may leave anything, and
+        so may a file that was written to meanwhile.
+        """
         cached, self._cached = self._cached, []
         logits = self._engine.evaluate(tokens, wanted)
+        self._check_files()
         cached += tokens
         self._cached = cached
         return logits
@@ -296,8 +303,7 @@ class Session:
     ) -> Stream:
         options = options or Options()
         options.check()
-        if self._files:
-            self._files.check()
+        self._check_files()
         sampling = options.sampling or self.sampling
         tokens = self._prompt(prompt, room=1, shift=options.shift)
         sampling.check(self.vocab)
@@ -391,9 +397,10 @@ def open(path: str | os.PathLike[str], options: EngineOptions | None = None, *, 
     Raises InputError when no engine claims the artifact, or when the engine refuses it.
     """
     options, began, found = options or EngineOptions(), time.perf_counter(), find_model(path)
+    files = Opened(found, process_wide=options.process_wide)
     engine = open_engine(found, options, target)
-    seconds = time.perf_counter() - began
+    files.check()
     return Session(
-        engine, vocabulary_only=options.vocabulary_only, load_seconds=seconds, path=found,
+        engine, vocabulary_only=options.vocabulary_only, load_seconds=time.perf_counter() - began, files=files,
         prompt_cache=options.prompt_cache,
     )  # fmt: skip

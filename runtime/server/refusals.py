@@ -34,11 +34,13 @@ def bad(param: str | None, message: str, code: str | None = None) -> RefusalErro
     return RefusalError(400, f"{param}: {message}" if param else message, param, code)
 
 
-def refusal(e: InputError) -> RefusalError:
-    """What the Session refuses before it computes: the request is to blame, or what is served."""
+def refusal(e: InputError, *, begun: bool = False) -> RefusalError:
+    """What the Session refuses: the request is to blame, or what is served; in an answer that has begun the latter."""
     if isinstance(e, ChangedError):
         LOG.error("%s", e)  # it names a path, which is no client's business
         return RefusalError(500, "the model's file was changed while it is served; start the server again")
+    if begun:
+        return RefusalError(500, str(e))
     if isinstance(e, SchemaError):
         return bad(
             "tools" if isinstance(e, ToolError) else "response_format", str(e).removeprefix("tools: "), "invalid_schema"

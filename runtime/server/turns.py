@@ -69,7 +69,7 @@ class Turn:
                 if pause():
                     return False
         except InputError as e:
-            self._tell(refusal(e) if self.stream is None else RefusalError(500, str(e)))
+            self._tell(refusal(e, begun=self.stream is not None))
         except Exception:
             LOG.exception("a request ended in a bug of ours")
             self._tell(BROKEN)
