@@ -31,11 +31,15 @@ def environment(exporter: str, to: str, refused: dict[str, object], make_it: boo
     return (environments.make if make_it else environments.find)(ENVIRONMENT, ENVIRONMENT.place)
 
 
-def make_rknn() -> None:
+def make_rknn(target: str | None) -> None:
     """The environment of Rockchip's compiler."""
     from sampan.convert import environments
     from sampan.convert.formats.onnx.rockchip import ENVIRONMENT
+    from sampan.errors import wrong
+    from sampan.rknn import CHIPS
 
+    if target not in CHIPS:
+        raise wrong("--make-rknn", f"--target {' or '.join(CHIPS)} beside it", target or "no target")
     environments.make(ENVIRONMENT, ENVIRONMENT.place)
 
 

@@ -114,7 +114,7 @@ def command(
         refused |= {"--lossless": lossless, "--stream": stream, "--stats": stats, "--target": target, "--kv": kv}
         place = _export.environment(exporter, to, refused, make_exporter)
     if make_rknn:
-        _export.make_rknn()
+        _export.make_rknn(target)
     checkpoint = open_source(source, revision, headers_only=plan_only, stream=stream)
     accuracy = None if accuracy_level is None else int(accuracy_level)
     if exporter:

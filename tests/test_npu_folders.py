@@ -121,6 +121,8 @@ def test_more_than_it_was_made_for(whole: Path) -> None:
         InputError, match=r"context: expected at most the 256 slots .*, found 300; convert it with --con"
     ):
         runtime.open(whole, runtime.EngineOptions(context=300))
+    with pytest.raises(InputError, match=r"found 1000000; its model was made for \d+"):
+        runtime.open(whole, runtime.EngineOptions(context=1_000_000))
     with pytest.raises(InputError, match="out: expected a GGUF file, found a folder; one for an NPU is copied"):
         CliRunner().invoke(cli, ["push", str(whole)], catch_exceptions=False)
 

@@ -287,6 +287,13 @@ def test_a_missing_environment_is_explained(model: Model, tmp_path: Path) -> Non
     assert done.returncode == 2 and done.stderr.startswith(expected) and done.stderr.count("\n") == 1
 
 
+def test_the_environment_is_made_for_rockchip_alone(model: Model, tmp_path: Path) -> None:
+    command = ("convert", str(model("trained")), "--to", "onnx", "--target", "qnn", "--make-rknn")
+    done = run_cli(*command, "-o", str(tmp_path / "out"), XDG_CACHE_HOME=str(tmp_path))
+    expected = "error: --make-rknn: expected --target rk3588 or rk3576 beside it, found qnn\n"
+    assert (done.returncode, done.stderr) == (2, expected)
+
+
 def test_a_python_without_wheels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
     with pytest.raises(InputError, match=r"--make-rknn: expected Python 3\.12 or older, .* found 3\.13"):

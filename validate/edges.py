@@ -68,7 +68,7 @@ def activations(path: Path) -> list[str]:
 
 def open_coarse(path: Path, options: EngineOptions, names: Collection[str]) -> Session:
     """The folder on the processor, with these activations at 8 bits."""
-    return Session(static.open(path, options, lambda model: coarsen(model, frozenset(names))), path=path)
+    return Session(static.open(path, options, lambda model: coarsen(model, frozenset(names))))
 
 
 def coarsen(model: ModelProto, names: frozenset[str]) -> None:

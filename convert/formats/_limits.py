@@ -31,6 +31,7 @@ SHOWN_WORDS = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain
 # Beside a word of each, `<|end|>` is one of SHOWN_WORDS too; beside PLAIN_END `</s>` stays an ordinary word
 CALLS, CLOSINGS = frozenset(("<|call|>", "<|calls|>")), frozenset(("<|return|>", "<|flush|>"))
 PLAIN_END = "<|tool_response>"
+WATCHED = CONTROL_WORDS | SHOWN_WORDS | CALLS | CLOSINGS | {PLAIN_END, "<|end|>", "</s>"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def limits(t: Tokenizer) -> list[Limit]:
 
 def retyped(t: Tokenizer) -> dict[int, int]:
     """Id → type of every word that llama.cpp gives another type than the file when it loads the vocabulary."""
-    ids = {word: i for i, word in enumerate(t.tokens)}
+    ids = {word: i for i, word in enumerate(t.tokens) if word in WATCHED}
     types = dict.fromkeys(CONTROL_WORDS, CONTROL) | dict.fromkeys(SHOWN_WORDS, USER_DEFINED)
     if CALLS & ids.keys() and CLOSINGS & ids.keys():
         types["<|end|>"] = USER_DEFINED

@@ -73,7 +73,7 @@ def guard(files: Iterable[Path]) -> None:
     libc, others = ctypes.CDLL(None), 0
     libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)  # type: ignore[untyped-decorator]
     def fill(number: int) -> None:
         nonlocal others
         others += 1

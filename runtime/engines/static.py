@@ -111,7 +111,9 @@ class StaticEngine:
         self.vocab, self._slots = self._layout.vocab, self._layout.context
         self.longest = self._slots
         if options.context is not None and options.context > self._slots:
-            hint = f"convert it with --context {options.context}"
+            most = self._layout.longest
+            fits = options.context <= most
+            hint = f"convert it with --context {options.context}" if fits else f"its model was made for {most}"
             raise wrong(f"{path}: context", f"at most the {self._slots} slots of its graphs", options.context, hint)
         self.context = 0 if options.vocabulary_only else options.positions(path, self.longest, self.longest)
         self._generation = read_generation(path, self.vocab)
