@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import platform
 import re
 import subprocess
@@ -79,6 +80,14 @@ def test_nothing_is_moved_elsewhere_or_where_nobody_wants_it(monkeypatch: pytest
         moved()
     assert not seen
     assert _process.private() == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no list of mappings")
+def test_mapped_files_may_have_any_name(tmp_path: Path) -> None:
+    with (tmp_path / os.fsdecode(b"\xff")).open("w+b") as f:
+        f.truncate(mmap.PAGESIZE)
+        with mmap.mmap(f.fileno(), 0):
+            assert _process.private()
 
 
 LOG = """

@@ -91,7 +91,7 @@ def _fill(libc: Any) -> bool:
     """Put zeros in the place of what is mapped behind the ends of our files; False where nothing is."""
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     flags, found = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED, False
-    for line in MAPS.read_text().splitlines():
+    for line in _maps():
         where, _, offset, _, _, *name = line.split(maxsplit=5)
         if name and name[0] in _guarded:
             begin, end = (int(x, 16) for x in where.split("-"))
@@ -102,12 +102,17 @@ def _fill(libc: Any) -> bool:
     return found
 
 
+def _maps() -> list[str]:
+    """A line for each mapping of this process; names of files are any bytes."""
+    return MAPS.read_text(errors="surrogateescape").split("\n")[:-1]
+
+
 def private() -> Maps:
     """Begin and end of the writable memory without a file that this process has; empty where the system hides it."""
     if sys.platform != "linux" or mmap.PAGESIZE != 4096:
         return set()
     try:
-        fields = [line.split() for line in MAPS.read_text().splitlines()]
+        fields = [line.split() for line in _maps()]
     except OSError:
         return set()
     kept = (f[0].split("-") for f in fields if f[1].startswith("rw") and f[5:] in ([], ["[heap]"]))
