@@ -77,8 +77,7 @@ def command(
     sock = app.bind(settings)
     if parallel is None:
         parallel = lanes.fitting(found, context, kv) if target == "cpu" else 1
-    elif parallel > 1:
-        lanes.check(found, context, kv, parallel)
+    lanes.check(found, context, kv, parallel)
     how = EngineOptions(
         context=context, threads=threads, kv=kv, prompt_cache=prompt_cache * 1_000_000, sequences=parallel
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from sampan.errors import InputError
 from sampan.units import human
 
-from .engine import KV
+from .engine import DEFAULT_CONTEXT, KV
 from .machine import look, memory
 from .memory import Need, need
 from .session import Session
@@ -37,17 +37,23 @@ def fitting(path: Path, context: int | None, kv: KV | None) -> int:
 
 
 def check(path: Path, context: int | None, kv: KV | None, count: int) -> None:
-    """Raises InputError where the caches of so many lanes take more memory than is free: the system would end us."""
+    """Raises InputError where the caches of so many lanes take more memory than is free: the system would end us.
+
+    One lane of a usual context is not looked at, since that takes half a second.
+    """
+    if count == 1 and (context or 0) <= DEFAULT_CONTEXT:
+        return
     try:
         needed = need(path, context, count)
     except (InputError, OSError):  # in several files, or the engine says what is wrong
         return
     cache, free = _cache(needed, kv), memory(look()).available
     if free is not None and cache > free:
-        raise InputError(
-            f"--parallel {count}: the caches of {needed.context} tokens take {human(cache)}, and {human(free)} are "
-            "free; give fewer, a smaller --context, or --kv q8_0"
-        )
+        several = count > 1
+        option = f"--parallel {count}" if several else f"--context {context}"
+        caches = f"the cache{'s' * several} of {needed.context} tokens take{'s' * (not several)}"
+        advice = f"give {'fewer, ' * several}a smaller --context, or --kv q8_0"
+        raise InputError(f"{option}: {caches} {human(cache)}, and {human(free)} are free; {advice}")
 
 
 def _cache(needed: Need, kv: KV | None) -> float:

@@ -186,6 +186,9 @@ def test_more_lanes_than_there_is_memory_for_are_refused(
     for kv, count in ((None, 4), ("f32", 2), ("q8_0", 6)):
         with pytest.raises(InputError, match=rf"--parallel {count}: the caches of 256 tokens take .*, and .* are free"):
             lanes.check(path, 256, kv, count)  # type: ignore[arg-type]
+    lanes.check(path, 4096, None, 1)  # a usual context is not looked at
+    with pytest.raises(InputError, match=r"--context 8192: the cache of 8192 tokens takes .*; give a smaller --cont"):
+        lanes.check(path, 8192, None, 1)
     for path in (artifacts["onnx"], tmp_path / "none"):
         lanes.check(path, None, None, 9)
 
