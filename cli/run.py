@@ -88,7 +88,7 @@ def command(
     from sampan.errors import InputError, wrong
     from sampan.files import read_text
     from sampan.model import find_model
-    from sampan.runtime import EngineOptions, Options, lanes, open
+    from sampan.runtime import EngineOptions, Options, open
     from sampan.runtime.chat import begin
 
     from ._converse import Talk, converse_lines, switch
@@ -117,7 +117,10 @@ def command(
     how, place = EngineOptions(context=context, threads=threads, kv=kv), find_model(model, say=said)
     if not raw:
         begin()
-    lanes.check(place, context, kv, 1)
+    if context:
+        from sampan.runtime import lanes
+
+        lanes.check(place, context, kv, 1)
     with open(place, how, target=target) as session:
         sampling = replace(session.sampling, **{k: v for k, v in asked.items() if v is not None})
         if temperature == 0 and repeat_penalty is None and sampling.repetition_penalty != 1:
