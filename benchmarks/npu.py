@@ -129,9 +129,12 @@ def compared(folder: Path, calls: list[Path]) -> Iterator[tuple[str, str]]:
     quantities = read_quantities(folder)
     exact, found = [np.load(c) for c in calls], [np.load(c.with_suffix(".qnn.npz")) for c in calls]
     for name in found[0].files:
-        bits, scale, zero = quantities[name]
         a = np.stack([c[f"out:{name}"] for c in exact]).astype(np.float64)
         b = np.stack([c[name] for c in found]).astype(np.float64)
+        if name not in quantities:  # the residual stream
+            yield name, f"float16 | {snr(a, b):.1f} dB |"
+            continue
+        bits, scale, zero = quantities[name]
         differ, most = 100 * float((a != b).mean()), int(np.abs(a - b).max())
         same = f"; first token equal in {100 * float((a.argmax(-1) == b.argmax(-1)).mean()):.0f} %"
         yield (

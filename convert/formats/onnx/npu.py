@@ -41,6 +41,7 @@ from .qdq import Quantity, activations, quantised
 from .rope import tables
 
 CONTEXT = 4096  # slots of the cache, where the model has more
+FINITE = 65504.0  # the largest float16
 LIMIT, MOST = 1_500_000_000, 2_000_000_000  # bytes of a part: the usual, and what a compiled context may have
 
 
@@ -242,7 +243,8 @@ def _embedding(binding: Binding, arch: Architecture) -> PlannedTensor:
 def _bytes(graph: Graph, quantities: Mapping[str, Quantity | None], form: Static) -> bytes:
     """A graph's file; quantities that are not known yet take as many bytes."""
     leaders = _caches(graph, form)
-    known = {n: q or Quantity(8 if n in leaders else 16, 0.0, 0) for n, q in quantities.items()}
+    sums = set(form.sums)
+    known = {n: q or Quantity(8 if n in leaders else 16, 0.0, 0) for n, q in quantities.items() if n not in sums}
     model = quantised(graph, known).model("sampan", version("sampan"))
     return bytes(model.SerializeToString(deterministic=True))
 
@@ -276,6 +278,10 @@ def _finish(
     from .compiled import compiled
 
     found, centres = measure(forms[TOKENS[0]], weights, arch, parts, data, positions, folder, threads)
+    sums = {name for form in forms.values() for name in form.sums}
+    for name in sums:
+        if (most := found[name].largest) > FINITE:
+            raise wrong(f"{folder}: {name}", f"sums that float16 holds, up to {FINITE:g}", f"{most:g}")
     for tokens, form in forms.items():
         for n, graph in enumerate(form.graphs):
             fill(graph, centres)
@@ -284,7 +290,7 @@ def _finish(
             if len(made) != path.stat().st_size:
                 raise AssertionError(f"{path}: {len(made)} bytes")
             path.write_bytes(made)
-    listed = {name: [q.bits, q.scale, q.zero] for name, q in found.items()}
+    listed = {name: [q.bits, q.scale, q.zero] for name, q in found.items() if name not in sums}
     (folder / QUANTITIES).write_text(json.dumps(listed, indent=0))
     graphs = [graph_name(n, t) for n in range(len(parts)) for t in TOKENS]
     sizes, names = compiled(folder, graphs, htp, limit)

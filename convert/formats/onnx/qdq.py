@@ -1,7 +1,7 @@
 """A float graph → the same graph on integers: every activation goes through QuantizeLinear and DequantizeLinear.
 
 Activations have 16 bits and a zero point of their own; what stands in a cache has 8 bits around 128, with the same
-scale in every graph. What only moves values hands its range on.
+scale in every graph. What only moves values hands its range on. Activations without a quantity stay floats.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ class Quantity:
     def type(self) -> int:
         """ONNX's number of the codes' type."""
         return int(INT16 if self.signed else UINT8 if self.bits == 8 else UINT16)
+
+    @property
+    def largest(self) -> float:
+        """The value that is farthest from zero."""
+        steps = max(self.zero, (1 << self.bits) - 1 - self.zero)
+        return self.scale * steps
 
 
 def quantity(low: float, high: float, *, cache: bool, signed: bool = False) -> Quantity:
@@ -78,14 +84,20 @@ def groups(graph: Graph) -> dict[str, str]:
 
 
 def quantised(graph: Graph, quantities: Mapping[str, Quantity]) -> Graph:
-    """The graph on integers; `quantities` of every activation, by name.
+    """The graph on integers; `quantities` of activations, by name. Those without one stay floats.
 
-    Inputs and outputs are codes. An Identity becomes a change from one quantity to another.
+    Inputs and outputs are codes, or such floats. An Identity becomes a change from one quantity to another.
     """
     known, made = constants(graph), Graph(graph.data_file)
     made.initializers |= graph.initializers
     types = {e.name: e for e in (*graph.inputs, *graph.edges, *graph.outputs)}
-    outputs = {e.name: made.output(e.name, quantities[e.name].type, e.shape) for e in graph.outputs}
+
+    def type_of(name: str) -> int:
+        return quantities[name].type if name in quantities else FLOAT
+
+    def value_of(name: str) -> str:
+        """The float edge behind an activation, or a constant."""
+        return opened(name) if name in quantities and name not in known else name
 
     def number(name: str) -> list[Edge]:
         q = quantities[name]
@@ -98,20 +110,23 @@ def quantised(graph: Graph, quantities: Mapping[str, Quantity]) -> Graph:
         out = outputs.get(name) or Edge(f"{name}/codes", quantities[name].type, value.shape)
         open_(name, made.node("QuantizeLinear", name, [value, *number(name)], out.shape, out=out))
 
+    outputs = {e.name: made.output(e.name, type_of(e.name), e.shape) for e in graph.outputs}
     for e in graph.inputs:
-        open_(e.name, made.input(e.name, quantities[e.name].type, e.shape))
+        given = made.input(e.name, type_of(e.name), e.shape)
+        if e.name in quantities:
+            open_(e.name, given)
     for node in graph.nodes:
         if node.op_type == "Identity":
-            close(node.output[0], Edge(opened(node.input[0]), FLOAT, types[node.output[0]].shape))
+            close(node.output[0], Edge(value_of(node.input[0]), FLOAT, types[node.output[0]].shape))
             continue
         if node.output[0] in known:
             made.copy(node, [types[n] for n in node.output])
             continue
-        inputs = [i if i in known else opened(i) for i in node.input]
-        values = [Edge(f"{n}/float", FLOAT, types[n].shape) for n in node.output]
-        made.copy(node, values, inputs)
-        for name, value in zip(node.output, values, strict=True):
-            close(name, value)
+        values = {n: Edge(f"{n}/float" if n in quantities else n, FLOAT, types[n].shape) for n in node.output}
+        made.copy(node, list(values.values()), [value_of(i) for i in node.input])
+        for name, value in values.items():
+            if name in quantities:
+                close(name, value)
     return made
 
 
