@@ -69,7 +69,7 @@ def walk(folder: Path, chosen: list[int], single: int, out: Path) -> list[int]:
 
     calls = [(0, TOKENS[0]), *((TOKENS[0] + i, 1) for i in range(single))]
     embedding = np.memmap(folder / EMBEDDING_FILE, np.float16, "r").reshape(layout.vocab, layout.hidden)
-    hidden = [codes("hidden", embedding[ids[at : at + n]].astype(np.float32)) for at, n in calls]
+    hidden = [embedding[ids[at : at + n]].astype(np.float32) for at, n in calls]
     flat, start, tables = np.fromfile(folder / TABLES_FILE, np.float32), 0, {}
     for name, (rows, width) in layout.tables.items():
         tables[name] = codes(name, flat[start : start + rows * width].reshape(rows, 1, width))

@@ -130,8 +130,8 @@ def test_more_than_it_was_made_for(whole: Path) -> None:
 @pytest.mark.parametrize("scale", [0.0, 5e-324, 1e300])
 def test_a_scale_that_is_no_number_of_float32(scale: float, folder: Path) -> None:
     path = folder / "quantities.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden": [16, scale, 0]}))
-    says("hidden: expected bits, scale and zero point", folder)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"logits": [16, scale, 0]}))
+    says("logits: expected bits, scale and zero point", folder)
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ class StaticEngine:
         ids = np.array([*tokens, *[tokens[-1]] * (size - n)], np.int64)
         rows = np.minimum(np.arange(position, position + size), self._slots - 1)
         feeds: dict[str, NDArray[Any]] = {
-            "hidden": self._codes("hidden", self._embedding[ids].astype(np.float32)),
+            "hidden": self._embedding[ids].astype(np.float32),
             "mask": np.where(visible(position, size, self._slots), *self._mask),
             **{name: table[rows].reshape(1, size, 1, -1) for name, table in self._tables.items()},
             **self._cache,
@@ -247,7 +247,7 @@ class StaticEngine:
 
     def _given(self, wanted: Any, values: NDArray[Any]) -> NDArray[Any]:
         """In the shape of an input, and floats in its type."""
-        fits = wanted.type in FLOATS if self._floats else wanted.type == f"tensor({values.dtype})"
+        fits = wanted.type in FLOATS if values.dtype.kind == "f" else wanted.type == f"tensor({values.dtype})"
         if not fits or math.prod(wanted.shape) != values.size:
             found = f"{wanted.type} {brief(wanted.shape)}"
             raise wrong(f"{self._path}: {brief(wanted.name)}", f"{values.dtype} {list(values.shape)}", found)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 TEXT = ("en.txt", "zh.txt", "code.txt", "maths.txt")  # of `sampan calibrate`
 CALLS, EACH = 4, 2  # of 128 tokens in a row, and how often of each text
-AT_ONCE = 1 << 24  # values of the embedding
 WEIGHT, COUNTED = 9, 14  # bytes of memory for a value of a weight, and for one whose bin is looked for
 
 
@@ -51,7 +50,7 @@ def measure(
     ids = encoded(folder, arch.vocab, calls, EACH)
     hidden = [[np.asarray(embedding[piece], np.float32) for piece in text] for text in ids]
     ranges, centres = observe(_by_layer(weights, arch, parts, data, calls), folder, hidden, positions, threads)
-    return quantities(form.graphs, form, ranges, _range(embedding)), centres
+    return quantities(form.graphs, form, ranges), centres
 
 
 def needs(weights: Channels, arch: Architecture, parts: Sequence[Part], data: Sequence[DataFile], context: int) -> int:
@@ -110,12 +109,3 @@ def encoded(folder: Path, vocab: int, calls: int, each: int, *, special: bool = 
             raise InputError(f"tokenizer.json: token {ids.max()} is beyond the vocabulary of {vocab}")
         found += [list(part.reshape(calls, -1)) for part in np.resize(ids, n * each).reshape(each, n)]
     return found
-
-
-def _range(embedding: NDArray[np.float16]) -> tuple[float, float]:
-    low = high = 0.0
-    step = max(1, AT_ONCE // embedding.shape[1])
-    for start in range(0, len(embedding), step):
-        rows = embedding[start : start + step]
-        low, high = min(low, float(rows.min())), max(high, float(rows.max()))
-    return low, high

@@ -41,7 +41,6 @@ from .qdq import Quantity, activations, quantised
 from .rope import tables
 
 CONTEXT = 4096  # slots of the cache, where the model has more
-FINITE = 65504.0  # the largest float16
 LIMIT, MOST = 1_500_000_000, 2_000_000_000  # bytes of a part: the usual, and what a compiled context may have
 
 
@@ -243,14 +242,18 @@ def _embedding(binding: Binding, arch: Architecture) -> PlannedTensor:
 def _bytes(graph: Graph, quantities: Mapping[str, Quantity | None], form: Static) -> bytes:
     """A graph's file; quantities that are not known yet take as many bytes."""
     leaders = _caches(graph, form)
-    sums = set(form.sums)
-    known = {n: q or Quantity(8 if n in leaders else 16, 0.0, 0) for n, q in quantities.items() if n not in sums}
+    known = {n: q or Quantity(8 if n in leaders else 16, 0.0, 0) for n, q in quantities.items()}
     model = quantised(graph, known).model("sampan", version("sampan"))
     return bytes(model.SerializeToString(deterministic=True))
 
 
 def _empty(graph: Graph, form: Static) -> bytes:
-    return _bytes(graph, dict.fromkeys(e.name for e in activations(graph)), form)
+    return _bytes(graph, dict.fromkeys(_coded(graph, form)), form)
+
+
+def _coded(graph: Graph, form: Static) -> list[str]:
+    """Activations that have quantities."""
+    return [e.name for e in activations(graph) if e.name not in form.floats]
 
 
 def _caches(graph: Graph, form: Static) -> set[str]:
@@ -278,19 +281,15 @@ def _finish(
     from .compiled import compiled
 
     found, centres = measure(forms[TOKENS[0]], weights, arch, parts, data, positions, folder, threads)
-    sums = {name for form in forms.values() for name in form.sums}
-    for name in sums:
-        if (most := found[name].largest) > FINITE:
-            raise wrong(f"{folder}: {name}", f"sums that float16 holds, up to {FINITE:g}", f"{most:g}")
     for tokens, form in forms.items():
         for n, graph in enumerate(form.graphs):
             fill(graph, centres)
             path = folder / graph_name(n, tokens)
-            made = _bytes(graph, {e.name: found[e.name] for e in activations(graph)}, form)
+            made = _bytes(graph, {name: found[name] for name in _coded(graph, form)}, form)
             if len(made) != path.stat().st_size:
                 raise AssertionError(f"{path}: {len(made)} bytes")
             path.write_bytes(made)
-    listed = {name: [q.bits, q.scale, q.zero] for name, q in found.items() if name not in sums}
+    listed = {name: [q.bits, q.scale, q.zero] for name, q in found.items()}
     (folder / QUANTITIES).write_text(json.dumps(listed, indent=0))
     graphs = [graph_name(n, t) for n in range(len(parts)) for t in TOKENS]
     sizes, names = compiled(folder, graphs, htp, limit)

@@ -30,12 +30,6 @@ class Quantity:
         """ONNX's number of the codes' type."""
         return int(INT16 if self.signed else UINT8 if self.bits == 8 else UINT16)
 
-    @property
-    def largest(self) -> float:
-        """The value that is farthest from zero."""
-        steps = max(self.zero, (1 << self.bits) - 1 - self.zero)
-        return self.scale * steps
-
 
 def quantity(low: float, high: float, *, cache: bool, signed: bool = False) -> Quantity:
     """Codes for values from `low` to `high`, and for zero."""

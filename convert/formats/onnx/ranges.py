@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sampan.errors import wrong
 from sampan.static import visible
 
 from .centres import before, fill
-from .forms.static import HIDDEN, MASK, Static
+from .forms.static import MASK, Static
 from .graph import FLOAT, Graph
 from .qdq import Quantity, Range, activations, groups, quantity
 
 Floats = NDArray[np.float32]
 FAR = np.float32(-1e6)  # added to scores that nobody may see
 BELOW = 20.0  # a score that much below the least that was seen has a share of e^-20
+FINITE = 65504.0  # the largest float16
 BINS = 1 << 16  # the upper half of a float32: sign, exponent and 7 bits
 TAILS = (0.0, 1e-5, 1e-4, 1e-3)  # shares of values that a range may leave out at each end
 
@@ -167,11 +169,15 @@ def _session(graph: Graph, folder: Path, threads: int) -> Any:
     return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
 
 
-def quantities(
-    graphs: Sequence[Graph], form: Static, ranges: Mapping[str, Range], hidden: Range
-) -> dict[str, Quantity]:
-    """Of every activation: those that only move values share one. `hidden`: the range of the whole embedding."""
-    known = dict(form.fixed) | {HIDDEN: hidden}
+def quantities(graphs: Sequence[Graph], form: Static, ranges: Mapping[str, Range]) -> dict[str, Quantity]:
+    """Of every activation that does not stay a float: those that only move values share one.
+
+    Raises InputError where one that stays a float is beyond float16, in which an NPU holds it.
+    """
+    for name in form.floats:
+        if (most := max(map(abs, ranges.get(name, (0.0,))))) > FINITE:
+            raise wrong(name, f"values that the NPU's float16 holds, up to {FINITE:g}", f"{most:g}", "try --to gguf")
+    known = dict(form.fixed)
     known |= {name: (ranges[name][0] - BELOW, ranges[name][1]) for name in form.masked}
     known[MASK] = (-max(known[n][1] - known[n][0] for n in form.masked), 0.0)
     found: dict[str, Quantity] = {}
@@ -179,7 +185,7 @@ def quantities(
         together: dict[str, list[str]] = {}
         for name, leader in groups(graph).items():
             together.setdefault(leader, []).append(name)
-        for names in together.values():
+        for names in (n for n in together.values() if not {*n} & {*form.floats}):
             spans = list(_spans(names, known, ranges))
             of = {"cache": bool({*names} & {*form.caches}), "signed": bool({*names} & {*form.signed})}
             q = quantity(min(s[0] for s in spans), max(s[1] for s in spans), **of)

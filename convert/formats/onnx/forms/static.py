@@ -28,7 +28,7 @@ class Static:
 
     What it notes for `qdq`: `fixed`, ranges that are known; `caches`, edges that stand in the cache; `masked`, scores
     after the mask was added; `keys`, edges that a centre is subtracted from; `signed`, edges of signed codes around 0;
-    `sums`, the residual stream, which stays floats.
+    `floats`, edges that stay floats: the residual stream.
     """
 
     opset = OPSET
@@ -49,7 +49,7 @@ class Static:
         self.masked: list[str] = []
         self.keys: list[str] = []
         self.signed: list[str] = []
-        self.sums: list[str] = []
+        self.floats = [HIDDEN]
         self._arch, self._files, self._cuts = arch, files, cuts
         self._inputs: dict[str, Edge] = {}  # and constants of the current graph
 
@@ -103,7 +103,7 @@ class Static:
 
     def add_norm(self, path: str, x: Edge, delta: Edge, name: str) -> tuple[Edge, Edge]:
         total = Edge(f"{path}/sum", FLOAT, x.shape)
-        self.sums.append(total.name)
+        self.floats.append(total.name)
         if name in self._cuts:
             self.graph.node("Add", path, [x, delta], x.shape, out=self.graph.output(*_parts(total)))
             self.graphs.append(Graph(self._files[len(self.graphs)].name, self.opset))
