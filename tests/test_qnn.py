@@ -131,7 +131,8 @@ def test_the_emulator_computes_what_the_processor_does(
     again = _compare(out, tmp_path / "again.npz", "qnn")
     assert qnn.PROVIDER in found["providers"] and list(exact["providers"]) == ["CPUExecutionProvider"]
     for key in ("logits", "singly"):
-        assert snr(exact[key], found[key]) >= least, key
+        print(f"{key}: {(decibels := snr(exact[key], found[key])):.1f} dB")
+        assert decibels >= least, key
     _check_outputs(exact, found, out, least)
     for key in found.files:
         assert np.array_equal(found[key], again[key]), "a reload changes nothing"
