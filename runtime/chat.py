@@ -128,8 +128,10 @@ class Renderer:
             finally:
                 timer.cancel()
             code = child.wait()
-            if code in (-signal.SIGPROF, -signal.SIGKILL):
+            if code == -signal.SIGPROF:
                 return {"limit": f"it takes more than {self._seconds:g} s of computing"}
+            if code == -signal.SIGKILL:  # by the timer, or by the system where memory is short
+                return {"limit": f"it had no answer within {PATIENCE:g} s; is this machine busy with other work?"}
             return {"limit": f"the process that renders it {ended(code, '')}"}
 
     def _alive(self) -> subprocess.Popen[str]:
