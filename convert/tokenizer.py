@@ -6,9 +6,7 @@ first.
 
 from __future__ import annotations
 
-import json
 import logging
-import tempfile
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sampan.errors import InputError, brief, wrong
-from sampan.files import read_json, read_json_if_there, there
+from sampan.files import read_json, read_json_if_there, read_text, there
 from sampan.registry import load_all
 
 from . import added
@@ -224,7 +222,7 @@ def special_tokens(
     names.
     """
     around = _around(w.parsed, w.path)
-    special, add = _by_gguf(w, tokens)
+    special, add = _by_gguf(w.folder, tokens)
     special = {role: tokens.index(text) for role, text in unnamed.items() if text in tokens} | special
     special |= _named(w.folder, tokens) if by_name else {}
     for role, ids in around.items():
@@ -236,25 +234,23 @@ def special_tokens(
     return special, add
 
 
-def _by_gguf(w: Whole, tokens: list[str]) -> tuple[dict[str, int], dict[str, bool]]:
-    """Special ids and add flags, by the gguf package's reader, then checked. It gets what it looks at, and no words."""
+def _by_gguf(folder: Path, tokens: list[str]) -> tuple[dict[str, int], dict[str, bool]]:
+    """Special ids and add flags, by the gguf package's reader, then checked."""
     from gguf import SpecialVocab
 
     logging.getLogger("gguf.vocab").disabled = True  # else it would write lines of its own on stderr
-    seen = {name: read_json_if_there(w.folder / name) for name in ("tokenizer_config.json", "config.json")}
-    if w.path.name == "tokenizer.json":
-        seen["tokenizer.json"] = {key: w.parsed.get(key) for key in ("added_tokens", "post_processor")}
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        read_json_if_there(folder / name)
+    if there(folder / "chat_template.jinja"):
+        read_text(folder / "chat_template.jinja")
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            for name in (name for name, value in seen.items() if value):
-                (Path(folder) / name).write_text(json.dumps(seen[name]))
-            read = SpecialVocab(folder, load_merges=False)
+        read = SpecialVocab(folder, load_merges=False)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
-        raise InputError(f"{w.folder / 'tokenizer_config.json'}: unreadable: {brief(str(e))}") from None
-    special = _named(w.folder, tokens) | dict(read.special_token_ids)
+        raise InputError(f"{folder / 'tokenizer_config.json'}: unreadable: {brief(str(e))}") from None
+    special = _named(folder, tokens) | dict(read.special_token_ids)
     for role, i in special.items():
         if i >= len(tokens):
-            raise wrong(f"{w.folder}: {role} token", f"an id below vocab_size {len(tokens)}", i)
+            raise wrong(f"{folder}: {role} token", f"an id below vocab_size {len(tokens)}", i)
     return special, dict(read.add_special_token)
 
 
