@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from functools import cached_property
@@ -21,15 +22,14 @@ PART = re.compile(r"(.+)-\d{5}-of-\d{5}\.gguf")
 class Opened:
     """Made before an artifact is opened. Engines map files: what is written into one is read as weights."""
 
-    def __init__(self, path: Path, *, process_wide: bool = False) -> None:
-        if path.is_dir():
-            self._paths = sorted(p for p in path.iterdir() if (GRAPH in p.name or p.suffix in SUFFIXES) and p.is_file())
-        else:
-            split = PART.fullmatch(path.name)
-            self._paths = sorted(path.parent.glob(f"{split[1]}-*-of-*.gguf")) if split else [path]
+    def __init__(self, path: Path | None = None, *, process_wide: bool = False) -> None:
+        self._paths = _files(path) if path else []
         self._known = [_stamp(p) for p in self._paths]
         if process_wide:
             guard(self._paths)
+
+    def __bool__(self) -> bool:
+        return bool(self._paths)
 
     def check(self) -> None:
         """Raises ChangedError where a file was written to. One that was renamed or deleted is still open as it was."""
@@ -53,6 +53,16 @@ class Opened:
                     f.seek(WHOLE + (size - WHOLE) * n // WINDOWS)
                     found.update(f.read(WINDOW))
         return found.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """A folder's graphs with what they load, all parts of a split file, or the file; engines say what is unreadable."""
+    if path.is_dir():
+        with contextlib.suppress(OSError):
+            return sorted(p for p in path.iterdir() if (GRAPH in p.name or p.suffix in SUFFIXES) and p.is_file())
+        return []
+    split = PART.fullmatch(path.name)
+    return sorted(path.parent.glob(f"{split[1]}-*-of-*.gguf")) if split else [path]
 
 
 def _stamp(path: Path) -> tuple[tuple[int, int], int, int] | None:

@@ -52,7 +52,7 @@ class Session:
         prompt_cache: int = 0,
     ) -> None:  # fmt: skip
         self._open: Engine | None = engine
-        self._files = files
+        self._files = files or Opened()
         self.load_seconds = load_seconds
         self._vocabulary_only = vocabulary_only
         self._turn = threading.RLock()
@@ -203,23 +203,17 @@ class Session:
             self._cached = state.load(Path(path), known, self._engine)
             return len(self._cached)
 
-    def _check_files(self) -> None:
-        if self._files:
-            self._files.check()
-
     def _known(self) -> state.Known:
         """What a saved state must fit."""
-        if self._files is None or self._vocabulary_only:
+        if not self._files or self._vocabulary_only:
             raise InputError("this Session has no artifact to compute with, so it has no state")
         return state.Known(self._files.identity, self._engine.library, self._engine.kv, self.context)
 
     def _evaluate(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
-        """As `Engine.evaluate`. Until it has answered nothing counts as cached: a fault inside may leave anything, and
-        so may a file that was written to meanwhile.
-        """
+        """As `Engine.evaluate`. Nothing counts as cached until all went well: a fault inside may leave anything."""
         cached, self._cached = self._cached, []
         logits = self._engine.evaluate(tokens, wanted)
-        self._check_files()
+        self._files.check()
         cached += tokens
         self._cached = cached
         return logits
@@ -303,7 +297,7 @@ class Session:
     ) -> Stream:
         options = options or Options()
         options.check()
-        self._check_files()
+        self._files.check()
         sampling = options.sampling or self.sampling
         tokens = self._prompt(prompt, room=1, shift=options.shift)
         sampling.check(self.vocab)

@@ -326,6 +326,15 @@ def test_a_process_that_died_is_replaced() -> None:
     assert render("y", ASK) == "y"
 
 
+def test_a_process_that_gets_no_processor_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits, so no limit of computing ends it."""
+    monkeypatch.setattr(chat, "PATIENCE", 0.2)
+    waiting = chat.Renderer("import time; time.sleep(30)", 1.0)
+    expected = "it had no answer within 0.2 s; is this machine busy with other work?"
+    assert waiting.ask("{}") == {"limit": expected}
+    waiting.close()
+
+
 def test_threads_get_their_own_texts() -> None:
     found: dict[int, set[str]] = {}
 

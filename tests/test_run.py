@@ -14,7 +14,8 @@ from conftest import to_gguf
 
 from sampan.cli import cli, run
 from sampan.errors import InputError
-from sampan.runtime import Options, Sampling, Session, open
+from sampan.runtime import Options, Sampling, Session, lanes, open
+from sampan.runtime.machine import Memory
 from sampan.runtime.sampling import Sampler
 
 SAID = "<think>\nHm.\n</think>\n\nYes, 2 < 3."
@@ -128,3 +129,12 @@ def test_the_target_is_a_file_of_its_name(model: Path, command: str) -> None:
     result = CliRunner().invoke(cli, [command, str(model), *words, "--target", "../cpu"])
     assert isinstance(result.exception, InputError)
     assert re.fullmatch(r"target: expected one of cpu.*, found '\.\./cpu'", str(result.exception))
+
+
+def test_a_context_whose_cache_does_not_fit_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the model is loaded: the system would end the process."""
+    monkeypatch.setattr(lanes, "memory", lambda _: Memory(None, 1_000_000, None, None))
+    with pytest.raises(
+        InputError, match="^--context 8192: the cache of 8192 tokens takes .*; give a smaller --context"
+    ):
+        ask(model, "--context", "8192")

@@ -1,6 +1,7 @@
 package org.sampan.core;
 
 import static org.junit.Assert.assertEquals;
+import static org.junit.Assert.assertNotNull;
 import static org.junit.Assert.assertNull;
 import static org.junit.Assert.assertTrue;
 
@@ -301,10 +302,9 @@ public class ChatTest {
         home(() -> chat.ask("forever"));
         until("writing", () -> chat.partial().contains("…"));
         String id = at(() -> chat.conversation().id);
-        assertTrue(store.open(id) != null);
+        assertNotNull(store.open(id));
         home(() -> chat.delete(id));
-        home(chat::save);
-        home(() -> chat.ask("next"));
+        home(() -> { chat.save(); chat.ask("next"); });
         until(Chat.State.READY);
         assertNull(store.open(id));
         assertEquals("You said: next (1)", last().said());
