@@ -135,6 +135,6 @@ def test_a_context_whose_cache_does_not_fit_is_refused(model: Path, monkeypatch:
     """Before the model is loaded: the system would end the process."""
     monkeypatch.setattr(lanes, "memory", lambda _: Memory(None, 1_000_000, None, None))
     with pytest.raises(
-        InputError, match="^--context 8192: the cache of 8192 tokens takes .*; give a smaller --context"
+        InputError, match=r"--context 8192: the cache of 8192 tokens takes .*; give a smaller --context"
     ):
         ask(model, "--context", "8192")
